@@ -1,0 +1,27 @@
+# Everything sets itself up: an environment under .venv, built binaries and the demo model in a cache folder
+# outside the tree ($SHEAF_CACHE, else $XDG_CACHE_HOME/sheaf, else ~/.cache/sheaf).
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; exit; fi; done)
+VENV := .venv
+BIN := $(VENV)/bin
+export UV_SYSTEM_CERTS := 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help env lint format test clean crds
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+env: $(VENV)/.ready
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@.ci/setup-env "$(PYTHON)" $(VENV)
+
+lint: env ## ruff, mypy --strict, import-linter
+	@ruff check . && ruff format --check . && mypy && lint-imports --no-cache
+
+format: env ## ruff format and autofix
+	@ruff check --fix . ; ruff format .
+
+clean: ## remove what the tree holds beside the sources (the cache folder stays)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .run

@@ -1,0 +1,34 @@
+"""The ``sheaf`` command. Each subcommand's module is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+# name -> (module:function taking argv, one line of help). Modules of other distributions' extras are named
+# as text, so that a machine with only the operator installed can still run the operator's subcommands.
+COMMANDS = {
+    "serve": ("sheaf_runtime.server.launch:main", "serve a model folder behind an OpenAI-compatible API"),
+}
+
+USAGE = "usage: sheaf COMMAND [options]\n\ncommands:\n" + "".join(
+    f"  {name:<10} {text}\n" for name, (_, text) in COMMANDS.items()
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if argv else 2
+    if argv[0] in ("-V", "--version"):
+        from sheaf_runtime import __version__
+
+        print(f"sheaf {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"sheaf: no command {argv[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
+        return 2
+    module, _, function = COMMANDS[argv[0]][0].partition(":")
+    result: int = getattr(importlib.import_module(module), function)(argv[1:])
+    return result

@@ -1,0 +1,49 @@
+"""The frozen configuration of each process. Derived values (block count, resolved dtype) live elsewhere."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+AttentionBackend = Literal["auto", "torch", "triton"]
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the engine core needs. Names are vLLM's flags with underscores.
+
+    ``kv_cache_memory`` is in bytes and sizes the pool on CPU; ``gpu_memory_utilization`` is the fraction of
+    the card for weights, activations and pool together. ``num_gpu_blocks_override`` beats both.
+    """
+
+    model: str
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    attention_backend: AttentionBackend = "auto"
+    max_model_len: int | None = None
+    block_size: int = 16
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory: int | None = None
+    num_gpu_blocks_override: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_num_queued: int = 1024
+    enable_prefix_caching: bool = True
+    pipeline_depth: Literal[0, 1] = 1
+    seed: int = 0
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the API process needs beside ``EngineConfig``. Times are seconds."""
+
+    host: str = "0.0.0.0"
+    port: int = 8000
+    served_model_name: tuple[str, ...] = ()
+    api_key: str | None = None
+    chat_template: str | None = None
+    lame_duck: float = 10.0
+    drain_timeout: float = 120.0
+    stall_timeout: float = 120.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"

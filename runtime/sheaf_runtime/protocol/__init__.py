@@ -1,0 +1,1 @@
+"""What the API process and the engine core say to each other. A leaf: imports nothing of ours."""

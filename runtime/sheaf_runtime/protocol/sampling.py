@@ -1,0 +1,41 @@
+"""How one request's tokens are chosen and when it ends."""
+
+from __future__ import annotations
+
+import msgspec
+
+# Below this temperature the distribution is a single token in float32: treat it as greedy.
+GREEDY_BELOW = 1e-5
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling parameters as the engine needs them: everything here is about token ids.
+
+    Stop *strings* are not here: only the API process (or ``LLM``) sees text, finds them there and
+    aborts the request.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens whose probability reaches this, in (0, 1].
+        seed: equal seeds give equal tokens whatever else is in the batch; ``None`` lets the engine
+            draw one for the request.
+        max_tokens: most tokens to generate, at least 1.
+        min_tokens: no end token is accepted before this many.
+        stop_token_ids: ids that end the request, beside the model's own end ids. The id that ended it
+            is the last output token.
+        ignore_eos: the model's own end ids do not end the request.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW

@@ -1,0 +1,80 @@
+"""What the engine tells the device side to do in one step, and what comes back. Imports no torch.
+
+A ``StepPlan`` is a *difference*: the worker keeps a mirror of every running request (its tokens, block
+table, sampling state) in a fixed row, so that a plan costs bytes in proportion to what changed and can be
+sent to other ranks as it is.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from sheaf_runtime.protocol.sampling import SamplingParams
+
+BlockIds = list[list[int]]  # one list per KV group, in order of position
+
+
+class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request the worker does not know: just admitted, or resumed after a preemption.
+
+    ``token_ids`` holds the prompt and, on resume, every token committed so far. ``num_computed_tokens`` are
+    already in the cache (prefix hit). ``sampling.seed`` is never None here. ``num_prompt_tokens`` fixes the output position that
+    randomness is counted from, so that a resumed request draws the same numbers.
+    """
+
+    req_id: int
+    epoch: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    sampling: SamplingParams
+    block_ids: BlockIds
+
+
+class Scheduled(msgspec.Struct, frozen=True, kw_only=True):
+    """``num_tokens`` more tokens of a known request are computed in this step, from position ``start``.
+
+    ``new_block_ids`` are appended to its block table first (empty for a ``NewRequest`` of the same plan,
+    whose blocks came with it). ``sample`` is True when the chunk reaches the request's last token; the
+    token sampled then is appended to the worker's mirror on the device and is the next step's input, so
+    the host need not have seen it.
+    """
+
+    req_id: int
+    epoch: int
+    start: int
+    num_tokens: int
+    new_block_ids: BlockIds
+    sample: bool
+
+
+class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One step. ``ended`` (finished, aborted or preempted) is applied before ``new``, ``new`` before
+    ``scheduled``. A plan without ``scheduled`` is legal and runs no forward."""
+
+    step: int
+    ended: list[int]
+    new: list[NewRequest]
+    scheduled: list[Scheduled]
+
+
+class SampledTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """0..k tokens of one request; results with a stale epoch are dropped by the engine."""
+
+    req_id: int
+    epoch: int
+    token_ids: list[int]
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    step: int
+    sampled: list[SampledTokens]
+
+
+class KVGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Layers that share one block table. ``kind`` "full", or "window" with ``window`` tokens kept."""
+
+    kind: str
+    layers: tuple[int, ...]
+    page_bytes: int  # bytes of one page summed over this group's layers, keys and values
+    window: int | None = None

@@ -1,0 +1,219 @@
+"""The demo model on CPU: our server over HTTP against ``transformers.generate``, one request at a time.
+
+Both run in the same call, in alternating rounds, on the same prompts (128 tokens in, 128 out, greedy,
+float32). While one is measured the other is idle. Prints a table and writes benchmarks/results/cpu.json.
+
+    make bench
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import loadgen
+
+HERE = Path(__file__).parent
+STREAMS = (1, 4, 16)
+
+# Runs in a process of its own, so that its threads and memory are not ours; one JSON line of token ids in,
+# one JSON line of seconds out.
+BASELINE = """
+import json, sys, time, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+print("ready", flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    ids = torch.tensor([job["prompt"]])
+    start = time.perf_counter()
+    with torch.inference_mode():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                             min_new_tokens=job["max_tokens"], max_new_tokens=job["max_tokens"])
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "tokens": out.shape[1] - ids.shape[1]}), flush=True)
+"""
+
+
+class Baseline:
+    """``transformers.generate`` behind a pipe."""
+
+    def __init__(self, model: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BASELINE, str(model)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._line()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("the transformers process died; run it by hand to see why")
+        return line
+
+    def tok_per_s(self, jobs: list[loadgen.Job]) -> float:
+        assert self.process.stdin is not None
+        seconds = tokens = 0.0
+        for job in jobs:
+            print(json.dumps({"prompt": job.prompt, "max_tokens": job.max_tokens}), file=self.process.stdin)
+            self.process.stdin.flush()
+            answer = json.loads(self._line())
+            seconds += answer["seconds"]
+            tokens += answer["tokens"]
+        return tokens / seconds
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Server:
+    """``sheaf serve`` on a free port."""
+
+    def __init__(self, model: Path, flags: list[str]) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "sheaf_runtime", "serve", str(model), "--host", "127.0.0.1"]
+        self.process = subprocess.Popen([*command, "--port", str(port), "--served-model-name", "m", *flags])
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.url}/ready", timeout=2).close()
+                break
+            except OSError:
+                if self.process.poll() is not None:
+                    raise SystemExit("the server did not start; its error is above") from None
+                time.sleep(0.1)
+        self.start_s = time.perf_counter() - start
+
+    def processes(self) -> dict[str, int]:
+        """Pids of the API process and of the engine core."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return {"api": self.process.pid, "core": int(children[0])}
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def idle(server: Server, seconds: float) -> dict[str, float]:
+    """Per cent of one core that each process uses with nothing to do."""
+    before = {name: cpu_seconds(pid) for name, pid in server.processes().items()}
+    time.sleep(seconds)
+    after = {name: cpu_seconds(pid) for name, pid in server.processes().items()}
+    return {name: round(100 * (after[name] - before[name]) / seconds, 3) for name in before}
+
+
+def peak_rss_mib(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return round(int(line.split()[1]) / 1024, 1)
+    raise RuntimeError("no VmHWM")
+
+
+def measure(server: Server, streams: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    jobs = loadgen.random_jobs(2 * streams, args.prompt_tokens, args.output_tokens, 40000, seed)
+    api = server.processes()["api"]
+    before = cpu_seconds(api)
+    summary = loadgen.summarize(asyncio.run(loadgen.closed_loop(server.url, "m", jobs, streams)))
+    if summary["failures"]:
+        raise SystemExit(f"{summary['failures']} requests failed: {summary['first_error']}")
+    summary["api_cpu_us_per_token"] = round(1e6 * (cpu_seconds(api) - before) / summary["output_tokens"], 1)
+    return summary
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path, help="a model folder")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--output-tokens", type=int, default=128)
+    parser.add_argument("--idle-seconds", type=float, default=60.0)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "cpu.json")
+    parser.add_argument("flags", nargs="*", help="further flags of `sheaf serve`, after --")
+    args = parser.parse_args()
+
+    print("starting both servers", flush=True)
+    baseline, server = Baseline(args.model), Server(args.model, args.flags)
+    try:
+        rounds: dict[int, list[dict[str, Any]]] = {n: [] for n in STREAMS}
+        alone: list[float] = []
+        for round_ in range(args.rounds):
+            jobs = loadgen.random_jobs(2, args.prompt_tokens, args.output_tokens, 40000, 100 + round_)
+            alone.append(baseline.tok_per_s(jobs))
+            print(f"round {round_ + 1}: transformers {alone[-1]:.1f} tok/s", end="", flush=True)
+            for streams in STREAMS:
+                rounds[streams].append(measure(server, streams, 1000 * round_ + streams, args))
+                rate = rounds[streams][-1]["output_tok_per_s"]
+                print(f" | ours x{streams} {rate:.1f}", end="", flush=True)
+            print()
+        print(f"idle for {args.idle_seconds:.0f} s", flush=True)
+        result = {
+            "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
+            "commit": _commit(),
+            "prompt_tokens": args.prompt_tokens,
+            "output_tokens": args.output_tokens,
+            "transformers_one_at_a_time_tok_per_s": round(statistics.median(alone), 2),
+            "sheaf": {
+                str(n): sorted(r, key=lambda s: s["output_tok_per_s"])[len(r) // 2] for n, r in rounds.items()
+            },
+            "ratio_to_transformers": {
+                str(n): round(
+                    statistics.median(s["output_tok_per_s"] / a for s, a in zip(r, alone, strict=True)), 2
+                )
+                for n, r in rounds.items()
+            },
+            "start_s": round(server.start_s, 2),
+            "peak_rss_mib": {name: peak_rss_mib(pid) for name, pid in server.processes().items()},
+            "idle_cpu_percent": idle(server, args.idle_seconds),
+        }
+    finally:
+        baseline.close()
+        server.close()
+    args.output.parent.mkdir(exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k != "sheaf"}, indent=2))
+    print(f"written to {args.output}")
+    return 0
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

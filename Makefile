@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export UV_SYSTEM_CERTS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lint format test clean crds
+.PHONY: help env lint format constraints test model bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -22,6 +22,20 @@ lint: env ## ruff, mypy --strict, import-linter
 
 format: env ## ruff format and autofix
 	@ruff check --fix . ; ruff format .
+
+constraints: env ## resolve constraints.txt anew (torch and Triton stay at what the GPU machines have)
+	@uv pip compile pyproject.toml --quiet --all-extras --python-version 3.11 --python-platform linux --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate -c <(printf 'torch==2.11.*\ntriton==3.6.*\n') -o constraints.txt
+
+test: lint ## everything: linters, fast tests, then end to end on the local cluster
+	@pytest tests
+	@pytest e2e/tests
+
+model: env ## fetch and convert the demo model once, print its folder
+	@PYTHONPATH=e2e python -m sheaf_e2e.model
+
+bench: env ## our server against transformers on the demo model; writes benchmarks/results/cpu.json
+	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.model)"
 
 clean: ## remove what the tree holds beside the sources (the cache folder stays)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .run

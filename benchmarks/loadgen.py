@@ -86,7 +86,7 @@ async def send(session: aiohttp.ClientSession, url: str, model: str, job: Job, d
                 _take_event(out, orjson.loads(data))
             if not out.complete and out.error is None:
                 out.error = "the stream ended without a finish reason and [DONE]"
-    except (aiohttp.ClientError, ConnectionError, asyncio.TimeoutError) as error:
+    except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
         out.error = f"{type(error).__name__}: {error}"
     finally:
         out.end = time.perf_counter()

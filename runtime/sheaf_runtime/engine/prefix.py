@@ -1,0 +1,39 @@
+"""Content addresses of KV pages: a hash chain over (parent, tokens), rooted in tagged extras.
+
+The keys and values of a page depend on every token before it and on whatever else changes the computation
+(adapter) or must not be shared (cache salt). So a page's digest covers its tokens and the digest before it,
+and the chain starts from the extras. Each extra is written as tag, length, value: no two different
+sets of extras have the same bytes. SHA-256, because a collision would show one user another's context.
+"""
+
+from __future__ import annotations
+
+from array import array
+from hashlib import sha256
+
+
+def root_digest(*, cache_salt: str | None = None, lora_id: str | None = None) -> bytes:
+    """Where the chain of a request starts."""
+    h = sha256(b"sheaf.prefix.v1")
+    for tag, value in ((b"salt", cache_salt), (b"lora", lora_id)):
+        if value is not None:
+            data = value.encode("utf-8", "surrogatepass")
+            h.update(tag + len(data).to_bytes(8, "little") + data)
+    return h.digest()
+
+
+def extend_digests(
+    digests: list[bytes], root: bytes, token_ids: list[int], block_size: int, num_blocks: int
+) -> None:
+    """Append to ``digests`` until it has those of the first ``num_blocks`` full pages of ``token_ids``."""
+    parent = digests[-1] if digests else root
+    for i in range(len(digests), num_blocks):
+        tokens = array("I", token_ids[i * block_size : (i + 1) * block_size])
+        assert len(tokens) == block_size, "only full pages have a digest"
+        parent = sha256(parent + tokens.tobytes()).digest()
+        digests.append(parent)
+
+
+def page_key(group: int, digest: bytes) -> bytes:
+    """The address of a page in one KV group: the same tokens have different pages in each."""
+    return b"g%d:" % group + digest

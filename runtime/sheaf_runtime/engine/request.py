@@ -1,0 +1,105 @@
+"""What the engine knows of one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from hashlib import blake2b
+
+import msgspec
+
+from sheaf_runtime.engine.kv_cache import BlockTables
+from sheaf_runtime.engine.prefix import root_digest
+from sheaf_runtime.protocol.messages import AddRequest
+from sheaf_runtime.protocol.sampling import SamplingParams
+
+
+class Status(Enum):
+    WAITING = "waiting"  # holds no pages and is unknown to the worker
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Three counts chase each other: a token is *in flight* from launch to commit, then *computed* (its keys
+    and values are in the cache); a sampled token is *committed* once the host has seen it.
+
+    ``token_ids`` is the prompt followed by the committed output. ``in_flight_samples`` tokens more exist
+    on the device only. ``epoch`` grows whenever launched work becomes void (preemption, end).
+    """
+
+    req_id: int
+    client: bytes
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams  # seed is set
+    stop_ids: frozenset[int]
+    arrival_time: float
+    rank: tuple[int, int]  # (priority, order of arrival): the lowest is served first and preempted last
+    root: bytes  # of the digest chain of its pages
+    digests: list[bytes] = field(default_factory=list)
+
+    status: Status = Status.WAITING
+    epoch: int = 0
+    held: BlockTables | None = None
+    computed: int = 0
+    in_flight: int = 0
+    in_flight_samples: int = 0
+    last_step: int = -1  # launched last with it in the plan
+
+    # For metrics.
+    cached_tokens: int = 0  # prefix hit at first admission
+    counted_prompt: int = 0  # prompt tokens already in the counter
+    scheduled_time: float | None = None
+    first_token_time: float | None = None
+
+    @classmethod
+    def from_message(
+        cls, message: AddRequest, *, client: bytes, req_id: int, seed: int, eos_token_ids: tuple[int, ...]
+    ) -> Request:
+        """``seed`` is used when the message has none."""
+        sampling = message.sampling
+        if sampling.seed is None:
+            sampling = msgspec.structs.replace(sampling, seed=seed)
+        stop_ids = frozenset(sampling.stop_token_ids)
+        return cls(
+            req_id=req_id,
+            client=client,
+            request_id=message.request_id,
+            token_ids=list(message.prompt_token_ids),
+            num_prompt_tokens=len(message.prompt_token_ids),
+            sampling=sampling,
+            stop_ids=stop_ids if sampling.ignore_eos else stop_ids.union(eos_token_ids),
+            arrival_time=message.arrival_time,
+            rank=(message.priority, req_id),
+            root=root_digest(cache_salt=message.cache_salt),
+        )
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def final_length(self) -> int:
+        """Positions that are ever computed: the last output token is not."""
+        return self.num_prompt_tokens + self.sampling.max_tokens - 1
+
+    @property
+    def num_to_compute(self) -> int:
+        """Tokens that could be launched now: those that exist, here or on the device, and were not yet."""
+        known = len(self.token_ids) + self.in_flight_samples
+        return min(known, self.final_length) - self.computed - self.in_flight
+
+    def reset(self) -> None:
+        """Back to a request that has computed nothing; what is under way becomes void."""
+        self.epoch += 1
+        self.held = None
+        self.computed = self.in_flight = self.in_flight_samples = 0
+
+
+def derive_seed(engine_seed: int, counter: int) -> int:
+    """The seed of a request that brought none: the same for the n-th request of every run of an engine."""
+    digest = blake2b(b"%d:%d" % (engine_seed, counter), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # fits a signed 64-bit integer

@@ -1,0 +1,377 @@
+"""Which tokens of which requests run in the next step. Data in, a ``StepPlan`` out: no clock, no device.
+
+There are no phases: each running request chases its number of tokens under one token budget per step,
+decodes (one token to go) before prefill chunks, then waiting requests are admitted by rank, that is by
+priority and order of arrival. Who is served first decides everything: when pages run out, the request of
+the highest rank number gives its pages back and starts over later (its published pages may still be hits
+by then). The best-ranked request is never preempted and can always take what it needs, so some
+request always proceeds and each one ends.
+
+Pages named by a launched step stay untouched until that step is committed, whatever happened to their
+request: they are released *late*.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sheaf_runtime.engine.kv_cache import BlockTables, KVCache
+from sheaf_runtime.engine.request import Request, Status
+from sheaf_runtime.protocol.messages import FinishReason
+from sheaf_runtime.worker.plan import BlockIds, KVGroup, NewRequest, Scheduled, StepPlan, StepResult
+
+
+@dataclass(slots=True)
+class Counters:
+    """Monotonic, in tokens where not said otherwise."""
+
+    steps: int = 0  # committed
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    preemptions: int = 0  # requests
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Tokens of one request committed by one step."""
+
+    request: Request
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    stop_token_id: int | None
+    first: bool  # the request had no output before
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    request: Request
+    epoch: int
+    num_tokens: int
+    sample: bool
+
+
+class Scheduler:
+    """``max_num_batched_tokens`` is the token budget of a step, ``pipeline_depth`` how many launched steps
+    may be uncommitted when the next one is planned."""
+
+    def __init__(
+        self,
+        groups: Sequence[KVGroup],
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        prefix_caching: bool = True,
+        pipeline_depth: int = 0,
+    ) -> None:
+        self.kv = KVCache(
+            groups,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            prefix_caching=prefix_caching,
+            max_in_flight_tokens=(pipeline_depth + 1) * max_num_batched_tokens,
+        )
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.waiting: list[Request] = []  # both sorted by rank
+        self.running: list[Request] = []
+        self.counters = Counters()
+        self._launched: deque[tuple[int, list[_Launched]]] = deque()
+        self._late: list[tuple[int, BlockTables]] = []  # (step that must be committed first, pages)
+        self._ended: list[int] = []  # ids that the worker does not know to have ended yet
+        self._next_step = 0
+        self._no_new_blocks: BlockIds = [[] for _ in groups]  # shared by all plans, never written
+
+    # --- requests come and go -------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """The caller has checked that it fits the empty pool (``kv.max_tokens``)."""
+        insort(self.waiting, request, key=_rank)
+
+    def abort(self, request: Request) -> None:
+        """No further output. Pages of a launched step are released when that step is committed."""
+        if request.status is Status.WAITING:
+            _remove(self.waiting, request)
+            request.status = Status.ENDED
+        elif request.status is Status.RUNNING:
+            self._end(request)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Launched and not committed steps."""
+        return len(self._launched)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.running or self.waiting or self._launched)
+
+    # --- planning -------------------------------------------------------------------------------------
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """Plan the next step and count its tokens as in flight; None if there is nothing to launch now.
+
+        Then either a launched step must be committed first, or there are no requests.
+        """
+        chosen: dict[Request, tuple[int, BlockIds]] = {}
+        budget, short_of_pages = self._schedule_running(chosen)
+        admitted = [] if short_of_pages else self._admit(chosen, budget, now)
+        if not chosen:
+            assert self._launched or not self.busy, "nothing runs and nothing can"
+            return None
+        new = [
+            NewRequest(
+                req_id=request.req_id,
+                epoch=request.epoch,
+                token_ids=request.token_ids.copy(),
+                num_prompt_tokens=request.num_prompt_tokens,
+                num_computed_tokens=request.computed,
+                sampling=request.sampling,
+                block_ids=[table.copy() for table in _tables(request).tables],
+            )
+            for request in admitted
+        ]
+        step = self._next_step
+        self._next_step += 1
+        scheduled = []
+        launched = []
+        for request, (num_tokens, new_block_ids) in chosen.items():
+            start = request.computed + request.in_flight
+            sample = start + num_tokens == len(request.token_ids) + request.in_flight_samples
+            scheduled.append(
+                Scheduled(
+                    req_id=request.req_id,
+                    epoch=request.epoch,
+                    start=start,
+                    num_tokens=num_tokens,
+                    new_block_ids=new_block_ids,
+                    sample=sample,
+                )
+            )
+            launched.append(_Launched(request, request.epoch, num_tokens, sample))
+            request.in_flight += num_tokens
+            request.in_flight_samples += sample
+            request.last_step = step
+        ended, self._ended = self._ended, []
+        self._launched.append((step, launched))
+        return StepPlan(step=step, ended=ended, new=new, scheduled=scheduled)
+
+    def _schedule_running(self, chosen: dict[Request, tuple[int, BlockIds]]) -> tuple[int, bool]:
+        """Fill ``chosen`` with (tokens, new pages) of running requests. Returns the budget that is left and
+        whether pages ran out."""
+        budget = self.max_num_batched_tokens
+        short_of_pages = False
+        decodes, prefills = [], []
+        for request in self.running:
+            to_compute = request.num_to_compute
+            if to_compute == 1:
+                decodes.append((request, 1))
+            elif to_compute > 1:
+                prefills.append((request, to_compute))
+        for request, to_compute in decodes + prefills:
+            if budget == 0:
+                break
+            if request.status is not Status.RUNNING:  # preempted by one before it
+                continue
+            num_tokens = min(to_compute, budget)
+            new_block_ids = self._grow(request, num_tokens)
+            while new_block_ids is None:
+                short_of_pages = True
+                # Pages are on their way, or this request is the one that has to wait for the others.
+                if self._late or self.running[-1] is request:
+                    break
+                victim = self.running[-1]
+                cancelled = chosen.pop(victim, None)
+                budget += cancelled[0] if cancelled else 0
+                self._preempt(victim)
+                new_block_ids = self._grow(request, num_tokens)
+            if new_block_ids is not None:
+                chosen[request] = (num_tokens, new_block_ids)
+                budget -= num_tokens
+        return budget, short_of_pages
+
+    def _grow(self, request: Request, num_tokens: int) -> BlockIds | None:
+        held = _tables(request)
+        end = request.computed + request.in_flight + num_tokens
+        if len(held.tables[-1]) * self.kv.block_size >= end:
+            return self._no_new_blocks
+        return self.kv.grow(held, end)
+
+    def _admit(self, chosen: dict[Request, tuple[int, BlockIds]], budget: int, now: float) -> list[Request]:
+        """Take requests off the waiting list while they fit.
+
+        Admission is by pages: a request must fit with all its tokens so far and one page to grow, after
+        every running request has been granted the same. Otherwise it would push others out at
+        once, or be pushed out itself, and its prefill would be thrown away.
+        """
+        admitted: list[Request] = []
+        if not self.waiting or budget == 0 or len(self.running) >= self.max_num_seqs:
+            return admitted
+        promised = sum(max(0, self._pages_soon(r) - _tables(r).num_held) for r in self.running)
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            request = self.waiting[0]
+            hit = self.kv.find_hit(request.token_ids, request.root, request.digests)
+            needed = self.kv.pages_to_admit(hit, self._soon(request))
+            if needed + promised > self.kv.pool.num_available:
+                break
+            del self.waiting[0]
+            insort(self.running, request, key=_rank)
+            self.kv.take(hit)
+            request.status = Status.RUNNING
+            request.held = hit
+            request.computed = hit.num_published * self.kv.block_size
+            if request.scheduled_time is None:
+                request.scheduled_time = now
+                request.cached_tokens = request.computed
+                if self.kv.prefix_caching:
+                    self.counters.prefix_cache_queries += request.num_prompt_tokens
+                    self.counters.prefix_cache_hits += request.computed
+            num_tokens = min(request.num_to_compute, budget)
+            grown = self.kv.grow(hit, request.computed + num_tokens)
+            assert grown is not None
+            budget -= num_tokens
+            promised += max(0, self._pages_soon(request) - hit.num_held)
+            chosen[request] = (num_tokens, self._no_new_blocks)  # they go with the NewRequest
+            admitted.append(request)
+        return admitted
+
+    def _soon(self, request: Request) -> int:
+        """Tokens that the request will hold a page's worth of output from now."""
+        return min(request.final_length, len(request.token_ids) + self.kv.block_size)
+
+    def _pages_soon(self, request: Request) -> int:
+        return self.kv.num_pages(self._soon(request))
+
+    def _preempt(self, victim: Request) -> None:
+        self._stop_running(victim)
+        victim.status = Status.WAITING
+        self.counters.preemptions += 1
+        insort(self.waiting, victim, key=_rank)
+
+    # --- results --------------------------------------------------------------------------------------
+
+    def commit(self, result: StepResult, now: float) -> list[Output]:
+        """Take in the oldest launched step: publish its pages, append its tokens, end what is over."""
+        step, launched = self._launched.popleft()
+        assert result.step == step, f"got the result of step {result.step}, expected {step}"
+        sampled = {(s.req_id, s.epoch): s.token_ids for s in result.sampled}
+        outputs = []
+        for item in launched:
+            request = item.request
+            if request.epoch != item.epoch:
+                continue
+            request.in_flight -= item.num_tokens
+            request.computed += item.num_tokens
+            self._count_prompt(request)
+            held = _tables(request)
+            if item.sample:
+                request.in_flight_samples -= 1
+                outputs.append(self._append(request, sampled[request.req_id, request.epoch], now))
+            self.kv.publish(held, request.token_ids, request.root, request.computed)
+            if outputs and outputs[-1].request is request and outputs[-1].finish_reason is not None:
+                self._end(request)
+            else:
+                self.kv.trim(held, request.computed)
+        self.counters.steps += 1
+        self._release_late(step)
+        return outputs
+
+    def _append(self, request: Request, token_ids: list[int], now: float) -> Output:
+        """Commit sampled tokens up to the one that ends the request."""
+        first = request.num_output_tokens == 0
+        if first:
+            request.first_token_time = now
+        taken: list[int] = []
+        finish_reason: FinishReason | None = None
+        stop_token_id = None
+        for token_id in token_ids:
+            may_stop = request.num_output_tokens >= request.sampling.min_tokens
+            request.token_ids.append(token_id)
+            taken.append(token_id)
+            if may_stop and token_id in request.stop_ids:
+                finish_reason, stop_token_id = "stop", token_id
+            elif request.num_output_tokens >= request.sampling.max_tokens:
+                finish_reason = "length"
+            if finish_reason is not None:
+                break
+        self.counters.generation_tokens += len(taken)
+        return Output(request, taken, finish_reason, stop_token_id, first)
+
+    def _count_prompt(self, request: Request) -> None:
+        """Each prompt token counts once, however often preemption makes it run."""
+        done = min(request.computed, request.num_prompt_tokens)
+        if done > request.counted_prompt:
+            self.counters.prompt_tokens += done - request.counted_prompt
+            request.counted_prompt = done
+
+    # --- ends -----------------------------------------------------------------------------------------
+
+    def _end(self, request: Request) -> None:
+        self._stop_running(request)
+        request.status = Status.ENDED
+
+    def _stop_running(self, request: Request) -> None:
+        _remove(self.running, request)
+        self._ended.append(request.req_id)
+        held = _tables(request)
+        if self._launched and request.last_step >= self._launched[0][0]:
+            self._late.append((request.last_step, held))
+        else:
+            self.kv.release(held)
+        request.reset()
+
+    def _release_late(self, completed_step: int) -> None:
+        if self._late:
+            for step, held in self._late:
+                if step <= completed_step:
+                    self.kv.release(held)
+            self._late = [(step, held) for step, held in self._late if step > completed_step]
+
+    # --- gauges and invariants ------------------------------------------------------------------------
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompt tokens of waiting requests that are not computed yet."""
+        return sum(r.num_prompt_tokens for r in self.waiting)
+
+    @property
+    def oldest_arrival(self) -> float | None:
+        return min((r.arrival_time for r in self.waiting), default=None)
+
+    def check_integrity(self) -> None:
+        """Every page reference belongs to a running request or to pages released late. O(pages)."""
+        pool = self.kv.pool
+        pool.check_integrity()
+        references = [0] * (pool.num_total + 1)
+        for held in [_tables(r) for r in self.running] + [held for _, held in self._late]:
+            for table, first in zip(held.tables, held.first_live, strict=True):
+                assert not any(table[:first]), "a page outside the window is still held"
+                for page in table[first:]:
+                    references[page] += 1
+        for page, count in enumerate(references):
+            assert pool.ref_count(page) == count, (
+                f"page {page}: {pool.ref_count(page)} references, not {count}"
+            )
+        assert all(r.status is Status.RUNNING for r in self.running)
+        assert all(r.status is Status.WAITING and r.held is None for r in self.waiting)
+        assert self.busy or not self._late, "pages are released late for a step that was never launched"
+
+
+def _rank(request: Request) -> tuple[int, int]:
+    return request.rank
+
+
+def _remove(requests: list[Request], request: Request) -> None:
+    index = bisect_left(requests, request.rank, key=_rank)
+    assert requests[index] is request
+    del requests[index]
+
+
+def _tables(request: Request) -> BlockTables:
+    assert request.held is not None
+    return request.held

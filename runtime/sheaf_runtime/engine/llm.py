@@ -1,0 +1,143 @@
+"""The engine in this process: ``LLM(folder).generate(prompts)``, without server or sockets."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.engine.core import EngineCore, check_config
+from sheaf_runtime.engine.scheduler import Output
+from sheaf_runtime.protocol.messages import AddRequest, EngineStats, FinishReason, Rejected
+from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.text.output import OutputText
+from sheaf_runtime.text.tokenizer import Tokenizer
+from sheaf_runtime.worker.local import LocalExecutor
+
+Prompt = str | list[int]
+_CLIENT = b""
+
+
+@dataclass(slots=True)
+class Completion:
+    """What came of one prompt. ``prompt`` is None where token ids were given; ``token_ids`` is the output
+    with the token that ended it, which ``text`` does not show; ``cached_tokens`` of the prompt were not
+    computed, because an earlier request had left their pages."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the stop id or stop string
+    cached_tokens: int = 0
+
+
+class LLM:
+    """A loaded model. ``options`` are the fields of ``EngineConfig``.
+
+    Not thread-safe. Close it, or use it as a context manager, to give the memory back.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        options.setdefault("max_num_queued", sys.maxsize)  # nobody else is waiting for an answer
+        config = EngineConfig(model=str(model), **options)
+        check_config(config)
+        self.tokenizer = Tokenizer.from_folder(config.model)
+        self._executor = LocalExecutor(config)
+        self._executor.warm_up()
+        self._core = EngineCore(self._executor, config)
+        self._ids = itertools.count()
+        gc.collect()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        stop: Sequence[str] = (),
+    ) -> list[Completion]:
+        """Run all prompts together; results come in the order of the prompts.
+
+        ``params`` is one for all or one each. ``stop`` strings end a request and are cut off its text.
+        Raises ``ValueError`` if a request can never run; nothing has run then.
+        """
+        listed: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
+        if listed and isinstance(listed[0], int):
+            listed = [listed]  # type: ignore[list-item]
+        params = SamplingParams() if params is None else params
+        each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(listed):
+            raise ValueError(f"{len(listed)} prompts, but {len(each)} sampling parameters")
+        if any(not s for s in stop):
+            raise ValueError("a stop string is empty")
+
+        active: dict[str, tuple[Completion, OutputText]] = {}
+        completions = []
+        try:
+            for prompt, sampling in zip(listed, each, strict=True):
+                ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+                completion = Completion(prompt if isinstance(prompt, str) else None, ids)
+                request_id = str(next(self._ids))
+                answer = self._core.add(
+                    _CLIENT,
+                    AddRequest(
+                        request_id=request_id,
+                        prompt_token_ids=ids,
+                        sampling=sampling,
+                        arrival_time=time.time(),
+                    ),
+                )
+                if isinstance(answer, Rejected):
+                    raise ValueError(f"prompt {len(completions)}: {answer.message}")
+                text = OutputText(self.tokenizer, stop=stop, min_tokens=sampling.min_tokens)
+                active[request_id] = completion, text
+                completions.append(completion)
+            while active:
+                for output in self._core.step():
+                    self._take(output, active)
+        finally:
+            self._core.abort(_CLIENT, list(active))
+            while self._core.busy:  # a step that was launched for a token nobody needs any more
+                self._core.step()
+        self._core.check_integrity()
+        return completions
+
+    def _take(self, output: Output, active: dict[str, tuple[Completion, OutputText]]) -> None:
+        request = output.request
+        completion, text = active[request.request_id]
+        completion.cached_tokens = request.cached_tokens
+        completion.token_ids += output.token_ids
+        completion.text += text.push(
+            output.token_ids,
+            finished=output.finish_reason is not None,
+            stop_token_id=output.stop_token_id,
+        )
+        if text.stop_string is not None:
+            del completion.token_ids[text.num_tokens :]
+            completion.finish_reason, completion.stop_reason = "stop", text.stop_string
+            self._core.abort(_CLIENT, [request.request_id])
+        elif output.finish_reason is not None:
+            completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_token_id
+        if completion.finish_reason is not None:
+            del active[request.request_id]
+
+    def stats(self) -> EngineStats:
+        return self._core.take_stats()
+
+    def close(self) -> None:
+        self._executor.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

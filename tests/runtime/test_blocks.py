@@ -1,0 +1,158 @@
+"""The block pool: states, order of eviction, and invariants under random use."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
+from sheaf_runtime.engine.blocks import NULL_BLOCK, BlockPool
+
+
+def test_null_page_is_never_handed_out():
+    pool = BlockPool(4)
+    assert sorted(pool.allocate(3)) == [1, 2, 3]
+    assert (pool.num_total, pool.num_live, pool.num_available) == (3, 3, 0)
+
+
+def test_a_pool_without_usable_pages_is_refused():
+    with pytest.raises(ValueError, match="at least 2 pages"):
+        BlockPool(1)
+
+
+def test_free_pages_go_before_cached_ones_and_oldest_cached_first():
+    pool = BlockPool(6)
+    old, new, plain = pool.allocate(1), pool.allocate(1), pool.allocate(1)
+    pool.publish(old[0], b"old")
+    pool.publish(new[0], b"new")
+    for ids in (old, new, plain):
+        pool.free(ids)
+    assert (pool.num_cached, pool.num_free) == (2, 3)
+    assert set(pool.allocate(3)).isdisjoint(old + new)
+    assert pool.allocate(1) == old
+    assert pool.lookup(b"old") is None
+    assert pool.lookup(b"new") == new[0]
+
+
+def test_the_end_of_a_chain_is_evicted_before_its_beginning():
+    pool = BlockPool(4)
+    table = pool.allocate(3)
+    for i, page in enumerate(table):
+        pool.publish(page, b"%d" % i)
+    pool.free(table)
+    assert [pool.allocate(1)[0] for _ in range(3)] == table[::-1]
+
+
+def test_touch_revives_a_cached_page_and_makes_it_young():
+    pool = BlockPool(3)
+    a, b = pool.allocate(2)
+    pool.publish(a, b"a")
+    pool.publish(b, b"b")
+    pool.free([a])
+    pool.free([b])
+    pool.touch([a])
+    assert (pool.num_live, pool.num_cached) == (1, 1)
+    pool.free([a])
+    assert pool.allocate(1) == [b]
+
+
+def test_double_free_and_touching_a_free_page_are_caught():
+    pool = BlockPool(3)
+    ids = pool.allocate(1)
+    pool.free(ids)
+    with pytest.raises(AssertionError, match="double free"):
+        pool.free(ids)
+    with pytest.raises(AssertionError, match="means nothing"):
+        pool.touch(ids)
+
+
+def test_the_first_page_under_a_key_keeps_it():
+    pool = BlockPool(4)
+    a, b = pool.allocate(2)
+    pool.publish(a, b"k")
+    pool.publish(b, b"k")
+    assert pool.lookup(b"k") == a
+    pool.free([b])
+    assert pool.num_cached == 0
+    pool.check_integrity()
+
+
+def test_null_pages_in_a_table_are_skipped_on_free():
+    pool = BlockPool(4)
+    table = [NULL_BLOCK, *pool.allocate(2)]
+    pool.free(table)
+    assert pool.num_live == 0
+    pool.check_integrity()
+
+
+@pytest.mark.parametrize("damage", ["leak", "double_link", "stale_key"])
+def test_check_integrity_sees_damage(damage):
+    pool = BlockPool(5)
+    page = pool.allocate(1)[0]
+    block = pool._blocks[page]
+    if damage == "leak":
+        block.ref_count = 0
+    elif damage == "double_link":
+        pool._link_before(pool._ring, block)
+    else:
+        block.key = b"nobody knows"
+    with pytest.raises(AssertionError):
+        pool.check_integrity()
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Any order of calls, beside a model of plain dictionaries."""
+
+    tables = Bundle("tables")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = BlockPool(12)
+        self.refs: dict[int, int] = {}
+        self.keys: dict[bytes, int] = {}
+
+    @rule(target=tables, count=st.integers(0, 5))
+    def allocate(self, count: int) -> list[int]:
+        ids = self.pool.allocate(min(count, self.pool.num_available))
+        for page in ids:
+            assert self.refs.get(page, 0) == 0
+            self.refs[page] = 1
+            self.keys = {k: p for k, p in self.keys.items() if p != page}
+        return ids
+
+    @rule(table=consumes(tables))
+    def free(self, table: list[int]) -> None:
+        self.pool.free(table)
+        for page in table:
+            self.refs[page] -= 1
+
+    @rule(table=tables, key=st.sampled_from([b"a", b"b", b"c", b"d"]))
+    def publish(self, table: list[int], key: bytes) -> None:
+        if table:
+            self.pool.publish(table[0], key)
+            if key not in self.keys and table[0] not in self.keys.values():
+                self.keys[key] = table[0]
+
+    @precondition(lambda self: self.keys)
+    @rule(target=tables, data=st.data())
+    def touch(self, data: st.DataObject) -> list[int]:
+        page = self.pool.lookup(data.draw(st.sampled_from(sorted(self.keys))))
+        assert page is not None
+        self.pool.touch([page])
+        self.refs[page] += 1
+        return [page]
+
+    @invariant()
+    def agrees_with_the_model(self) -> None:
+        pool = self.pool
+        pool.check_integrity()
+        live = {p for p, n in self.refs.items() if n}
+        assert pool.num_live == len(live)
+        assert pool.num_live + pool.num_cached + pool.num_free == pool.num_total
+        assert pool.num_cached == sum(p not in live for p in self.keys.values())
+        assert all(pool.lookup(k) == p for k, p in self.keys.items())
+        assert all(pool.ref_count(p) == n for p, n in self.refs.items())
+
+
+TestPool = PoolMachine.TestCase
+TestPool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,179 @@
+"""The engine's promises under random arrivals, aborts, priorities, pools and windows, at both depths.
+
+``CheckedExecutor`` holds each plan to the rules; the tokens are compared with their definition, so being
+preempted, chunked, batched or served from the prefix cache must change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from checked_executor import FULL, CheckedExecutor, Info, expected_output
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.engine.core import EngineCore
+from sheaf_runtime.engine.prefix import root_digest
+from sheaf_runtime.protocol.messages import Accepted, AddRequest
+from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.worker.plan import KVGroup
+
+GROUPS = [
+    (FULL,),
+    (FULL, KVGroup(kind="window", layers=(1,), page_bytes=1, window=5)),
+    (KVGroup(kind="window", layers=(0,), page_bytes=1, window=9),),
+    (
+        KVGroup(kind="window", layers=(0,), page_bytes=1, window=3),
+        FULL,
+        KVGroup(kind="window", layers=(1,), page_bytes=1, window=8),
+    ),
+]
+
+
+@dataclass
+class Job:
+    message: AddRequest
+    arrives: int  # before this turn of the loop
+    aborted: int | None
+    got: list[int] = field(default_factory=list)
+    reason: str | None = None
+    accepted: bool = False
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> list[Job]:
+    # Prompts from few tokens and shared beginnings, so that prefixes are hit.
+    stem = draw(st.lists(st.integers(0, 2), min_size=20, max_size=20))
+    made = []
+    for i in range(draw(st.integers(1, 10))):
+        prompt = stem[: draw(st.integers(0, 20))] + draw(
+            st.lists(st.integers(0, 96), min_size=1, max_size=12)
+        )
+        arrives = draw(st.integers(0, 25))
+        sampling = SamplingParams(
+            seed=i,
+            max_tokens=draw(st.integers(1, 24)),
+            min_tokens=0,
+            stop_token_ids=tuple(draw(st.lists(st.integers(0, 96), max_size=4))),
+            ignore_eos=draw(st.booleans()),
+        )
+        message = AddRequest(
+            request_id=str(i),
+            prompt_token_ids=prompt,
+            sampling=sampling,
+            arrival_time=float(arrives),
+            priority=draw(st.sampled_from([0, 0, 0, -1, 3])),
+            cache_salt=draw(st.sampled_from([None, None, "x"])),
+        )
+        aborted = draw(st.none() | st.integers(arrives, arrives + 20))
+        made.append(Job(message, arrives, aborted))
+    return made
+
+
+def run(jobs: list[Job], core: EngineCore) -> None:
+    """Drive to the end; fails where a request does not end in a bounded number of turns."""
+    by_id = {j.message.request_id: j for j in jobs}
+    turn = 0
+    while turn <= 46 or core.busy:
+        assert turn < 5000, "starvation"
+        for job in jobs:
+            if job.arrives == turn:
+                job.accepted = isinstance(core.add(b"c", job.message), Accepted)
+            if job.aborted == turn:
+                core.abort(b"c", [job.message.request_id])
+        for output in core.step():
+            job = by_id[output.request.request_id]
+            assert job.reason is None, "output after the end"
+            assert job.aborted is None or turn < job.aborted, "output after an abort"
+            job.got += output.token_ids
+            job.reason = output.finish_reason
+        core.check_integrity()
+        stats = core.take_stats()
+        total = core.scheduler.kv.pool.num_total
+        assert stats.blocks_live + stats.blocks_cached + stats.blocks_free == total
+        turn += 1
+    assert core.scheduler.kv.pool.num_live == 0
+    assert not core.scheduler.running
+    assert not core.scheduler.waiting
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    jobs=jobs(),
+    groups=st.sampled_from(GROUPS),
+    depth=st.sampled_from([0, 1]),
+    block_size=st.sampled_from([1, 2, 4]),
+    num_blocks=st.integers(8, 60),
+    max_num_seqs=st.integers(1, 6),
+    budget=st.integers(1, 12),
+    caching=st.booleans(),
+)
+def test_every_request_gets_its_tokens(
+    jobs, groups, depth, block_size, num_blocks, max_num_seqs, budget, caching
+):
+    config = EngineConfig(
+        model="none",
+        block_size=block_size,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        enable_prefix_caching=caching,
+        pipeline_depth=depth,
+    )
+    info = Info(num_blocks=num_blocks, kv_groups=groups, max_model_len=60)
+    salts = {j.message.sampling.seed: hash(root_digest(cache_salt=j.message.cache_salt)) for j in jobs}
+    executor = CheckedExecutor(info, block_size, max_num_seqs, budget, salts)
+    run(jobs, EngineCore(executor, config))
+    for job in jobs:
+        m = job.message
+        expected = expected_output(
+            m.prompt_token_ids,
+            m.sampling,
+            vocab_size=info.vocab_size,
+            eos=info.eos_token_ids,
+            salt=salts[m.sampling.seed],
+        )
+        if not job.accepted:
+            assert not job.got
+        elif job.aborted is None:
+            assert job.got == expected
+            assert job.reason == ("length" if len(expected) == m.sampling.max_tokens else "stop") or (
+                job.reason == "stop" and expected[-1] in {2, *m.sampling.stop_token_ids}
+            )
+        else:
+            assert job.got == expected[: len(job.got)]
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_preemption_happens_here_and_changes_nothing(depth):
+    """Twelve growing requests in a pool that holds three of them at full length."""
+    config = EngineConfig(
+        model="none", block_size=4, max_num_seqs=12, max_num_batched_tokens=32, pipeline_depth=depth
+    )
+    info = Info(num_blocks=40)
+    executor = CheckedExecutor(info, 4, 12, 32)
+    made = [
+        Job(
+            AddRequest(
+                request_id=str(i),
+                prompt_token_ids=[i, i + 1, 3],
+                sampling=SamplingParams(seed=i, max_tokens=48, ignore_eos=True),
+                arrival_time=0.0,
+            ),
+            0,
+            None,
+        )
+        for i in range(12)
+    ]
+    core = EngineCore(executor, config)
+    run(made, core)
+    for job in made:
+        m = job.message
+        assert job.got == expected_output(m.prompt_token_ids, m.sampling, vocab_size=info.vocab_size)
+    preemptions = core.scheduler.counters.preemptions
+    assert preemptions > 0
+    # No thrashing: a request that is let in runs for a page's worth of tokens before it can be pushed out.
+    assert preemptions <= 12 * 48 // 4
+    assert core.scheduler.counters.steps < 48 * 6
+    assert core.scheduler.counters.prompt_tokens == 12 * 3
+    assert core.scheduler.counters.generation_tokens == 12 * 48

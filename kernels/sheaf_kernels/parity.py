@@ -1,0 +1,200 @@
+"""Every kernel against its reference on random inputs: one source for the tests and for ``make gpu-check``.
+
+Each ``check_*`` builds inputs from its case, runs wrapper and reference, and raises AssertionError with the largest
+difference when they disagree by more than TOLERANCE. ``op`` is the module under test, so that a planted mutant of it
+can be passed instead. Unreferenced slots, unreferenced pages and the null page hold NaN, pages are permuted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from sheaf_kernels import paged_decode, paged_prefill, rms_norm, rope_kv_write, swiglu
+
+# |kernel - reference| <= atol + rtol * |reference|, for inputs of unit variance: a few roundings of each dtype.
+TOLERANCE = {
+    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
+    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
+}
+
+
+@dataclass(frozen=True)
+class AttentionCase:
+    """A step of sequences: the tokens each computes now, and its context including them."""
+
+    query_lens: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    num_q_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    page_size: int = 16
+    num_multiprocessors: int = 4  # what decode's plan believes, to force splits on a small input
+    min_chunk: int = 64
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    q_TQD: torch.Tensor
+    k_cache_PKBD: torch.Tensor
+    v_cache_PKBD: torch.Tensor
+    block_table_SM: torch.Tensor
+    query_start: torch.Tensor
+    context_len_S: torch.Tensor
+    scale: float
+
+    def args(self) -> tuple[torch.Tensor | float, ...]:
+        """In the order of the attention wrappers, up to ``out``."""
+        return (
+            self.q_TQD, self.k_cache_PKBD, self.v_cache_PKBD, self.block_table_SM,
+            self.query_start, self.context_len_S, self.scale,
+        )  # fmt: skip
+
+
+def attention_inputs(
+    case: AttentionCase, dtype: torch.dtype, device: torch.device | str, seed: int = 0
+) -> AttentionInputs:
+    gen = torch.Generator().manual_seed(seed)
+    pages_of = [-(-c // case.page_size) for c in case.context_lens]
+    num_pages = 1 + sum(pages_of) + 3  # the null page, and three nobody owns
+    shape = (num_pages, case.num_kv_heads, case.page_size, case.head_dim)
+    k_cache, v_cache = torch.full(shape, float("nan")), torch.full(shape, float("nan"))
+    order = (1 + torch.randperm(num_pages - 1, generator=gen)).tolist()
+    block_table = torch.zeros(len(pages_of), max([*pages_of, 1]) + 1, dtype=torch.int32)
+    for s, context in enumerate(case.context_lens):
+        for j in range(pages_of[s]):
+            page = order.pop()
+            block_table[s, j] = page
+            filled = min(context - j * case.page_size, case.page_size)
+            slots = (case.num_kv_heads, filled, case.head_dim)
+            # Keys that differ in size make scores that differ: a softmax over equal scores hides errors.
+            k_cache[page, :, :filled] = 2.0 * torch.randn(slots, generator=gen)
+            v_cache[page, :, :filled] = torch.randn(slots, generator=gen)
+    tokens = sum(case.query_lens)
+    # A view with a token stride of its own, as a fused projection gives.
+    fused = torch.randn(tokens, case.num_q_heads + 2 * case.num_kv_heads, case.head_dim, generator=gen)
+    starts = torch.tensor([0, *case.query_lens]).cumsum(0)
+    return AttentionInputs(
+        q_TQD=fused.to(device, dtype)[:, : case.num_q_heads],
+        k_cache_PKBD=k_cache.to(device, dtype),
+        v_cache_PKBD=v_cache.to(device, dtype),
+        block_table_SM=block_table.to(device),
+        query_start=starts.to(device, torch.int32),
+        context_len_S=torch.tensor(case.context_lens, dtype=torch.int32, device=device),
+        scale=case.head_dim**-0.5,
+    )
+
+
+def assert_close(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
+    tolerance = TOLERANCE[want.dtype]
+    try:
+        torch.testing.assert_close(got, want, equal_nan=True, **tolerance)
+    except AssertionError as e:
+        raise AssertionError(f"{name}: {e}") from None
+
+
+def check_paged_decode(
+    case: AttentionCase, dtype: torch.dtype, device: torch.device | str, op: ModuleType = paged_decode, seed: int = 0
+) -> None:
+    x = attention_inputs(case, dtype, device, seed)
+    plan = op.DecodePlan.allocate(
+        len(case.query_lens) + 2, case.num_q_heads, case.num_kv_heads, case.head_dim, device,
+        num_multiprocessors=case.num_multiprocessors, min_chunk=case.min_chunk,
+    )  # fmt: skip
+    # Partial results of an earlier, different step must not matter.
+    plan.partial_WQD.fill_(float("nan"))
+    plan.lse_WQ.fill_(float("nan"))
+    plan.update(x.query_start, x.context_len_S)
+    got, want = torch.full_like(x.q_TQD, 7.0), torch.full_like(x.q_TQD, 7.0)
+    op.paged_decode(*x.args(), got, plan)
+    paged_decode.paged_decode_reference(*x.args(), want)  # type: ignore[arg-type]
+    assert_close("paged_decode", got, want)
+
+
+def check_paged_prefill(
+    case: AttentionCase,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    op: ModuleType = paged_prefill,
+    seed: int = 0,
+    min_query_len: int = 1,
+) -> None:
+    x = attention_inputs(case, dtype, device, seed)
+    got, want = torch.full_like(x.q_TQD, 7.0), torch.full_like(x.q_TQD, 7.0)
+    op.paged_prefill(*x.args(), got, min_query_len)
+    paged_prefill.paged_prefill_reference(*x.args(), want, min_query_len)  # type: ignore[arg-type]
+    assert_close("paged_prefill", got, want)
+
+
+@dataclass(frozen=True)
+class RopeCase:
+    tokens: int = 5
+    num_q_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    page_size: int = 16
+    num_pages: int = 6
+
+
+def check_rope_kv_write(
+    case: RopeCase, dtype: torch.dtype, device: torch.device | str, op: ModuleType = rope_kv_write, seed: int = 0
+) -> None:
+    gen = torch.Generator().manual_seed(seed)
+    heads = case.num_q_heads + 2 * case.num_kv_heads
+    fused = torch.randn(case.tokens, heads, case.head_dim, generator=gen).to(device, dtype)
+    angle = torch.rand(64, case.head_dim // 2, generator=gen) * 6.3
+    position = torch.randint(0, 64, (case.tokens,), generator=gen)
+    slots = torch.randperm((case.num_pages - 1) * case.page_size, generator=gen)[: case.tokens] + case.page_size
+    slots[1::3] = -1  # padding
+    shape = (case.num_pages, case.num_kv_heads, case.page_size, case.head_dim)
+    cache = torch.randn(shape, generator=gen).to(device, dtype)
+
+    def run(fn: object) -> list[torch.Tensor]:
+        split = [case.num_q_heads, case.num_kv_heads, case.num_kv_heads]
+        q, k, v = fused.clone().split(split, dim=1)
+        k_cache, v_cache = cache.clone(), cache.clone()
+        fn(  # type: ignore[operator]
+            q, k, v, angle.cos().to(device), angle.sin().to(device), position.to(device), slots.to(device),
+            k_cache, v_cache,
+        )  # fmt: skip
+        return [q, k_cache, v_cache]
+
+    pairs = zip(run(op.rope_kv_write), run(rope_kv_write.rope_kv_write_reference), strict=True)
+    for name, (got, want) in zip(("q", "k_cache", "v_cache"), pairs, strict=True):
+        assert_close(f"rope_kv_write: {name}", got, want)
+
+
+def check_rms_norm(
+    tokens: int,
+    channels: int,
+    residual: bool,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    op: ModuleType = rms_norm,
+    seed: int = 0,
+) -> None:
+    gen = torch.Generator().manual_seed(seed)
+    x, r = torch.randn(2, tokens, channels, generator=gen).to(device, dtype)
+    x[0] *= 1e-3  # where eps matters
+    r[0] *= 1e-3
+    weight = (1 + 0.2 * torch.randn(channels, generator=gen)).to(device, dtype)
+    got = op.rms_norm(x, weight, 1e-5, r if residual else None)
+    want = rms_norm.rms_norm_reference(x, weight, 1e-5, r if residual else None)
+    for name, a, b in zip(("y", "h"), got, want, strict=True):
+        assert_close(f"rms_norm: {name}", a, b)
+
+
+def check_swiglu(
+    tokens: int,
+    channels: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    op: ModuleType = swiglu,
+    seed: int = 0,
+) -> None:
+    gen = torch.Generator().manual_seed(seed)
+    gate_up = (3.0 * torch.randn(tokens, 2 * channels, generator=gen)).to(device, dtype)
+    assert_close("swiglu", op.swiglu(gate_up), swiglu.swiglu_reference(gate_up))

@@ -1,0 +1,110 @@
+"""The demo's users: chat requests through the official ``openai`` client, streaming, never retried.
+
+Connections are pooled and kept alive, as a real front end keeps them: the hard case for a scale-down, since
+a pooled connection outlives the pod behind it unless the server closes it in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+
+import openai
+from loadgen import Outcome
+
+SUBJECTS = (
+    "the sea",
+    "a lighthouse",
+    "winter",
+    "trains",
+    "bread",
+    "the moon",
+    "a garden",
+    "old maps",
+    "rain",
+)
+FORMS = ("Write two sentences about", "Tell a short story about", "Explain to a child", "List facts about")
+
+
+def prompts(seed: int) -> Iterator[str]:
+    """An endless stream of different questions; the number keeps prefixes from being shared."""
+    rng = random.Random(seed)
+    number = 0
+    while True:
+        number += 1
+        yield f"({number}) {rng.choice(FORMS)} {rng.choice(SUBJECTS)}."
+
+
+async def ask(client: openai.AsyncOpenAI, model: str, prompt: str, max_tokens: int) -> Outcome:
+    """One streamed chat completion. Reads the raw event lines, because only they show ``[DONE]``."""
+    out = Outcome(scheduled=time.perf_counter(), start=time.perf_counter())
+    try:
+        async with client.chat.completions.with_streaming_response.create(
+            model=model,
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=max_tokens,
+            temperature=0.0,
+            stream=True,
+            stream_options={"include_usage": True},
+        ) as response:
+            async for line in response.iter_lines():
+                data = line.removeprefix("data:").strip()
+                if not line.startswith("data:"):
+                    continue
+                if data == "[DONE]":
+                    out.complete = out.finish_reason is not None
+                    continue
+                _take(out, json.loads(data))
+        if not out.complete and out.error is None:
+            out.error = "the stream ended without a finish reason and [DONE]"
+    except openai.APIError as error:
+        out.error = f"{type(error).__name__}: {error}"
+    except Exception as error:  # httpx errors inside the body are not wrapped by the client
+        out.error = f"{type(error).__name__}: {error!r}"
+    out.end = time.perf_counter()
+    return out
+
+
+def _take(out: Outcome, event: dict[str, object]) -> None:
+    if "error" in event:
+        out.error = str(event["error"])
+    usage = event.get("usage")
+    if isinstance(usage, dict):
+        out.prompt_tokens = usage["prompt_tokens"]
+        out.output_tokens = usage["completion_tokens"]
+    choices = event.get("choices")
+    for choice in choices if isinstance(choices, list) else []:
+        if choice.get("delta", {}).get("content"):
+            out.chunk_times.append(time.perf_counter())
+        if choice.get("finish_reason"):
+            out.finish_reason = choice["finish_reason"]
+
+
+class OpenLoop:
+    """Requests leave at ``rate()`` per second (Poisson), whatever became of the earlier ones."""
+
+    def __init__(self, base_url: str, model: str, max_tokens: int, rate: Callable[[], float]) -> None:
+        self.outcomes: list[Outcome] = []
+        self.in_flight = 0
+        self._client = openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=600)
+        self._model, self._max_tokens, self._rate = model, max_tokens, rate
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send until ``stop`` is set, then wait for every answer that is still under way."""
+        rng, questions = random.Random(7), prompts(7)
+        async with self._client, asyncio.TaskGroup() as tasks:  # the group ends before the client closes
+            while not stop.is_set():
+                tasks.create_task(self._one(next(questions)))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), rng.expovariate(self._rate()))
+
+    async def _one(self, prompt: str) -> None:
+        self.in_flight += 1
+        try:
+            self.outcomes.append(await ask(self._client, self._model, prompt, self._max_tokens))
+        finally:
+            self.in_flight -= 1

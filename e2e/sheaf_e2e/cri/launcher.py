@@ -83,7 +83,7 @@ def main(spec_fd: int, control_fd: int) -> None:
     try:
         _become(spec, control)
     except Exception as error:
-        control.sendall(_describe(error, spec).encode())
+        control.sendall(str(error).encode())
     os._exit(FAILED_TO_START)
 
 
@@ -107,7 +107,12 @@ def _become(spec: Spec, control: socket.socket) -> None:
         os.chdir(spec.cwd)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which the interpreter ignores
         signal.signal(number, signal.SIG_DFL)
-    os.execvpe(spec.argv[0], spec.argv, spec.env)
+    try:
+        os.execvpe(spec.argv[0], spec.argv, spec.env)
+    except OSError as error:
+        found_none = isinstance(error, FileNotFoundError) and "/" not in spec.argv[0]
+        why = "executable file not found in $PATH" if found_none else os.strerror(error.errno)
+        raise RuntimeError(f"exec: {json.dumps(spec.argv[0])}: {why}") from error
 
 
 def _tie_to_runtime(control: socket.socket) -> None:
@@ -132,15 +137,6 @@ def _enter_user_namespace(uid: int, gid: int) -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} 0 1"), ("gid_map", f"{gid} 0 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
-
-
-def _describe(error: Exception, spec: Spec) -> str:
-    command = spec.argv[0] if spec.argv else ""
-    if isinstance(error, FileNotFoundError) and error.filename in (None, command):
-        return f'exec: "{command}": executable file not found in $PATH'
-    if isinstance(error, PermissionError) and error.filename is None:
-        return f'exec: "{command}": permission denied'
-    return str(error)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """From what the kubelet asks for to what the launcher starts. Pure."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def exec_spec(
 
 def container_env(config: Any, image: Image) -> dict[str, str]:
     """The environment: what any image has, what this one adds, what the pod says; the later wins."""
-    return {**DEFAULT_ENV, **image.env, **{entry.key: entry.value for entry in config.envs}}
+    return {**DEFAULT_ENV, **image.env, **{entry.key: os.fsdecode(entry.value) for entry in config.envs}}
 
 
 def _mounts(config: Any, pod_files: Path) -> list[Mount]:

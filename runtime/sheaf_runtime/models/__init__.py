@@ -1,0 +1,1 @@
+"""Model architectures on plain torch: config, layers, weights. Nothing here knows about requests."""

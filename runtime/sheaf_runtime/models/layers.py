@@ -1,0 +1,167 @@
+"""The layers a decoder is built of. They hold plain tensors: nothing here is ever trained.
+
+Legend: T tokens of the step, Q query heads, K key/value heads, D head size, H = D/2, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sheaf_runtime.models.config import RopeConfig
+
+# oneDNN blocks a packed weight for one number of rows. Measured on AVX-512 from 1 to 512 rows, the layout
+# chosen for many rows is also the fastest for few.
+PACK_FOR_ROWS = 512
+
+
+class Attention(Protocol):
+    """What a model needs of the worker: paged attention over all requests of the step."""
+
+    def write_kv(
+        self, layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cos_TH: Tensor, sin_TH: Tensor
+    ) -> Tensor:
+        """Rotate q and k, store k and v in the layer's pages, return the rotated q [T, Q, D]."""
+        ...
+
+    def attend(self, layer: int, q_TQD: Tensor) -> Tensor:
+        """Causal attention of rotated queries over what the pages hold: [T, Q, D]."""
+        ...
+
+
+class Linear:
+    """``y = x W^T + b (+ residual)``; several matrices of a checkpoint may be stacked in one (q, k and v).
+
+    ``weight`` is [out, in]. After ``pack`` on a CPU with oneDNN it is gone: only the packed copy stays.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.weight: Tensor | None = torch.empty(out_features, in_features, dtype=dtype, device=device)
+        self.bias = torch.empty(out_features, dtype=dtype, device=device) if bias else None
+        self._packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Call once, when the weight is loaded."""
+        weight = self.weight
+        assert weight is not None
+        if can_pack(weight):
+            self._packed = pack_weight(weight)
+            self.weight = None
+
+    def __call__(self, x_TC: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self._packed is not None:
+            return packed_linear(x_TC, self._packed, self.bias, residual)
+        assert self.weight is not None
+        y = F.linear(x_TC, self.weight, self.bias)
+        return y if residual is None else y.add_(residual)
+
+
+class Output:
+    """The projection to the vocabulary: a ``Linear`` whose weight may be the embedding's own."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+        self._packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Packs a copy: the embedding needs its rows as they are. It is worth its memory, because this is
+        the largest matrix of a small model (three times faster at 16 rows)."""
+        if can_pack(self.weight):
+            self._packed = pack_weight(self.weight)
+
+    def __call__(self, x_TC: Tensor) -> Tensor:
+        if self._packed is not None:
+            return packed_linear(x_TC, self._packed, None, None)
+        return F.linear(x_TC, self.weight)
+
+
+def can_pack(weight: Tensor) -> bool:
+    return (
+        weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and (weight.dtype == torch.float32 or _packs_bfloat16(weight.dtype))
+    )
+
+
+def _packs_bfloat16(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_FOR_ROWS)
+    return packed
+
+
+def packed_linear(x_TC: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    if residual is None:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x_TC, packed, bias, "none", [], "")
+    else:
+        y = torch.ops.mkldnn._linear_pointwise.binary(x_TC, residual, packed, bias, "add")
+    return y
+
+
+class RMSNorm:
+    """``y = x / sqrt(mean(x^2) + eps) * weight``, the mean and the division in float32."""
+
+    def __init__(self, features: int, eps: float, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.weight = torch.empty(features, dtype=dtype, device=device)
+        self._eps = eps
+
+    def __call__(self, x_TC: Tensor) -> Tensor:
+        x = x_TC.float()
+        scale = x.square().mean(-1, keepdim=True).add_(self._eps).rsqrt_()
+        return (x * scale).to(x_TC.dtype).mul_(self.weight)
+
+
+def swiglu(gate_up_TC: Tensor) -> Tensor:
+    """``silu(gate) * up`` of [T, 2C] with the gate first: [T, C]."""
+    gate, up = gate_up_TC.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+class Rope:
+    """Rotary embedding: cos and sin of every position up to ``max_position``, one row each, in float32."""
+
+    def __init__(self, config: RopeConfig, head_dim: int, max_position: int, device: torch.device) -> None:
+        inv_freq = rope_frequencies(config, head_dim)
+        angles = torch.arange(max_position, dtype=torch.float32)[:, None] * inv_freq
+        self._cos = angles.cos().to(device)
+        self._sin = angles.sin().to(device)
+
+    def __call__(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin, [T, H] each."""
+        return self._cos[positions_T], self._sin[positions_T]
+
+
+def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
+    """Radians per position of each channel pair: [H]."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    inv_freq = 1.0 / (config.theta**exponents)
+    if config.kind == "linear":
+        return inv_freq / config.factor
+    if config.kind == "llama3":
+        # Long wavelengths are stretched by `factor`, short ones kept, those between interpolated.
+        wavelength = 2 * math.pi / inv_freq
+        turns = config.original_max_position / wavelength
+        smooth = (turns - config.low_freq_factor) / (config.high_freq_factor - config.low_freq_factor)
+        smooth = smooth.clamp(0, 1)
+        return (1 - smooth) * inv_freq / config.factor + smooth * inv_freq
+    return inv_freq
+
+
+def rotate(x_TND: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
+    """Rotate channel d with channel d + H of every head, in float32."""
+    half = x_TND.shape[-1] // 2
+    x = x_TND.float()
+    first, second = x[..., :half], x[..., half:]
+    cos, sin = cos_TH.unsqueeze(1), sin_TH.unsqueeze(1)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=y[..., half:]).addcmul_(first, sin)
+    return y.to(x_TND.dtype)

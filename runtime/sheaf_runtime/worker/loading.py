@@ -1,0 +1,88 @@
+"""From an ``EngineConfig`` to a loaded model on its device, and the facts that others need of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.models.config import ModelConfig, UnsupportedModelError, load_model_config
+from sheaf_runtime.models.llama import Decoder
+from sheaf_runtime.models.weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    decoder: Decoder
+    device: torch.device
+    dtype: torch.dtype
+    max_model_len: int
+    weights_bytes: int
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.decoder.config
+
+    def page_bytes(self, block_size: int) -> int:
+        """Bytes of one page, keys and values, summed over the layers."""
+        c = self.config
+        return 2 * c.num_layers * c.num_kv_heads * block_size * c.head_dim * self.dtype.itemsize
+
+
+def load_model(config: EngineConfig) -> LoadedModel:
+    """Raises ``UnsupportedModelError`` (a ``ValueError``) with what to change."""
+    folder = Path(config.model)
+    if not folder.is_dir():
+        raise UnsupportedModelError(
+            f"{config.model} is not a folder; MODEL must be one with config.json and weights"
+        )
+    model_config = load_model_config(folder)
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, model_config.checkpoint_dtype)
+    max_model_len = resolve_max_model_len(config.max_model_len, model_config.max_position_embeddings)
+    started = time.perf_counter()
+    decoder = Decoder(model_config, max_position=max_model_len, dtype=dtype, device=device)
+    weights_bytes = load_weights(folder, decoder.targets(), ignore=decoder.ignored())
+    decoder.pack()
+    logger.info(
+        "loaded %s as %s on %s in %.1f s", folder, dtype_name(dtype), device, time.perf_counter() - started
+    )
+    return LoadedModel(decoder, device, dtype, max_model_len, weights_bytes)
+
+
+def resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but torch finds no CUDA device; use --device cpu")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, checkpoint: str) -> torch.dtype:
+    """``auto`` is the checkpoint's own dtype, as in vLLM."""
+    name = checkpoint if name == "auto" else name
+    if name not in DTYPES:
+        raise UnsupportedModelError(
+            f"the checkpoint's dtype is {name}; choose one with --dtype ({', '.join(DTYPES)})"
+        )
+    return DTYPES[name]
+
+
+def resolve_max_model_len(asked: int | None, trained: int) -> int:
+    if asked is None:
+        return trained
+    if not 0 < asked <= trained:
+        raise ValueError(f"--max-model-len must be between 1 and the model's own {trained}, got {asked}")
+    return asked
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

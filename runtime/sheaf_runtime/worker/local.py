@@ -1,0 +1,156 @@
+"""The executor that runs the model in this process."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.worker.loading import LoadedModel, dtype_name, load_model
+from sheaf_runtime.worker.memory import available_memory, cpu_pool_memory, describe_pool, pages_that_fit
+from sheaf_runtime.worker.plan import KVGroup, StepPlan, StepResult
+from sheaf_runtime.worker.runner import Runner
+from sheaf_runtime.worker.warmup import warm_up_plans
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LocalModelInfo:
+    """See ``worker.executor.ModelInfo``. ``num_blocks`` counts the null page."""
+
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    weights_bytes: int
+    kv_groups: tuple[KVGroup, ...]
+    num_blocks: int
+    dtype: str
+    device: str
+
+
+class LocalExecutor:
+    """Loads the model and makes its KV pool.
+
+    On CPU one thread stands in for a CUDA stream: ``launch`` and ``sample`` return at once and steps run in
+    order. An exception of a step is raised by the ``collect`` of that step.
+
+    Raises:
+        ValueError: the model cannot be served or does not fit; the message says what to change.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        _check_backend(config)
+        self._config = config
+        model = load_model(config)
+        num_blocks = _num_blocks(model, config)
+        page_bytes = model.page_bytes(config.block_size)
+        logger.info(
+            describe_pool(num_blocks, page_bytes, max_len=model.max_model_len, block_size=config.block_size)
+        )
+        c = model.config
+        self.info = LocalModelInfo(
+            vocab_size=c.vocab_size,
+            max_model_len=model.max_model_len,
+            eos_token_ids=c.eos_token_ids,
+            weights_bytes=model.weights_bytes,
+            kv_groups=(KVGroup(kind="full", layers=tuple(range(c.num_layers)), page_bytes=page_bytes),),
+            num_blocks=num_blocks,
+            dtype=dtype_name(model.dtype),
+            device=str(model.device),
+        )
+        self._runner: Runner | None = Runner(model, config, num_blocks)
+        on_cpu = model.device.type == "cpu"
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sheaf-device") if on_cpu else None
+        self._launched: deque[list[Future[Any]]] = deque()  # forward and, once asked for, sample
+
+    @property
+    def kv_caches(self) -> list[tuple[Tensor, Tensor]]:
+        """(keys, values) of each layer, [page, kv_head, slot, dim] each."""
+        return self._running().kv_caches
+
+    def launch(self, plan: StepPlan) -> None:
+        self._launched.append([self._submit(self._running().forward, plan)])
+
+    def sample(self) -> None:
+        self._launched[-1].append(self._submit(self._running().sample))
+
+    def collect(self) -> StepResult:
+        forward, sampled = self._launched.popleft()
+        forward.result()
+        result: StepResult = sampled.result()()
+        return result
+
+    def warm_up(self) -> None:
+        """Run the shapes that matter once; needs an idle executor."""
+        assert not self._launched
+        for plan in warm_up_plans(self._config, self.info.max_model_len, self.info.num_blocks):
+            self.launch(plan)
+            self.sample()
+            self.collect()
+
+    def close(self) -> None:
+        """Let the steps under way finish, then give the memory back. May be called twice."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+        self._launched.clear()
+        self._runner = None
+
+    def _running(self) -> Runner:
+        if self._runner is None:
+            raise RuntimeError("the executor is closed")
+        return self._runner
+
+    def _submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
+        if self._thread is not None:
+            return self._thread.submit(function, *args)
+        future: Future[T] = Future()
+        future.set_result(function(*args))  # on CUDA this only enqueues on the stream
+        return future
+
+
+def _check_backend(config: EngineConfig) -> None:
+    if config.attention_backend == "triton":
+        raise ValueError("--attention-backend triton is not available yet; use torch or auto")
+
+
+def _num_blocks(model: LoadedModel, config: EngineConfig) -> int:
+    if config.num_gpu_blocks_override is not None:
+        return config.num_gpu_blocks_override
+    if model.device.type == "cuda":
+        memory, flag = _cuda_pool_memory(model, config), "--gpu-memory-utilization"
+    else:
+        memory, flag = cpu_pool_memory(available_memory(), config.kv_cache_memory), "--kv-cache-memory"
+    pages = pages_that_fit(
+        memory,
+        model.page_bytes(config.block_size),
+        max_len=model.max_model_len,
+        block_size=config.block_size,
+        flag=flag,
+    )
+    most = config.max_num_seqs * -(-model.max_model_len // config.block_size) + 1
+    return min(pages, most)
+
+
+def _cuda_pool_memory(model: LoadedModel, config: EngineConfig) -> int:
+    """What ``--gpu-memory-utilization`` leaves beside other processes, the weights and the largest step."""
+    torch.cuda.reset_peak_memory_stats(model.device)
+    pages = -(-config.max_num_batched_tokens // config.block_size) + config.max_num_seqs + 1
+    probe = Runner(model, config, pages)
+    for plan in warm_up_plans(config, model.max_model_len, pages):
+        probe.forward(plan)
+        probe.sample()()
+    peak = torch.cuda.max_memory_allocated(model.device)
+    free, total = torch.cuda.mem_get_info(model.device)
+    others = total - free - torch.cuda.memory_reserved(model.device)
+    del probe
+    torch.cuda.empty_cache()
+    return int(total * config.gpu_memory_utilization) - peak - others

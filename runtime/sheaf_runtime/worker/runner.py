@@ -1,0 +1,90 @@
+"""Runs step plans on one device: ``forward``, then ``sample``, which are two launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.worker.attention import TorchAttention
+from sheaf_runtime.worker.batch import Batch, SampleTargets
+from sheaf_runtime.worker.loading import LoadedModel
+from sheaf_runtime.worker.plan import SampledTokens, StepPlan, StepResult
+from sheaf_runtime.worker.sampler import sample
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A step whose tokens may still be on the device."""
+
+    step: int
+    targets: SampleTargets | None
+    tokens_S: Tensor | None
+
+    def result(self) -> StepResult:
+        """Waits for the device."""
+        if self.targets is None or self.tokens_S is None:
+            return StepResult(step=self.step, sampled=[])
+        sampled = [
+            SampledTokens(req_id=s.req_id, epoch=s.epoch, token_ids=[token])
+            for s, token in zip(self.targets.requests, self.tokens_S.tolist(), strict=True)
+        ]
+        return StepResult(step=self.step, sampled=sampled)
+
+
+class Runner:
+    """One model, its KV pool of ``num_blocks`` pages (null page included) and the batch.
+
+    ``kv_caches`` holds a (keys, values) pair for each layer, [page, kv_head, slot, dim] each.
+    """
+
+    def __init__(self, model: LoadedModel, config: EngineConfig, num_blocks: int) -> None:
+        c = model.config
+        shape = (num_blocks, c.num_kv_heads, config.block_size, c.head_dim)
+
+        def pool() -> Tensor:
+            return torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+        self.kv_caches = [(pool(), pool()) for _ in range(c.num_layers)]
+        self._decoder = model.decoder
+        self._attention = TorchAttention(self.kv_caches, model.dtype)
+        self._batch = Batch(
+            max_num_seqs=config.max_num_seqs,
+            max_len=model.max_model_len,
+            block_size=config.block_size,
+            eos_token_ids=c.eos_token_ids,
+            device=model.device,
+        )
+        self._plan: StepPlan | None = None
+        self._targets: SampleTargets | None = None
+        self._logits_SV: Tensor | None = None
+
+    @torch.inference_mode()
+    def forward(self, plan: StepPlan) -> None:
+        """Compute the plan's tokens and the logits that ``sample`` needs."""
+        assert self._plan is None, "sample() was not called for the last plan"
+        self._plan, self._targets, self._logits_SV = plan, None, None
+        self._batch.apply(plan)
+        if not plan.scheduled:
+            return
+        inputs, targets = self._batch.step_inputs(plan.scheduled)
+        self._attention.prepare(inputs)
+        hidden_TC = self._decoder.forward(inputs.tokens_T, inputs.positions_T, self._attention)
+        if targets.requests:
+            self._targets = targets
+            self._logits_SV = self._decoder.logits(hidden_TC[targets.logit_rows_S])
+
+    @torch.inference_mode()
+    def sample(self) -> Callable[[], StepResult]:
+        """Choose the tokens of the last ``forward``; the result waits for the device when it is called."""
+        plan, targets, logits_SV = self._plan, self._targets, self._logits_SV
+        assert plan is not None, "sample() without forward()"
+        self._plan = self._targets = self._logits_SV = None
+        if targets is None or logits_SV is None:
+            return _Sampled(plan.step, None, None).result
+        tokens_S = sample(logits_SV, targets.sampling)
+        self._batch.append(targets.cells_S, tokens_S)
+        return _Sampled(plan.step, targets, tokens_S).result

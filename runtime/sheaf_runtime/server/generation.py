@@ -1,0 +1,236 @@
+"""One HTTP request's life in the engine: admission, text as it comes, and an end on every path."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sheaf_runtime.protocol.messages import AddRequest, FinishReason, RequestOutput
+from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.server.client import EngineDeadError, OutputQueue, RejectedError
+from sheaf_runtime.server.errors import ApiError
+from sheaf_runtime.server.schemas import Generate
+from sheaf_runtime.server.service import Service
+from sheaf_runtime.text import OutputText
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class ClientDisconnected(Exception):
+    """Nobody is there to answer any more."""
+
+
+class Piece(NamedTuple):
+    """New text of one choice; the last piece has a ``finish_reason``."""
+
+    choice: int
+    text: str
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+class Choice:
+    """The state of one of the request's choices, which is one request of the engine."""
+
+    def __init__(self, request: AddRequest, text: OutputText, *, copy: int) -> None:
+        self.request = request
+        self.copy = copy  # of its prompt: 0 to n-1
+        self.text = text
+        self.cached_tokens = 0
+        self.scheduled: float | None = None
+        self.first: float | None = None
+        self.last: float | None = None
+        self.ended = False
+
+
+class Generation:
+    """``start`` it, read its ``pieces``, and ``close`` it on every path: that ends what still runs."""
+
+    def __init__(
+        self,
+        service: Service,
+        request_id: str,
+        prompts: Sequence[tuple[list[int], SamplingParams]],
+        body: Generate,
+        arrival: float,
+    ) -> None:
+        self.request_id = request_id
+        self._service = service
+        self._queue = OutputQueue()
+        self._arrival = arrival
+        self._watcher: asyncio.Task[None] | None = None
+        self._prompt_tokens = sum(len(ids) for ids, _ in prompts)
+        self.choices: list[Choice] = []
+        self._index: dict[str, int] = {}
+        for ids, sampling in prompts:
+            for copy in range(body.n or 1):
+                index = len(self.choices)
+                request = AddRequest(
+                    request_id=f"{request_id}-{index}",
+                    prompt_token_ids=ids,
+                    sampling=_for_copy(sampling, copy),
+                    arrival_time=arrival,
+                    priority=body.priority,
+                    cache_salt=body.cache_salt,
+                )
+                text = OutputText(
+                    service.folder.tokenizer,
+                    stop=body.stop,
+                    include_stop=body.include_stop_str_in_output,
+                    skip_special_tokens=body.skip_special_tokens,
+                    min_tokens=body.min_tokens,
+                )
+                self._index[request.request_id] = index
+                self.choices.append(Choice(request, text, copy=copy))
+
+    def close(self, reason: FinishReason = "abort") -> None:
+        """Choices that have not ended are aborted in the engine and counted under ``reason``."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+        self._abort_rest()
+        for choice in self.choices:
+            if not choice.ended:
+                self._end(choice, reason)
+
+    async def start(self, receive: Receive) -> None:
+        """Returns when the engine has accepted every choice. From here on a disconnect ends the request.
+
+        Raises ``ApiError`` when it has not; nothing has been answered then, and it is closed already.
+        """
+        self._watcher = asyncio.create_task(self._watch(receive))
+        client = self._service.client
+        adds = [client.add(choice.request, self._queue) for choice in self.choices]
+        try:
+            results = await asyncio.gather(*adds, return_exceptions=True)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        errors = [result for result in results if isinstance(result, BaseException)]
+        if not errors:
+            return
+        dead = isinstance(errors[0], EngineDeadError)
+        if not dead:
+            self._abort_rest()
+            for choice in self.choices:
+                choice.ended = True  # none of them began: no metric counts them
+        self.close("error")
+        if dead:
+            raise ApiError(500, str(errors[0]), code="engine_dead") from errors[0]
+        if isinstance(errors[0], RejectedError):
+            raise _rejected(errors[0]) from errors[0]
+        raise errors[0]
+
+    async def pieces(self) -> AsyncIterator[list[Piece]]:
+        """Text of all choices as the engine delivers it, one list per step.
+
+        Raises ``ApiError`` if the engine is lost, ``ClientDisconnected`` if the client is.
+        """
+        open_ = len(self.choices)
+        while open_:
+            try:
+                outputs = await self._queue.get()
+            except EngineDeadError as error:
+                raise ApiError(500, str(error), code="engine_dead") from error
+            now = time.time()
+            pieces = []
+            for output in outputs:
+                index = self._index[output.request_id]
+                piece = self._take(index, self.choices[index], output, now)
+                if piece is not None:
+                    pieces.append(piece)
+                    open_ -= piece.finish_reason is not None
+            if pieces:
+                yield pieces
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Each prompt counts once, however many choices it has."""
+        return self._prompt_tokens
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(choice.text.num_tokens for choice in self.choices)
+
+    @property
+    def cached_tokens(self) -> int:
+        return sum(choice.cached_tokens for choice in self.choices if choice.copy == 0)
+
+    def _take(self, index: int, choice: Choice, output: RequestOutput, now: float) -> Piece | None:
+        if choice.ended:  # by a stop string, and this was under way
+            return None
+        self._time(choice, output, now)
+        finish, stop = output.finish_reason, output.stop_token_id
+        if finish == "error":
+            raise ApiError(500, "the engine failed on this request", code="request_failed")
+        text = choice.text.push(output.token_ids, finished=finish is not None, stop_token_id=stop)
+        stop_reason: str | int | None = stop
+        if choice.text.stop_string is not None:
+            if finish is None:
+                self._service.client.abort([output.request_id])
+            finish, stop_reason = "stop", choice.text.stop_string
+        if finish is not None:
+            self._end(choice, finish)
+        elif not text:
+            return None
+        return Piece(index, text, finish, stop_reason)
+
+    def _time(self, choice: Choice, output: RequestOutput, now: float) -> None:
+        if output.token_ids:
+            metrics = self._service.metrics
+            if choice.last is None:
+                metrics.time_to_first_token.observe(now - self._arrival)
+                choice.first = output.first_token_time or now
+                choice.scheduled = output.scheduled_time
+                choice.cached_tokens = output.cached_tokens
+            else:
+                count = len(output.token_ids)
+                metrics.inter_token_latency.observe((now - choice.last) / count, count)
+            choice.last = now
+
+    def _end(self, choice: Choice, reason: FinishReason) -> None:
+        choice.ended = True
+        self._service.metrics.on_finished(
+            reason,
+            arrival=self._arrival,
+            scheduled=choice.scheduled,
+            first=choice.first,
+            last=choice.last,
+            prompt_tokens=len(choice.request.prompt_token_ids),
+            generated_tokens=choice.text.num_tokens,
+        )
+
+    def _abort_rest(self) -> None:
+        rest = [choice.request.request_id for choice in self.choices if not choice.ended]
+        if rest:
+            self._service.client.abort(rest)
+
+    async def _watch(self, receive: Receive) -> None:
+        """Frameworks do not cancel a request whose client has gone; this does, at once."""
+        with contextlib.suppress(asyncio.CancelledError):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self._abort_rest()
+            self._queue.fail(ClientDisconnected())
+
+
+def _for_copy(sampling: SamplingParams, copy: int) -> SamplingParams:
+    """Choices of one prompt differ although the request's seed is one."""
+    if copy == 0 or sampling.seed is None:
+        return sampling
+    return msgspec.structs.replace(sampling, seed=(sampling.seed + copy) % 2**63)
+
+
+def _rejected(error: RejectedError) -> ApiError:
+    rejection = error.rejection
+    if rejection.reason == "queue_full":
+        return ApiError(429, rejection.message, code="queue_full", headers={"Retry-After": "1"})
+    if rejection.reason == "draining":
+        return ApiError(503, rejection.message, code="draining", headers={"Retry-After": "1"})
+    if rejection.reason == "invalid":
+        return ApiError(400, rejection.message, param=rejection.param)
+    return ApiError(500, rejection.message)

@@ -1,0 +1,59 @@
+"""``sheaf serve``: from the command line to an exit status."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+
+from sheaf_runtime.server.model_folder import ModelFolderError, check_folder
+from sheaf_runtime.server.options import OptionError, parse
+
+CONFIGURATION_ERROR = 2
+
+
+def main(argv: list[str], core_command: list[str] | None = None) -> int:
+    """0 after a drain, 1 when the engine is lost, 2 for a configuration that cannot be served.
+
+    ``core_command`` starts another engine core than ours.
+    """
+    try:
+        engine, server = parse(argv)
+        check_folder(engine.model)
+    except (OptionError, ModelFolderError) as error:
+        return _refuse(str(error))
+    logging.basicConfig(
+        level=server.log_level.upper(),
+        format="%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    try:
+        sock = _bind(server.host, server.port)
+    except OSError as error:
+        return _refuse(f"cannot listen on port {server.port}: {error.strerror}; choose another --port")
+    # Imported only now: probes can connect while this takes its half second.
+    import uvloop
+
+    from sheaf_runtime.server.run import serve
+
+    return uvloop.run(serve(engine, server, sock, core_command))
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket; the kernel queues connections from here on. Raises ``OSError``."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(2048)
+        sock.setblocking(False)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _refuse(message: str) -> int:
+    print(f"sheaf serve: {message}", file=sys.stderr)
+    return CONFIGURATION_ERROR

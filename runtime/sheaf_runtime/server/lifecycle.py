@@ -1,0 +1,56 @@
+"""What the server is willing to do: loading, ready, lame, refusing, failed. Plain state, no I/O."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from sheaf_runtime.server.errors import ApiError
+
+
+class Phase(Enum):
+    LOADING = "loading"
+    READY = "ready"
+    LAME_DUCK = "lame duck"  # told to stop; still serves those who have not heard of it
+    REFUSING = "refusing"  # only what is running goes on
+    FAILED = "failed"
+
+
+class Lifecycle:
+    """Moves forward only. ``failure`` says why the engine is gone."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.LOADING
+        self.failure: str | None = None
+
+    @property
+    def draining(self) -> bool:
+        return self.phase in (Phase.LAME_DUCK, Phase.REFUSING)
+
+    def engine_ready(self) -> None:
+        if self.phase is Phase.LOADING:
+            self.phase = Phase.READY
+
+    def begin_drain(self) -> None:
+        if self.phase in (Phase.LOADING, Phase.READY):
+            self.phase = Phase.LAME_DUCK
+
+    def end_lame_duck(self) -> None:
+        if self.phase is Phase.LAME_DUCK:
+            self.phase = Phase.REFUSING
+
+    def fail(self, message: str) -> None:
+        if self.phase is not Phase.FAILED:
+            self.phase = Phase.FAILED
+            self.failure = message
+
+    def refusal(self) -> ApiError | None:
+        """The answer to a new request that must not be served, or None."""
+        if self.phase is Phase.LOADING:
+            return ApiError(503, "the model is still loading", code="loading", headers={"Retry-After": "2"})
+        if self.phase is Phase.REFUSING:
+            return ApiError(
+                503, "this server is shutting down; retry", code="draining", headers={"Retry-After": "1"}
+            )
+        if self.phase is Phase.FAILED:
+            return ApiError(500, str(self.failure), code="engine_dead")
+        return None

@@ -1,0 +1,81 @@
+"""What the API process reads from a model folder: tokenizer, chat template, default sampling."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError
+from sheaf_runtime.text.tokenizer import read_json
+
+logger = logging.getLogger(__name__)
+
+
+class ModelFolderError(ValueError):
+    """The folder cannot be served; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Where a request says nothing, ``generation_config.json`` does."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> SamplingDefaults:
+        config = read_json(folder / "generation_config.json")
+        for name, neutral in (("repetition_penalty", 1.0), ("min_p", 0.0)):
+            value = config.get(name)
+            if value not in (None, neutral):
+                logger.warning("generation_config.json sets %s=%s, which is not supported yet", name, value)
+        names = ("temperature", "top_p", "top_k")
+        return cls(**{name: config[name] for name in names if config.get(name) is not None})
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+
+def check_folder(path: str) -> None:
+    """Quick checks before anything is started. Raises ``ModelFolderError``."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelFolderError(f"{path} is not a folder; MODEL must be a Hugging Face model folder")
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise ModelFolderError(f"{folder / name} is missing; MODEL must be a Hugging Face model folder")
+
+
+def load_folder(path: str, chat_template: str | None) -> ModelFolder:
+    """``chat_template`` replaces the model's own: a file, or the template itself.
+
+    Raises ``ModelFolderError``.
+    """
+    folder = Path(path)
+    try:
+        tokenizer = Tokenizer.from_folder(folder)
+        _ = tokenizer.byte_ids, tokenizer.longest_token  # computed here, not at the first request
+        template: Any
+        if chat_template is None:
+            template = ChatTemplate.from_folder(folder, tokenizer.special_tokens)
+        else:
+            template = ChatTemplate(_template_source(chat_template), tokenizer.special_tokens)
+        return ModelFolder(tokenizer, template, SamplingDefaults.from_folder(folder))
+    except (TokenizerError, ChatTemplateError) as error:
+        raise ModelFolderError(str(error)) from error
+
+
+def _template_source(option: str) -> str:
+    if "{" in option or "\n" in option:
+        return option
+    try:
+        return Path(option).read_text("utf-8")
+    except OSError as error:
+        raise ModelFolderError(f"--chat-template {option}: {error.strerror}") from error

@@ -1,0 +1,120 @@
+"""Everything but generation: models, tokenizer, probes, version, metrics."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from sheaf_runtime import __version__
+from sheaf_runtime.server.errors import ApiError, error_response
+from sheaf_runtime.server.lifecycle import Phase
+from sheaf_runtime.server.prompts import encode, render_chat
+from sheaf_runtime.server.schemas import DetokenizeRequest, TokenizeRequest
+from sheaf_runtime.server.service import Service
+
+
+def model_routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["models"])
+    created = int(time.time())
+
+    def row(name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": created,
+            "owned_by": "sheaf",
+            "root": service.engine_config.model,
+            "parent": None,
+            "max_model_len": service.max_model_len,
+        }
+
+    @router.get("/models", response_model=None)
+    async def list_models() -> Response:
+        """The names this server answers to."""
+        return _json({"object": "list", "data": [row(name) for name in service.model_names]})
+
+    @router.get("/models/{name:path}", response_model=None)
+    async def get_model(name: str) -> Response:
+        """One of them."""
+        return _json(row(service.check_model(name)))
+
+    return router
+
+
+def tokenizer_routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["tokenizer"])
+
+    @router.post("/tokenize", response_model=None)
+    async def tokenize(body: TokenizeRequest) -> Response:
+        """Token ids of a text, or of a chat as the model would see it."""
+        service.check_model(body.model)
+        special = body.add_special_tokens
+        if body.messages is not None:
+            text = await render_chat(
+                service,
+                body.messages,
+                add_generation_prompt=body.add_generation_prompt,
+                continue_final_message=body.continue_final_message,
+                variables=body.chat_template_kwargs,
+            )
+            ids = await encode(service, text, add_special_tokens=bool(special), param="messages")
+        else:
+            ids = await encode(
+                service,
+                body.prompt or "",
+                add_special_tokens=special is not False,
+                param="prompt",
+            )
+        answer: dict[str, Any] = {
+            "count": len(ids),
+            "max_model_len": service.max_model_len,
+            "tokens": ids,
+            "token_strs": None,
+        }
+        if body.return_token_strs:
+            answer["token_strs"] = [service.folder.tokenizer.token(id_) for id_ in ids]
+        return _json(answer)
+
+    @router.post("/detokenize", response_model=None)
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        """The text of token ids, special tokens included."""
+        service.check_model(body.model)
+        return _json({"prompt": service.folder.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+
+    return router
+
+
+def probe_routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/health", response_model=None)
+    async def health() -> Response:
+        """200 while this process can do its work or is still loading; restart it when this fails."""
+        if service.lifecycle.phase is Phase.FAILED:
+            return error_response(ApiError(503, str(service.lifecycle.failure), code="engine_dead"))
+        return _json({"status": service.lifecycle.phase.value})
+
+    @router.get("/ready", response_model=None)
+    async def ready() -> Response:
+        """200 only when a request would be served; send traffic elsewhere when this fails."""
+        phase = service.lifecycle.phase
+        return _json({"status": phase.value}, 200 if phase is Phase.READY else 503)
+
+    @router.get("/version", response_model=None)
+    async def version() -> Response:
+        return _json({"version": __version__})
+
+    @router.get("/metrics", response_model=None)
+    async def metrics() -> Response:
+        """Prometheus text format."""
+        return Response(generate_latest(service.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return router
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(value), status, media_type="application/json")

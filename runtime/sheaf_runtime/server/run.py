@@ -1,0 +1,181 @@
+"""The life of the API process: start, wait for an end, drain, exit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import zmq
+
+from sheaf_runtime.config import EngineConfig, ServerConfig
+from sheaf_runtime.protocol.messages import EngineReady
+from sheaf_runtime.server.app import create_app
+from sheaf_runtime.server.client import EngineClient
+from sheaf_runtime.server.core_process import CoreProcess, describe_exit
+from sheaf_runtime.server.http import HttpServer
+from sheaf_runtime.server.model_folder import ModelFolderError, load_folder
+from sheaf_runtime.server.service import Service
+
+logger = logging.getLogger(__name__)
+
+OK, ENGINE_LOST, CONFIGURATION_ERROR = 0, 1, 2
+# After the engine is lost: time for answers under way, and for probes to see why.
+LAST_WORDS_SECONDS = 1.0
+CORE_EXIT_SECONDS = 5.0
+
+
+async def serve(
+    engine: EngineConfig, server: ServerConfig, sock: socket.socket, core_command: list[str] | None = None
+) -> int:
+    """Serves on ``sock`` until a signal or the loss of the engine; the exit status."""
+    return await Server(engine, server, core_command).run(sock)
+
+
+class Server:
+    def __init__(self, engine: EngineConfig, server: ServerConfig, core_command: list[str] | None) -> None:
+        self._config = server
+        self._service = Service(engine, server)
+        self._http = HttpServer(create_app(self._service))
+        self._core_command = core_command
+        self._core: CoreProcess | None = None
+        self._client: EngineClient | None = None
+        self._stop = asyncio.Event()  # a signal, or the engine is lost
+        self._signals: list[signal.Signals] = []
+        self._exit_status = OK
+        self._started = time.monotonic()
+
+    async def run(self, sock: socket.socket) -> int:
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        await self._http.start(sock)
+        host, port = sock.getsockname()[:2]
+        logger.info("listening on http://%s:%d, loading %s", host, port, self._service.engine_config.model)
+        with tempfile.TemporaryDirectory(prefix="sheaf-") as folder, zmq.Context() as context:
+            await self._start_core(context, f"ipc://{Path(folder) / 'core'}")
+            tasks = [asyncio.create_task(self._watch_core()), asyncio.create_task(self._load_folder())]
+            await self._stop.wait()
+            await self._finish()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._stop_core()
+        self._service.tokenizing.shutdown(wait=False, cancel_futures=True)
+        return self._exit_status
+
+    # --- start ----------------------------------------------------------------------------------------
+
+    async def _start_core(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self._client = EngineClient(
+            context,
+            address,
+            stall_timeout=self._config.stall_timeout,
+            on_ready=self._on_ready,
+            on_stats=self._service.metrics.on_stats,
+            on_failure=self._on_failure,
+        )
+        self._service.attach(self._client)
+        self._core = await CoreProcess.start(self._service.engine_config, address, self._core_command)
+
+    async def _load_folder(self) -> None:
+        """Reads the tokenizer in a thread, while the core loads the weights."""
+        load = asyncio.to_thread(load_folder, self._service.engine_config.model, self._config.chat_template)
+        try:
+            self._service.set_folder(await load)
+        except ModelFolderError as error:
+            self._on_failure(str(error))
+            self._exit_status = CONFIGURATION_ERROR
+
+    def _on_ready(self, info: EngineReady) -> None:
+        self._service.engine_ready(info)
+        gc.collect()
+        gc.freeze()  # what start-up made is never collected: no pauses for looking at it
+        logger.info(
+            "engine ready after %.1f s: %s %s, context of %d tokens, %d KV blocks of %d tokens",
+            time.monotonic() - self._started,
+            info.device,
+            info.dtype,
+            info.max_model_len,
+            info.num_blocks,
+            info.block_size,
+        )
+
+    # --- what ends it ---------------------------------------------------------------------------------
+
+    def _on_signal(self, signum: signal.Signals) -> None:
+        if self._signals:
+            if self._core is not None:
+                self._core.kill()
+            os._exit(128 + signum)
+        self._signals.append(signum)
+        logger.info("%s: draining", signal.Signals(signum).name)
+        self._stop.set()
+
+    def _on_failure(self, message: str) -> None:
+        if self._service.lifecycle.failure is None:
+            logger.error("%s", message)
+            self._service.lifecycle.fail(message)
+            self._exit_status = ENGINE_LOST
+            self._stop.set()
+
+    async def _watch_core(self) -> None:
+        assert self._core is not None
+        assert self._client is not None
+        status = await self._core.wait()
+        self._client.drain_socket()  # its own last words say more than its exit status
+        self._client.fail(f"the engine core has died: {describe_exit(status)}")
+        if status == CONFIGURATION_ERROR:
+            self._exit_status = status
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        """Everything that is owed to clients, before the core may end."""
+        if self._loaded and self._service.lifecycle.failure is None:
+            await self._drain()
+        if self._service.lifecycle.failure is not None:
+            await asyncio.sleep(LAST_WORDS_SECONDS)
+        await self._http.stop()
+
+    async def _stop_core(self) -> None:
+        assert self._core is not None
+        assert self._client is not None
+        healthy = self._loaded and self._service.lifecycle.failure is None
+        await self._core.stop(patience=CORE_EXIT_SECONDS if healthy else 0)
+        self._client.close()
+        logger.info("exit status %d", self._exit_status)
+
+    @property
+    def _loaded(self) -> bool:
+        return self._client is not None and self._client.info is not None
+
+    async def _drain(self) -> None:
+        """Lame, then refusing, until nothing runs any more or ``--drain-timeout`` is over."""
+        config, lifecycle = self._config, self._service.lifecycle
+        began = time.monotonic()
+        lifecycle.begin_drain()
+        self._http.close_after_responses()
+        # Ctrl-C comes from a person: there is no load balancer that has to hear of it first.
+        lame_duck = 0.0 if self._signals[0] is signal.SIGINT else config.lame_duck
+        await self._pause(min(lame_duck, config.drain_timeout))
+        lifecycle.end_lame_duck()
+        deadline = began + config.drain_timeout
+        while self._http.busy and lifecycle.failure is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        if self._client is not None and self._client.in_flight:
+            logger.warning("--drain-timeout is over: aborting %d requests", self._client.in_flight)
+            self._client.abort_all()
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleeps, unless the engine is lost meanwhile."""
+        self._stop.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)

@@ -1,0 +1,87 @@
+"""What the routes share: configuration, engine client, tokenizer and state of this process."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from prometheus_client import CollectorRegistry
+
+from sheaf_runtime.config import EngineConfig, ServerConfig
+from sheaf_runtime.protocol.messages import EngineReady
+from sheaf_runtime.server.client import EngineClient
+from sheaf_runtime.server.errors import ApiError
+from sheaf_runtime.server.lifecycle import Lifecycle
+from sheaf_runtime.server.metrics import Metrics
+from sheaf_runtime.server.model_folder import ModelFolder
+
+
+class Service:
+    """``folder`` and ``client`` are set while loading; requests are refused until both are there."""
+
+    def __init__(self, engine: EngineConfig, server: ServerConfig) -> None:
+        self.engine_config = engine
+        self.server_config = server
+        self.model_names = server.served_model_name or (engine.model,)
+        self.lifecycle = Lifecycle()
+        self.metrics = Metrics(self.model_names[0])
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self.metrics)
+        self.metrics.draining = lambda: self.lifecycle.draining
+        self.tokenizing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "tokenize")
+        self._client: EngineClient | None = None
+        self._folder: ModelFolder | None = None
+
+    def attach(self, client: EngineClient) -> None:
+        self._client = client
+        self.metrics.in_flight = lambda: client.in_flight
+        self.metrics.seconds_since_progress = lambda: client.seconds_since_progress
+
+    def set_folder(self, folder: ModelFolder) -> None:
+        self._folder = folder
+        self._ready_if_complete()
+
+    def engine_ready(self, info: EngineReady) -> None:
+        self.metrics.info = info
+        self._ready_if_complete()
+
+    def _ready_if_complete(self) -> None:
+        if self._folder is not None and self._client is not None and self._client.info is not None:
+            self.lifecycle.engine_ready()
+
+    def admit(self) -> None:
+        """Raises the ``ApiError`` of a server that takes no requests now."""
+        if refusal := self.lifecycle.refusal():
+            raise refusal
+
+    @property
+    def client(self) -> EngineClient:
+        assert self._client is not None
+        return self._client
+
+    @property
+    def folder(self) -> ModelFolder:
+        """Raises ``ApiError`` while the tokenizer is not loaded yet."""
+        if self._folder is None:
+            raise self.lifecycle.refusal() or ApiError(503, "the tokenizer is still loading", code="loading")
+        return self._folder
+
+    @property
+    def max_model_len(self) -> int | None:
+        """None until the engine is ready."""
+        info = self._client.info if self._client else None
+        return info.max_model_len if info else None
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer with. Raises ``ApiError`` 404 for a model that is not served here."""
+        if name is None:
+            return self.model_names[0]
+        if name not in self.model_names:
+            served = ", ".join(self.model_names)
+            raise ApiError(
+                404,
+                f"the model '{name}' does not exist; this server has: {served}",
+                param="model",
+                code="model_not_found",
+            )
+        return name

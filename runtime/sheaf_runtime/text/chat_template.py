@@ -1,0 +1,129 @@
+"""Chat templates: sandboxed Jinja with the helpers that Hugging Face templates may use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from sheaf_runtime.text.tokenizer import read_json
+
+Message = Mapping[str, Any]
+RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+class ChatTemplateError(ValueError):
+    """The template cannot be compiled, or refuses these messages."""
+
+
+class ChatTemplate:
+    """A compiled template, rendered with the tokenizer's special tokens."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, Any] | None = None) -> None:
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise ChatTemplateError(f"the chat template is not valid Jinja: {error}") from error
+        self._special_tokens = dict(special_tokens or {})
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, special_tokens: Mapping[str, Any]) -> ChatTemplate | None:
+        """The model's own template (``chat_template.jinja``, else in ``tokenizer_config.json``), or None."""
+        path = Path(folder) / "chat_template.jinja"
+        if path.is_file():
+            return cls(path.read_text("utf-8"), special_tokens)
+        source = read_json(Path(folder) / "tokenizer_config.json").get("chat_template")
+        if isinstance(source, list):  # several, by name
+            source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        return cls(source, special_tokens) if isinstance(source, str) else None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
+        """The prompt as text, special tokens included: encode it without adding them again.
+
+        ``continue_final_message`` leaves the last message open, so that the model goes on writing it.
+        Raises ``ChatTemplateError``.
+        """
+        if reserved := RESERVED & variables.keys():
+            raise ChatTemplateError(f"{sorted(reserved)[0]!r} cannot be set as a template variable")
+        if continue_final_message:
+            if add_generation_prompt:
+                raise ChatTemplateError("set one of continue_final_message and add_generation_prompt")
+            return self._render_open(messages, variables)
+        return self._render(messages, add_generation_prompt, variables)
+
+    def _render(self, messages: Sequence[Message], generation: bool, variables: Mapping[str, Any]) -> str:
+        names = {**self._special_tokens, "tools": None, "documents": None, **variables}
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=generation, **names)
+        except Exception as error:  # a template is a program: any error in it is about these messages
+            raise ChatTemplateError(f"the chat template cannot render these messages: {error}") from error
+
+    def _render_open(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        """Marks the end of the last message's text and cuts the rendered prompt there."""
+        content = messages[-1].get("content") if messages else None
+        if not isinstance(content, str):
+            raise ChatTemplateError("continue_final_message needs a last message with text to continue")
+        mark = "\u2063sheaf:open\u2063"
+        # The blank after the mark tells whether the template trims the text of a message.
+        last = {**messages[-1], "content": f"{content}{mark} "}
+        rendered = self._render([*messages[:-1], last], False, variables)
+        head, found, tail = rendered.rpartition(mark)
+        if not found:
+            raise ChatTemplateError("this chat template does not render the last message, so it cannot go on")
+        return head if tail.startswith(" ") else head.rstrip()
+
+
+class _Generation(jinja2.ext.Extension):
+    """``{% generation %}`` marks the assistant's own words for training; here it is only a block."""
+
+    tags = {"generation"}  # noqa: RUF012 (the base class's own declaration)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node | list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML, which prompts must not."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format_: str) -> str:
+    return datetime.now().strftime(format_)

@@ -1,0 +1,126 @@
+"""A model folder's tokenizer, from ``tokenizer.json`` alone: no transformers, and loaded in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as RustTokenizer
+
+NAMED_SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class TokenizerError(ValueError):
+    """The model folder has no tokenizer that can be read; the message says what is missing."""
+
+
+class Tokenizer:
+    """Encodes and decodes; thread-safe, because the Rust tokenizer is never changed after construction.
+
+    Attributes:
+        special_tokens: the named special tokens (``bos_token``, ...) as text, for the chat template.
+        special_ids: ids that ``skip_special_tokens`` drops.
+        byte_ids: ids of byte-fallback tokens (``<0xE2>``), whose run is decoded as a whole; empty for
+            byte-level vocabularies, where every token is plain bytes.
+    """
+
+    def __init__(self, rust: RustTokenizer, special_tokens: dict[str, Any] | None = None) -> None:
+        rust.no_truncation()
+        rust.no_padding()
+        self._rust = rust
+        self.special_tokens: dict[str, Any] = special_tokens or {}
+        self.special_ids = frozenset(
+            id_ for id_, token in rust.get_added_tokens_decoder().items() if token.special
+        )
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Raises ``TokenizerError`` when ``tokenizer.json`` is missing or unreadable."""
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerError(
+                f"{path} does not exist; a model folder needs a fast tokenizer: convert it with "
+                "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
+        try:
+            rust = RustTokenizer.from_file(str(path))
+        except Exception as error:  # the Rust library raises plain Exception
+            raise TokenizerError(f"{path} cannot be read: {error}") from error
+        return cls(rust, _named_special_tokens(Path(folder)))
+
+    @property
+    def vocab_size(self) -> int:
+        """Including added tokens; the model's own vocabulary may be padded beyond it."""
+        return self._rust.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        decoder = json.loads(self._rust.to_str()).get("decoder") if self._rust.decoder else None
+        if not _has_byte_fallback(decoder):
+            return frozenset()
+        return frozenset(id_ for token, id_ in self._rust.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token: a text longer than this times N has more than N tokens."""
+        return max(map(len, self._rust.get_vocab(with_added_tokens=True)), default=1)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Releases the GIL while it works."""
+        ids: list[int] = self._rust.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Ids outside the vocabulary decode to nothing."""
+        return self._rust.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def token(self, id_: int) -> str | None:
+        """The vocabulary's own spelling of one id."""
+        return self._rust.id_to_token(id_)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or ``{}`` where there is no such file. Raises ``TokenizerError`` on broken JSON."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise TokenizerError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} must hold a JSON object")
+    return value
+
+
+def _named_special_tokens(folder: Path) -> dict[str, Any]:
+    """The tokens that ``tokenizer_config.json`` names (older folders: ``special_tokens_map.json``)."""
+    merged = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
+    named: dict[str, Any] = {}
+    for name in NAMED_SPECIAL_TOKENS:
+        token = merged.get(name)
+        if isinstance(token, dict):  # an AddedToken, written out
+            token = token.get("content")
+        if isinstance(token, str):
+            named[name] = token
+    return named
+
+
+def _has_byte_fallback(decoder: Any) -> bool:
+    if not isinstance(decoder, dict):
+        return False
+    if decoder.get("type") == "ByteFallback":
+        return True
+    return any(_has_byte_fallback(part) for part in decoder.get("decoders", ()))

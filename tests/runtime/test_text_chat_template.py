@@ -1,0 +1,109 @@
+"""Our rendering of chat templates against that of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from model_folders import CHAT_TEMPLATE, byte_fallback, byte_level, write_folder
+from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+MESSAGES = [
+    {"role": "system", "content": "Be <brief> & 'kind'."},
+    {"role": "user", "content": "Say é世 \n twice  "},
+    {"role": "assistant", "content": "  yes, and "},
+]
+RICH = """{%- if not messages -%}{{ raise_exception('no messages') }}{%- endif -%}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}{% continue %}{% endif %}
+    {{- bos_token if loop.first else '' }}[{{ message.role }}] {{ message | tojson }}
+    {%- if message.role == 'assistant' %}{% generation %}{{ message.content }}{{ eos_token }}{% endgeneration %}{% endif %}
+{%- endfor %}
+{{- {'b': 1, 'a': ['é', '<']} | tojson(indent=2) }} {{ strftime_now('%Y') }} {{ tools is none }} {{ missing }}
+{%- if mood is defined %} mood={{ mood }}{% endif %}
+{%- if add_generation_prompt %}
+[assistant]{% endif %}
+"""
+
+
+def theirs(template: str, messages: list[dict[str, str]], **options: Any) -> str:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), bos_token="<|bos|>", eos_token="<|end|>", chat_template=template
+    )
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    return text
+
+
+def ours(template: str) -> ChatTemplate:
+    return ChatTemplate(template, {"bos_token": "<|bos|>", "eos_token": "<|end|>"})
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, RICH])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"add_generation_prompt": True},
+        {"add_generation_prompt": False},
+        {"add_generation_prompt": False, "continue_final_message": True},
+        {"add_generation_prompt": True, "mood": "good"},
+    ],
+)
+def test_same_as_transformers(template: str, options: dict[str, Any]) -> None:
+    if template is RICH and options.get("continue_final_message"):
+        pytest.skip("this template writes the last message twice, as JSON too: nobody can continue it")
+    assert ours(template).render(MESSAGES, **options) == theirs(template, MESSAGES, **options)
+
+
+def test_continued_text_is_kept_where_the_template_does_not_trim() -> None:
+    template = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
+    options = {"add_generation_prompt": False, "continue_final_message": True}
+    assert ours(template).render(MESSAGES, **options).endswith("[  yes, and ")
+    assert ours(template).render(MESSAGES, **options) == theirs(template, MESSAGES, **options)
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "reason"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", {}, "roles must alternate"),
+        ("{{ messages[0].content.__class__.__mro__ }}", {}, "unsafe"),
+        ("{{ 1 / 0 }}", {}, "division"),
+        (CHAT_TEMPLATE, {"tools": []}, "cannot be set"),
+        (CHAT_TEMPLATE, {"continue_final_message": True}, "set one of"),
+        ("fixed", {"add_generation_prompt": False, "continue_final_message": True}, "does not render"),
+    ],
+)
+def test_refusals_say_why(template: str, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ChatTemplateError, match=reason):
+        ours(template).render(MESSAGES, **options)
+
+
+def test_broken_template() -> None:
+    with pytest.raises(ChatTemplateError, match="not valid Jinja"):
+        ChatTemplate("{% if %}")
+
+
+def test_where_a_folder_keeps_its_template(tmp_path: Path) -> None:
+    several = [{"name": "rag", "template": "no"}, {"name": "default", "template": "from the list"}]
+    folder = write_folder(tmp_path, byte_level(), chat_template=several)
+    template = ChatTemplate.from_folder(folder, {})
+    assert template is not None
+    assert template.render(MESSAGES) == "from the list"
+    (folder / "chat_template.jinja").write_text("from the file")
+    template = ChatTemplate.from_folder(folder, {})
+    assert template is not None
+    assert template.render(MESSAGES) == "from the file"
+    bare = write_folder(tmp_path / "bare", byte_level(), chat_template=None)
+    assert ChatTemplate.from_folder(bare, {}) is None
+
+
+@pytest.mark.parametrize("build", [byte_level, byte_fallback])
+def test_token_ids_are_those_of_transformers(build: Any, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, build())
+    mine = Tokenizer.from_folder(folder)
+    other = PreTrainedTokenizerFast.from_pretrained(folder)
+    for text in ("hello the 世界 😀", "", "  a", "<|turn|>user<|end|>"):
+        assert mine.encode(text) == other.encode(text)
+        assert mine.encode(text, add_special_tokens=False) == other.encode(text, add_special_tokens=False)
+    assert mine.special_tokens == {"bos_token": "<|bos|>", "eos_token": "<|end|>"}

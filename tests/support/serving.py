@@ -1,0 +1,108 @@
+"""A real ``sheaf serve`` process for tests, with the real engine core or the fake one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+FAKE_CORE = Path(__file__).parent / "fake_core.py"
+START = "import sys; from sheaf_runtime.server.launch import main; sys.exit(main(sys.argv[2:], [sys.executable, sys.argv[1]]))"
+LIMIT = 30.0  # seconds; anything here takes far less
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_for(condition: Callable[[], Any], what: str, limit: float = LIMIT) -> Any:
+    """Polls until ``condition()`` is true and returns its value."""
+    deadline = time.monotonic() + limit
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"gave up waiting for {what}"
+        time.sleep(0.01)
+    return value
+
+
+class Served:
+    """One server process. ``url`` has no trailing slash; ``output()`` is what it printed so far."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = log
+
+    def get(self, path: str) -> httpx.Response | None:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(self.url + path, timeout=LIMIT)
+        return None
+
+    def status(self, path: str) -> int | None:
+        response = self.get(path)
+        return response.status_code if response else None
+
+    def wait_ready(self) -> None:
+        def ready() -> bool:
+            assert self.process.poll() is None, f"exited with {self.process.returncode}: {self.output()}"
+            return self.status("/ready") == 200
+
+        wait_for(ready, "/ready")
+
+    def terminate(self, signum: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(signum)
+
+    def wait_exit(self, limit: float = LIMIT) -> int:
+        return self.process.wait(limit)
+
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def metric(self, name: str) -> float:
+        """The value of the one series of a metric."""
+        response = self.get("/metrics")
+        assert response is not None
+        lines = [line for line in response.text.splitlines() if line.split("{")[0].split(" ")[0] == name]
+        assert len(lines) == 1, lines
+        return float(lines[0].rsplit(" ", 1)[1])
+
+    def core_pid(self) -> int:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        assert len(children) == 1, children
+        return int(children[0])
+
+
+@contextlib.contextmanager
+def serving(
+    model: Path, tmp_path: Path, *flags: str, fake: dict[str, Any] | None = None, real: bool = False
+) -> Iterator[Served]:
+    """Starts ``sheaf serve model flags``; not yet ready. Whatever is left of it is killed at the end."""
+    port = free_port()
+    log = tmp_path / f"server-{port}.log"
+    command = ["-m", "sheaf_runtime", "serve"] if real else ["-c", START, str(FAKE_CORE)]
+    env = os.environ | {"FAKE_CORE": json.dumps(fake or {}), "OMP_NUM_THREADS": "1"}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, *command, str(model), "--host", "127.0.0.1", "--port", str(port), *flags],
+            stdout=out,
+            stderr=out,
+            env=env,
+        )
+    try:
+        yield Served(process, port, log)
+    finally:
+        process.kill()
+        process.wait()

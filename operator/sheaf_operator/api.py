@@ -58,9 +58,7 @@ Quantity = Annotated[
     ),
 ]
 DNSLabel = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-ObjectName = Annotated[
-    str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")
-]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")]
 ModelName = Annotated[
     str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/:-]*[A-Za-z0-9])?$")
 ]
@@ -137,7 +135,8 @@ class Engine(ApiModel):
     """Each field maps to one flag of the runtime."""
 
     max_model_len: Annotated[
-        int | None, Field(ge=1, le=16_777_216, description="Longest sequence in tokens; default: the model's.")
+        int | None,
+        Field(ge=1, le=16_777_216, description="Longest sequence in tokens; default: the model's."),
     ] = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Annotated[
@@ -145,7 +144,10 @@ class Engine(ApiModel):
         Field(
             max_length=32,
             json_schema_extra=rules(
-                rule("self == 'none'", "quantization is not supported in this version: leave it out or use none")
+                rule(
+                    "self == 'none'",
+                    "quantization is not supported in this version: leave it out or use none",
+                )
             ),
         ),
     ] = "none"
@@ -154,7 +156,10 @@ class Engine(ApiModel):
         Field(
             max_length=32,
             json_schema_extra=rules(
-                rule("self == 'auto'", "kvCacheDtype is not supported in this version: leave it out or use auto")
+                rule(
+                    "self == 'auto'",
+                    "kvCacheDtype is not supported in this version: leave it out or use auto",
+                )
             ),
         ),
     ] = "auto"
@@ -213,7 +218,9 @@ class Parallelism(ApiModel):
             ge=1,
             le=16,
             json_schema_extra=rules(
-                rule("self == 1", "tensor parallelism is not supported in this version: leave it out or use 1")
+                rule(
+                    "self == 1", "tensor parallelism is not supported in this version: leave it out or use 1"
+                )
             ),
         ),
     ] = 1
@@ -286,7 +293,9 @@ class Autoscaling(ApiModel):
     )
     mode: Annotated[
         Literal["Builtin", "Advisory", "Disabled"],
-        Field(description="Builtin scales; Advisory decides and reports but does not write; Disabled does neither."),
+        Field(
+            description="Builtin scales; Advisory decides and reports but does not write; Disabled does neither."
+        ),
     ] = "Builtin"
     min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
     max_replicas: Annotated[int, Field(ge=1, le=1000)] = 1

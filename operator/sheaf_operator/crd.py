@@ -39,9 +39,7 @@ def _convert(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
     for key, value in node.items():
         if key == "properties":
             out[key] = {name: _convert(sub, defs) for name, sub in value.items()}
-        elif key == "items":
-            out[key] = _convert(value, defs)
-        elif key == "additionalProperties" and isinstance(value, dict):
+        elif key == "items" or (key == "additionalProperties" and isinstance(value, dict)):
             out[key] = _convert(value, defs)
         elif key == "const":
             out["enum"] = [value]

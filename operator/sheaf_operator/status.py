@@ -34,7 +34,7 @@ class Capacity(ApiModel):
 
 
 class MetricStatus(ApiModel):
-    """`value` is the total over all replicas in the metric's unit, `replicas` what it alone asks for."""
+    """`value` is the mean over the replicas, rounded up; `replicas` what this metric alone asks for at least."""
 
     type: ShortText
     target: int

@@ -1,0 +1,3 @@
+from sheaf_operator.main import main
+
+main()

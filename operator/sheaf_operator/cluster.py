@@ -1,0 +1,278 @@
+"""The one file that talks to the API server. Everything above it sees plain JSON and the errors named here."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from sheaf_operator import names
+from sheaf_operator.api import API_VERSION, KIND, PLURAL
+from sheaf_operator.observed import Json, Observed, owned_by
+from sheaf_operator.plan import Apply, Delete, Scale
+
+REQUEST_TIMEOUT = 20.0
+TOKEN_MAX_AGE = 60.0
+APPLY = "application/apply-patch+yaml"
+MERGE = "application/merge-patch+json"
+
+_LLMD = f"/apis/{API_VERSION}/namespaces/{{ns}}/{PLURAL}"
+_ISVC = "/apis/serving.kserve.io/v1beta1/namespaces/{ns}/inferenceservices"
+_RUNTIME = "/apis/serving.kserve.io/v1alpha1/namespaces/{ns}/servingruntimes"
+_DEPLOYMENT = "/apis/apps/v1/namespaces/{ns}/deployments"
+_PODS = "/api/v1/namespaces/{ns}/pods"
+_EVENTS = "/api/v1/namespaces/{ns}/events"
+_LEASES = "/apis/coordination.k8s.io/v1/namespaces/{ns}/leases"
+_APPLY_PATHS = {"InferenceService": _ISVC, "ServingRuntime": _RUNTIME}
+
+
+class ApiError(Exception):
+    """The API server answered with an error. `code` is the HTTP status, `reason` the API's word for it."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.reason, self.message = code, reason, message
+
+    @property
+    def permanent(self) -> bool:
+        """The same request would be refused again: an invalid object, a webhook's refusal, no permission."""
+        return self.code in (400, 403, 422)
+
+
+class KindMissing(ApiError):
+    """The API server does not know the kind: its CustomResourceDefinition is not installed."""
+
+
+class Unreachable(Exception):
+    """The API server gave no answer."""
+
+
+async def load_configuration() -> client.Configuration:
+    """In-cluster service account, else the kubeconfig."""
+    loaded = client.Configuration()
+    try:
+        config.load_incluster_config(client_configuration=loaded)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=loaded)
+    return loaded
+
+
+class Cluster:
+    """Requests to the API server. Writes of children are counted in `writes` for metrics and tests."""
+
+    def __init__(self, configuration: client.Configuration) -> None:
+        self._client = client.ApiClient(configuration)
+        self.writes = 0
+
+    @classmethod
+    async def connect(cls) -> Cluster:
+        return cls(await load_configuration())
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    # Reading
+
+    async def observe(self, namespace: str, name: str) -> Observed | None:
+        """Everything about one LLMDeployment, read now; None once it is gone.
+
+        Read rather than cached: a watch that was interrupted can miss deletions, a list cannot.
+        """
+        owner = await self._get(_LLMD, namespace, name)
+        if owner is None:
+            return None
+        selected = names.selector(name)
+        try:
+            service, runtimes = await asyncio.gather(
+                self._get(_ISVC, namespace, name), self._list(_RUNTIME, namespace, selected)
+            )
+        except KindMissing:
+            return Observed(owner, kserve=False)
+        deployment, pods = await asyncio.gather(
+            self._get(_DEPLOYMENT, namespace, names.predictor_deployment(name)),
+            self._list(_PODS, namespace, selected),
+        )
+        ours = service and deployment and owned_by(deployment, service["metadata"]["uid"])
+        return Observed(
+            owner=owner,
+            inference_service=service,
+            runtimes=tuple(r for r in runtimes if owned_by(r, owner["metadata"]["uid"])),
+            deployment=deployment if ours else None,
+            pods=tuple(pods),
+        )
+
+    async def pods(self, namespace: str, name: str) -> list[Json]:
+        return await self._list(_PODS, namespace, names.selector(name))
+
+    # Writing
+
+    async def apply(self, action: Apply) -> Json:
+        """Server-side apply. A new object must not clash with somebody else's (409); ours is taken back."""
+        metadata = action.obj["metadata"]
+        self.writes += 1
+        return await self._request(
+            "PATCH",
+            _path(_APPLY_PATHS[action.obj["kind"]], metadata["namespace"], metadata["name"]),
+            query={"fieldManager": names.FIELD_MANAGER, "force": "false" if action.create else "true"},
+            body=action.obj,
+            content_type=APPLY,
+        )
+
+    async def apply_status(self, observed: Observed, status: Json) -> None:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {"name": observed.name, "uid": observed.uid},
+            "status": status,
+        }
+        await self._request(
+            "PATCH",
+            _path(_LLMD, observed.namespace, observed.name) + "/status",
+            query={"fieldManager": names.FIELD_MANAGER, "force": "true"},
+            body=body,
+            content_type=APPLY,
+        )
+
+    async def delete_runtime(self, namespace: str, action: Delete) -> None:
+        self.writes += 1
+        body = {"preconditions": {"uid": action.uid}}
+        try:
+            await self._request("DELETE", _path(_RUNTIME, namespace, action.name), body=body)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+
+    async def scale(self, namespace: str, name: str, action: Scale) -> None:
+        """PUT /scale of the predictor Deployment. 409 when it changed since it was read."""
+        self.writes += 1
+        deployment = names.predictor_deployment(name)
+        body = {
+            "apiVersion": "autoscaling/v1",
+            "kind": "Scale",
+            "metadata": {
+                "name": deployment,
+                "namespace": namespace,
+                "resourceVersion": action.resource_version,
+            },
+            "spec": {"replicas": action.replicas},
+        }
+        await self._request(
+            "PUT",
+            _path(_DEPLOYMENT, namespace, deployment) + "/scale",
+            query={"fieldManager": names.FIELD_MANAGER},
+            body=body,
+        )
+
+    async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
+        self.writes += 1
+        body = {"metadata": {"annotations": {names.DELETION_COST: cost}}}
+        query = {"fieldManager": names.FIELD_MANAGER}
+        await self._request("PATCH", _path(_PODS, namespace, pod), query=query, body=body, content_type=MERGE)
+
+    async def create_event(self, namespace: str, event: Json) -> None:
+        await self._request("POST", _EVENTS.format(ns=quote(namespace)), body=event)
+
+    # The Lease
+
+    async def get_lease(self, namespace: str, name: str) -> Json | None:
+        return await self._get(_LEASES, namespace, name)
+
+    async def write_lease(self, namespace: str, name: str, lease: Json, create: bool) -> Json:
+        base = _LEASES.format(ns=quote(namespace))
+        if create:
+            return await self._request("POST", base, body=lease, timeout=5.0)
+        return await self._request("PUT", f"{base}/{quote(name)}", body=lease, timeout=5.0)
+
+    # Plumbing
+
+    async def _get(self, template: str, namespace: str, name: str) -> Json | None:
+        try:
+            return await self._request("GET", _path(template, namespace, name))
+        except KindMissing:
+            raise
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    async def _list(self, template: str, namespace: str, selector: str) -> list[Json]:
+        answer = await self._request("GET", template.format(ns=quote(namespace)), {"labelSelector": selector})
+        items: list[Json] = answer["items"]
+        return items
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Json | None = None,
+        content_type: str = "application/json",
+        timeout: float = REQUEST_TIMEOUT,
+    ) -> Json:
+        _, url, headers, _, _ = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json", "Content-Type": content_type},
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = await self._client.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=timeout
+            )
+            data = await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Unreachable(f"API server: {type(error).__name__}: {error}") from error
+        if response.status >= 400:
+            raise _error(response.status, data)
+        decoded: Json = json.loads(data) if data else {}
+        return decoded
+
+
+def _path(template: str, namespace: str, name: str) -> str:
+    return f"{template.format(ns=quote(namespace))}/{quote(name)}"
+
+
+def _error(code: int, data: bytes) -> ApiError:
+    try:
+        status: Any = json.loads(data)
+    except ValueError:
+        status = {}
+    if not isinstance(status, dict):
+        status = {}
+    if code == 404 and not status.get("details", {}).get("name"):
+        return KindMissing(404, "KindMissing", "the API server does not know this kind")
+    text = status.get("message") or data.decode(errors="replace")[:500]
+    return ApiError(code, str(status.get("reason") or code), text)
+
+
+def event(observed: Observed, kind: str, reason: str, message: str) -> Json:
+    """A Kubernetes Event about the LLMDeployment; `kind` is Normal or Warning."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{observed.name}.", "namespace": observed.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": observed.name,
+            "namespace": observed.namespace,
+            "uid": observed.uid,
+            "resourceVersion": observed.owner["metadata"]["resourceVersion"],
+        },
+        "type": kind,
+        "reason": reason,
+        "message": message[:1000],
+        "count": 1,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "source": {"component": names.FIELD_MANAGER},
+        "reportingComponent": names.FIELD_MANAGER,
+        "reportingInstance": names.FIELD_MANAGER,
+    }

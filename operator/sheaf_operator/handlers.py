@@ -1,0 +1,81 @@
+"""kopf's part: watch, index, and hand keys to the work queue.
+
+Only `kopf.on.event` and `@kopf.index` are used: they store nothing on the objects they see. Other kopf handlers
+would add a finalizer and annotations to the user's resource, and deleting it would need a running operator.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kopf
+
+from sheaf_operator import names
+from sheaf_operator.api import GROUP, PLURAL, VERSION
+from sheaf_operator.app import App
+from sheaf_operator.cluster import Cluster
+from sheaf_operator.settings import Settings
+
+# Kinds that carry our label: only those objects are asked of the API server.
+CHILDREN = (
+    ("serving.kserve.io", "v1beta1", "inferenceservices"),
+    ("serving.kserve.io", "v1alpha1", "servingruntimes"),
+    ("apps", "v1", "deployments"),
+    ("", "v1", "pods"),
+)
+OURS = {names.LABEL_DEPLOYMENT: kopf.PRESENT}
+
+
+def configure(settings: kopf.OperatorSettings) -> None:
+    settings.posting.enabled = False  # Events are written by recorder.py
+    settings.peering.standalone = True  # the Lease decides who writes
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 5
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.connect_timeout = 5
+    for group, version, plural in CHILDREN:
+        settings.watching.label_selectors[group, version, plural] = names.LABEL_DEPLOYMENT
+
+
+@kopf.on.login()  # type: ignore[arg-type]
+def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+
+@kopf.on.startup()
+async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, deployments: Any, **_: Any) -> None:
+    configure(settings)
+    own = memo.get("settings") or Settings.from_env()
+    cluster = await Cluster.connect()
+    memo.app = App(own, cluster, keys=lambda: list(deployments), on_failure=memo.get("on_failure", _exit))
+    memo.app.start()
+
+
+def _exit() -> None:
+    raise SystemExit(1)
+
+
+@kopf.on.cleanup()
+async def stop(memo: kopf.Memo, **_: Any) -> None:
+    if "app" in memo:
+        await memo.app.stop()
+
+
+@kopf.index(GROUP, VERSION, PLURAL)  # type: ignore[arg-type]
+async def deployments(namespace: str, name: str, **_: Any) -> dict[tuple[str, str], None]:
+    """Every known LLMDeployment, for the resync."""
+    return {(namespace, name): None}
+
+
+@kopf.on.event(GROUP, VERSION, PLURAL)  # type: ignore[arg-type]
+async def on_deployment(memo: kopf.Memo, namespace: str, name: str, **_: Any) -> None:
+    memo.app.touch((namespace, name))
+
+
+async def on_child(memo: kopf.Memo, namespace: str, labels: kopf.Labels, **_: Any) -> None:
+    memo.app.touch((namespace, labels[names.LABEL_DEPLOYMENT]))
+
+
+for _group, _version, _plural in CHILDREN:
+    kopf.on.event(_group, _version, _plural, id=f"on-{_plural}", labels=OURS)(on_child)  # type: ignore[arg-type]

@@ -1,0 +1,61 @@
+"""The process: `python -m sheaf_operator`, or `kopf run -A -m sheaf_operator.main`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+
+import kopf
+
+from sheaf_operator import handlers  # noqa: F401  registers itself with kopf
+from sheaf_operator.settings import Settings
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line, for log collectors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # kopf reports each watch event at debug and each reconnection at info.
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+
+
+async def run(settings: Settings) -> bool:
+    """Until SIGTERM or SIGINT. Whether the operator ended in good order."""
+    failed = asyncio.Event()
+    stop = asyncio.Event()
+
+    def on_failure() -> None:
+        failed.set()
+        stop.set()
+
+    memo = kopf.Memo(settings=settings, on_failure=on_failure)
+    await kopf.operator(clusterwide=True, standalone=True, memo=memo, stop_flag=stop)
+    return not failed.is_set()
+
+
+def main() -> None:
+    try:
+        settings = Settings.from_env()
+        configure_logging(settings.log_level)
+    except ValueError as error:
+        sys.exit(f"sheaf-operator: {error}")
+    sys.exit(0 if asyncio.run(run(settings)) else 1)

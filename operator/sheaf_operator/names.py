@@ -1,0 +1,49 @@
+"""Names, labels and annotations of everything the operator makes or reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+FIELD_MANAGER = "sheaf-operator"
+
+LABEL_DEPLOYMENT = "sheaf.dev/deployment"  # on every child and its pods: the LLMDeployment's name
+LABEL_REVISION = "sheaf.dev/revision"  # on pods and runtimes: the revision's hash
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+ANNOTATION_REVISION = "sheaf.dev/revision"  # on the ServingRuntime: the whole frozen revision
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+
+KSERVE_STOP = "serving.kserve.io/stop"
+CONTAINER = "kserve-container"  # KServe finds the model server by this name
+PORT = 8000
+MODEL_DIR = "/mnt/models"  # where KServe puts the model
+
+
+def owner_labels(name: str) -> dict[str, str]:
+    return {LABEL_DEPLOYMENT: name, LABEL_MANAGED_BY: FIELD_MANAGER}
+
+
+def selector(name: str) -> str:
+    """Label selector of the deployment's pods."""
+    return f"{LABEL_DEPLOYMENT}={name}"
+
+
+def runtime_name(name: str, revision: str) -> str:
+    return f"{name}-{revision}"
+
+
+def predictor_deployment(name: str) -> str:
+    """KServe's name for the Deployment of an InferenceService."""
+    return f"{name}-predictor"
+
+
+def revision_hash(pod_spec: dict[str, Any]) -> str:
+    """Eight hex digits over the parts of a spec that reach the pods."""
+    text = json.dumps(pod_spec, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def url(name: str, namespace: str) -> str:
+    """KServe's Service, inside the cluster; its InferenceService URL may not resolve anywhere."""
+    return f"http://{predictor_deployment(name)}.{namespace}.svc.cluster.local"

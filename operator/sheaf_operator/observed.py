@@ -1,0 +1,99 @@
+"""What the cluster holds for one LLMDeployment, and questions about it. Pure functions over plain JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sheaf_operator import names
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """`owner` is the LLMDeployment; `kserve` is False while the API server knows no InferenceService kind."""
+
+    owner: Json
+    kserve: bool = True
+    inference_service: Json | None = None
+    runtimes: tuple[Json, ...] = ()
+    deployment: Json | None = None
+    pods: tuple[Json, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        return str(self.owner["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.owner["metadata"]["namespace"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.owner["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.owner["metadata"]["generation"])
+
+    @property
+    def status(self) -> Json:
+        return self.owner.get("status") or {}
+
+    @property
+    def live_pods(self) -> list[Json]:
+        return [pod for pod in self.pods if not is_terminating(pod)]
+
+    @property
+    def ready_pods(self) -> list[Json]:
+        return [pod for pod in self.live_pods if is_ready(pod)]
+
+    @property
+    def replicas(self) -> int | None:
+        """The predictor Deployment's wanted count; None while there is no Deployment."""
+        return None if self.deployment is None else int(self.deployment["spec"].get("replicas", 1))
+
+    @property
+    def rolling(self) -> bool:
+        """Whether pods of more than one ReplicaSet are live, or the Deployment has yet to react to a change."""
+        hashes = {p["metadata"].get("labels", {}).get("pod-template-hash") for p in self.live_pods}
+        if self.deployment is None:
+            return False
+        seen = self.deployment.get("status", {}).get("observedGeneration", 0)
+        return len(hashes) > 1 or seen < self.deployment["metadata"].get("generation", 0)
+
+
+def owned_by(obj: Json, uid: str) -> bool:
+    return any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences", []))
+
+
+def pod_name(pod: Json) -> str:
+    return str(pod["metadata"]["name"])
+
+
+def is_terminating(pod: Json) -> bool:
+    return "deletionTimestamp" in pod["metadata"] or pod.get("status", {}).get("phase") in (
+        "Failed",
+        "Succeeded",
+    )
+
+
+def condition(obj: Json, kind: str) -> Json | None:
+    conditions: list[Json] = obj.get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c.get("type") == kind), None)
+
+
+def is_ready(pod: Json) -> bool:
+    return (condition(pod, "Ready") or {}).get("status") == "True"
+
+
+def revision_of(pod: Json) -> str | None:
+    label: str | None = pod["metadata"].get("labels", {}).get(names.LABEL_REVISION)
+    return label
+
+
+def main_container(pod: Json) -> Json:
+    """The status of the model server's container; empty before the kubelet reports it."""
+    statuses: list[Json] = pod.get("status", {}).get("containerStatuses", [])
+    return next((s for s in statuses if s.get("name") == names.CONTAINER), {})

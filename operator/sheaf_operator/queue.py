@@ -1,0 +1,157 @@
+"""A keyed work queue: one key is never processed twice at the same time, and bursts become one run.
+
+The rules (client-go's): a key that is added while it waits is there once; added while it is being processed, it
+runs again afterwards; a failed key comes back after an exponentially growing, jittered delay, which a success
+resets. `KeyedQueue` is plain data with the time passed in; `run` is the thin asynchronous edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+log = logging.getLogger(__name__)
+
+
+class KeyedQueue(Generic[Key]):
+    """Times are seconds of any monotonic clock. `jitter` returns a factor, 0.5 to 1.0 in production."""
+
+    def __init__(
+        self,
+        base: float = 0.5,
+        cap: float = 30.0,
+        jitter: Callable[[], float] = lambda: random.uniform(0.5, 1.0),
+    ) -> None:
+        self._base, self._cap, self._jitter = base, cap, jitter
+        self._ready: deque[Key] = deque()
+        self._waiting: set[Key] = set()  # keys in _ready
+        self._running: set[Key] = set()
+        self._again: set[Key] = set()  # added while running
+        self._due: dict[Key, float] = {}  # the one valid entry of a key in _later
+        self._later: list[tuple[float, int, Key]] = []
+        self._failures: dict[Key, int] = {}
+        self._sequence = 0
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def failures(self, key: Key) -> int:
+        return self._failures.get(key, 0)
+
+    def add(self, key: Key) -> None:
+        """Process `key` as soon as possible."""
+        self._due.pop(key, None)
+        if key in self._running:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting.add(key)
+            self._ready.append(key)
+
+    def add_after(self, key: Key, delay: float, now: float) -> None:
+        """Process `key` after `delay`, or earlier if something else asks for it earlier."""
+        due = now + delay
+        if key in self._waiting or key in self._again or self._due.get(key, due + 1) <= due:
+            return
+        self._due[key] = due
+        self._sequence += 1
+        heapq.heappush(self._later, (due, self._sequence, key))
+
+    def take(self, now: float) -> Key | None:
+        """The next key to process, which is then running; None if there is none now."""
+        self._promote(now)
+        if not self._ready:
+            return None
+        key = self._ready.popleft()
+        self._waiting.discard(key)
+        self._running.add(key)
+        return key
+
+    def _promote(self, now: float) -> None:
+        while self._later and self._later[0][0] <= now:
+            due, _, key = heapq.heappop(self._later)
+            if self._due.get(key) == due:
+                self.add(key)
+
+    def next_due(self) -> float | None:
+        """When the next delayed key becomes ready."""
+        while self._later and self._due.get(self._later[0][2]) != self._later[0][0]:
+            heapq.heappop(self._later)
+        return self._later[0][0] if self._later else None
+
+    def done(self, key: Key) -> None:
+        """Processing succeeded."""
+        self._failures.pop(key, None)
+        self._finish(key)
+
+    def fail(self, key: Key, now: float) -> float:
+        """Processing failed: the key comes back after the returned delay."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        delay = min(self._cap, self._base * 2 ** min(failures, 32)) * self._jitter()
+        self._finish(key)
+        self.add_after(key, delay, now)
+        return delay
+
+    def _finish(self, key: Key) -> None:
+        self._running.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+
+class Worker(Generic[Key]):
+    """Feeds keys to an asynchronous function, `concurrency` of them at a time."""
+
+    def __init__(
+        self, queue: KeyedQueue[Key], process: Callable[[Key], Awaitable[float | None]], concurrency: int
+    ) -> None:
+        """`process` returns after how many seconds it wants to see the key again, or None; it may raise."""
+        self._queue, self._process, self._concurrency = queue, process, concurrency
+        self._wake = asyncio.Event()
+
+    def add(self, key: Key) -> None:
+        self._queue.add(key)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled; then the keys in progress are cancelled too."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._concurrency):
+                group.create_task(self._loop())
+
+    async def _loop(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            key = self._queue.take(clock())
+            if key is None:
+                await self._sleep_until(self._queue.next_due(), clock())
+                continue
+            if len(self._queue):
+                self._wake.set()  # another worker may take the next one
+            await self._one(key, clock)
+
+    async def _sleep_until(self, due: float | None, now: float) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(None if due is None else max(0.0, due - now)):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _one(self, key: Key, clock: Callable[[], float]) -> None:
+        try:
+            again = await self._process(key)
+        except Exception as error:
+            delay = self._queue.fail(key, clock())
+            log.warning("%s: %s: %s; again in %.1f s", key, type(error).__name__, error, delay)
+        else:
+            self._queue.done(key)
+            if again is not None:
+                self._queue.add_after(key, again, clock())
+        self._wake.set()

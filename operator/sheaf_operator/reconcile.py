@@ -1,0 +1,346 @@
+"""One run of the work queue for one LLMDeployment: observe → plan → write → scale → status.
+
+The parts that decide are pure and live elsewhere; this file does their I/O in order and keeps, per key, what
+must outlive a run: the last observation, the scaler's history, the last readings.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from sheaf_operator import conditions, names, problems, scaling
+from sheaf_operator import plan as planning
+from sheaf_operator.api import LLMDeploymentSpec
+from sheaf_operator.autoscale import Decision, History, decide
+from sheaf_operator.cluster import ApiError, Cluster, KindMissing, Unreachable
+from sheaf_operator.lease import Lease
+from sheaf_operator.observed import Json, Observed, pod_name
+from sheaf_operator.plan import Apply, Delete, Plan, Scale
+from sheaf_operator.problems import Problem
+from sheaf_operator.recorder import Recorder
+from sheaf_operator.revision import Revision
+from sheaf_operator.scrape import Reading, Scraper
+from sheaf_operator.settings import Settings
+from sheaf_operator.telemetry import Telemetry
+from sheaf_operator.timeline import timeline
+
+log = logging.getLogger(__name__)
+Key = tuple[str, str]  # namespace, name
+BLOCKED_RETRY = 10.0  # while KServe or a free name is missing
+
+
+@dataclass
+class Memory:
+    """What one key keeps between runs. Times are of the reconciler's clock."""
+
+    observed: Observed | None = None
+    read_at: float = float("-inf")
+    dirty: bool = True
+    history: History = field(default_factory=History)
+    deployment_uid: str | None = None
+    decision: Decision | None = None
+    readings: dict[str, Reading | str] = field(default_factory=dict)
+    scraped_at: float = float("-inf")
+    marked: tuple[str, float] | None = None  # the pod that should go next, and since when
+
+
+class Reconciler:
+    def __init__(
+        self,
+        cluster: Cluster,
+        scraper: Scraper,
+        lease: Lease,
+        telemetry: Telemetry,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cluster, self._scraper, self._lease = cluster, scraper, lease
+        self._telemetry, self._settings, self._clock = telemetry, settings, clock
+        self._recorder = Recorder(cluster, clock)
+        self._memory: dict[Key, Memory] = {}
+
+    def touch(self, key: Key) -> None:
+        """Something about this key has changed: read it again on its next run."""
+        self._memory.setdefault(key, Memory()).dirty = True
+
+    async def process(self, key: Key) -> float | None:
+        """One run. Returns after how many seconds to run again, None for not before something changes."""
+        if not self._lease.held:
+            return self._settings.lease_duration / 3
+        with self._telemetry.reconcile_seconds.time():
+            try:
+                again = await self._run(key)
+            except Exception:
+                self._telemetry.reconciles.labels("error").inc()
+                raise
+        self._telemetry.reconciles.labels("ok").inc()
+        return again
+
+    async def _run(self, key: Key) -> float | None:
+        memory = self._memory.setdefault(key, Memory())
+        fresh = await self._observe(key, memory)
+        observed = memory.observed
+        if observed is None:
+            self._memory.pop(key, None)
+            self._telemetry.forget(*key)
+            return None
+        if "deletionTimestamp" in observed.owner["metadata"]:
+            return None
+        try:
+            spec = LLMDeploymentSpec.model_validate(observed.owner["spec"])
+        except ValidationError as error:
+            return await self._refuse(observed, error)
+        plan, failure = Plan(revision=planning.current_revision(observed)), None
+        if fresh:
+            plan = planning.plan(spec, observed, self._settings.runtime_image)
+            plan, failure = await self._execute(observed, plan, memory)
+        if plan.problem or plan.actions:
+            memory.dirty = True  # look again rather than trust that an event will come
+        soon = await self._autoscale(spec, observed, memory)
+        await self._report(spec, memory, plan, applied=not plan.actions and failure is None)
+        if failure is not None:
+            raise failure
+        return self._next(spec, memory, plan, soon)
+
+    async def _observe(self, key: Key, memory: Memory) -> bool:
+        """Read everything again if something changed or the last reading is old. Whether it was read."""
+        now = self._clock()
+        blocked = memory.observed is not None and not memory.observed.kserve
+        if not memory.dirty and not blocked and now - memory.read_at < self._settings.resync_interval:
+            return False
+        memory.dirty = False  # before reading: an event that arrives meanwhile asks for another run
+        try:
+            memory.observed = await self._cluster.observe(*key)
+        except BaseException:
+            memory.dirty = True
+            raise
+        memory.read_at = now
+        return True
+
+    def _next(self, spec: LLMDeploymentSpec, memory: Memory, plan: Plan, soon: float | None) -> float | None:
+        if plan.problem is not None:
+            return BLOCKED_RETRY
+        if soon is not None:
+            return soon
+        if memory.dirty:
+            return self._settings.autoscale_interval
+        status = memory.observed.status if memory.observed else {}
+        measured = spec.autoscaling.mode == "Disabled" and "capacity" in status
+        return None if spec.suspend or measured else self._settings.autoscale_interval
+
+    # Writing children
+
+    async def _execute(
+        self, observed: Observed, plan: Plan, memory: Memory
+    ) -> tuple[Plan, ApiError | Unreachable | None]:
+        """Carry out the plan in order. An action that fails ends it; the problem becomes part of the plan."""
+        for action in plan.actions:
+            self._lease.check()
+            try:
+                await self._act(observed, action)
+            except (ApiError, Unreachable) as error:
+                problem = _problem_of(error, action)
+                memory.dirty = True
+                retry = None if problem.reason in ("NameConflict", "KServeMissing") else error
+                return Plan(plan.actions, plan.revision, problem), retry
+        return plan, None
+
+    async def _act(self, observed: Observed, action: planning.Action) -> None:
+        match action:
+            case Apply():
+                kind = action.obj["kind"]
+                log.info(
+                    "%s/%s: applying %s %s",
+                    observed.namespace,
+                    observed.name,
+                    kind,
+                    action.obj["metadata"]["name"],
+                )
+                await self._cluster.apply(action)
+            case Delete():
+                kind = "ServingRuntime"
+                await self._cluster.delete_runtime(observed.namespace, action)
+            case Scale():
+                kind = "Scale"
+                log.info("%s/%s: replicas → %d", observed.namespace, observed.name, action.replicas)
+                await self._cluster.scale(observed.namespace, observed.name, action)
+        self._telemetry.writes.labels(kind).inc()
+
+    # Scaling
+
+    async def _autoscale(self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory) -> float | None:
+        """Scrape, decide, and write one step. Returns when to look again if that is sooner than usual."""
+        self._gauges(observed)
+        if spec.suspend:
+            memory.decision = None
+        if spec.suspend or observed.deployment is None:
+            memory.readings = {}
+            return None
+        now = self._clock()
+        waiting = memory.marked is not None and now - memory.marked[1] >= self._settings.victim_wait
+        if now - memory.scraped_at < self._settings.autoscale_interval * 0.9 and not waiting:
+            return None
+        memory.scraped_at = now
+        memory.readings = await self._scraper.read(scaling.addresses(observed))
+        self._count_failures(observed, memory)
+        if spec.autoscaling.mode == "Disabled":
+            memory.decision = None
+            return None
+        return await self._decide(spec, observed, memory, now)
+
+    async def _decide(
+        self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory, now: float
+    ) -> float | None:
+        samples = scaling.samples(observed, memory.readings)
+        decision = decide(scaling.policy(spec.autoscaling), samples, memory.history, now)
+        uid = str((observed.deployment or {})["metadata"]["uid"])
+        if memory.deployment_uid not in (None, uid):
+            decision = scaling.reassert(decision, memory.decision, spec.autoscaling)
+        memory.deployment_uid = uid
+        memory.history, memory.decision = decision.history, decision
+        self._telemetry.desired.labels(observed.namespace, observed.name).set(decision.desired)
+        for signal in decision.signals:
+            self._telemetry.signal.labels(observed.namespace, observed.name, signal.type).set(signal.value)
+        if spec.autoscaling.mode != "Builtin":
+            return None
+        return await self._step(observed, memory, decision.desired, now)
+
+    async def _step(self, observed: Observed, memory: Memory, desired: int, now: float) -> float | None:
+        """Up at once; down one replica at a time, and only while one ReplicaSet is live."""
+        current = observed.replicas
+        if current is None or desired >= current:
+            memory.marked = None
+            await self._mark(observed, None)
+            if current is not None and desired > current:
+                await self._scale(observed, memory, desired)
+            return None
+        if observed.rolling or len(observed.live_pods) > current:
+            return None  # an earlier step is still on its way
+        pod, needs_mark = scaling.victim(observed, memory.readings)
+        if needs_mark and (memory.marked is None or memory.marked[0] != pod):
+            await self._mark(observed, pod)
+            memory.marked, memory.dirty = (pod, now), True
+            return self._settings.victim_wait
+        if needs_mark and memory.marked and now - memory.marked[1] < self._settings.victim_wait:
+            return self._settings.victim_wait
+        memory.marked = None
+        await self._scale(observed, memory, current - 1)
+        return None
+
+    async def _scale(self, observed: Observed, memory: Memory, replicas: int) -> None:
+        self._lease.check()
+        memory.dirty = True
+        version = (observed.deployment or {})["metadata"]["resourceVersion"]
+        try:
+            await self._act(observed, Scale(replicas, version))
+        except ApiError as error:
+            if error.code != 409:
+                raise
+            log.info(
+                "%s/%s: the Deployment changed meanwhile, looking again", observed.namespace, observed.name
+            )
+
+    async def _mark(self, observed: Observed, victim: str | None) -> None:
+        """Give `victim` the deletion cost and take it from every other pod."""
+        for pod in observed.live_pods:
+            name = pod_name(pod)
+            cost = pod["metadata"].get("annotations", {}).get(names.DELETION_COST)
+            wanted = scaling.VICTIM_COST if name == victim else None
+            if cost == wanted or (wanted is None and cost != scaling.VICTIM_COST):
+                continue
+            self._lease.check()
+            try:
+                await self._cluster.set_deletion_cost(observed.namespace, name, wanted)
+                self._telemetry.writes.labels("Pod").inc()
+            except ApiError as error:
+                if error.code != 404:
+                    raise
+
+    def _gauges(self, observed: Observed) -> None:
+        key = (observed.namespace, observed.name)
+        self._telemetry.replicas.labels(*key).set(observed.replicas or 0)
+        self._telemetry.ready.labels(*key).set(len(observed.ready_pods))
+
+    def _count_failures(self, observed: Observed, memory: Memory) -> None:
+        for pod, answer in memory.readings.items():
+            if isinstance(answer, str):
+                log.info("%s/%s: no metrics from pod %s: %s", observed.namespace, observed.name, pod, answer)
+                self._telemetry.scrape_failures.labels(observed.namespace, observed.name).inc()
+
+    # Reporting
+
+    async def _report(self, spec: LLMDeploymentSpec, memory: Memory, plan: Plan, applied: bool) -> None:
+        observed = memory.observed
+        assert observed is not None
+        before = observed.status
+        now = datetime.now(UTC)
+        capacity = scaling.capacity(memory.readings, before.get("capacity"))
+        situation = conditions.Situation(
+            spec, observed, plan.revision, plan.problem, applied, capacity, memory.decision
+        )
+        status = build_status(situation, now)
+        if memory.decision is not None:
+            status["autoscaling"] = scaling.status(memory.decision, observed, now)
+        elif spec.autoscaling.mode != "Disabled" and "autoscaling" in before:
+            status["autoscaling"] = before["autoscaling"]
+        await self._write_status(observed, status)
+
+    async def _write_status(self, observed: Observed, status: Json) -> None:
+        if status == observed.status:
+            return
+        self._lease.check()
+        await self._cluster.apply_status(observed, status)
+        self._telemetry.writes.labels("Status").inc()
+        await self._recorder.changes(observed, status)
+        observed.owner["status"] = status
+
+    async def _refuse(self, observed: Observed, error: ValidationError) -> None:
+        """A spec that the schema lets through but this operator cannot read, e.g. of a newer version."""
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problem = Problem("InvalidSpec", problems.clip(f"spec.{where}: {first['msg']}"))
+        spec = LLMDeploymentSpec.model_construct()
+        situation = conditions.Situation(spec, observed, None, problem, applied=False)
+        await self._write_status(observed, build_status(situation, datetime.now(UTC)))
+
+
+def build_status(s: conditions.Situation, now: datetime) -> Json:
+    """The whole status but for `autoscaling`."""
+    observed = s.observed
+    revision: Revision | None = s.revision
+    deployment = observed.deployment or {}
+    result: Json = {
+        "observedGeneration": observed.generation,
+        "replicas": int(deployment.get("status", {}).get("replicas", 0)),
+        "readyReplicas": s.ready,
+        "selector": names.selector(observed.name),
+        "conditions": conditions.conditions(s, scaling.stamp(now)),
+        "timeline": timeline(observed, revision.hash if revision else None),
+    }
+    if observed.inference_service is not None and s.problem is None:
+        result["url"] = names.url(observed.name, observed.namespace)
+    if revision is not None:
+        result["image"], result["revision"] = revision.image, revision.hash
+    if s.capacity is not None:
+        result["capacity"] = s.capacity
+    return result
+
+
+def _problem_of(error: ApiError | Unreachable, action: planning.Action) -> Problem:
+    if isinstance(error, KindMissing):
+        return Problem("KServeMissing", "the cluster has no InferenceService kind: install KServe", True)
+    if isinstance(error, Unreachable):
+        return Problem("ApplyFailed", str(error), transient=True)
+    if isinstance(action, Apply) and action.create and error.code == 409:
+        metadata = action.obj["metadata"]
+        words = f"{action.obj['kind']} {metadata['name']} exists and was not made by Sheaf"
+        return Problem("NameConflict", f"{words}: delete it or choose another name", True)
+    if error.permanent:
+        return Problem("Rejected", problems.clip(f"the API server refused: {error.message}"))
+    return Problem("ApplyFailed", problems.clip(error.message), transient=True)

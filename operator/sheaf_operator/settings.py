@@ -1,0 +1,45 @@
+"""Settings of the operator, from environment variables (prefix SHEAF_). Times are seconds."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class Settings:
+    namespace: str = "sheaf-system"  # where the Lease lives
+    identity: str = "sheaf-operator"
+    runtime_image: str = f"sheaf/runtime:{VERSION}"
+    autoscale_interval: float = 5.0
+    scrape_timeout: float = 2.0
+    resync_interval: float = 60.0
+    retry_base: float = 0.5
+    retry_cap: float = 30.0
+    workers: int = 4
+    lease_duration: float = 15.0
+    victim_wait: float = 2.0  # between marking the pod that should go and lowering the count
+    http_port: int = 8080
+    log_level: str = "info"
+
+    @staticmethod
+    def from_env(env: Mapping[str, str] = os.environ) -> Settings:
+        """Raises ValueError naming the variable when a value cannot be read."""
+        values: dict[str, str | float | int] = {
+            "namespace": env.get("POD_NAMESPACE", Settings.namespace),
+            "identity": env.get("POD_NAME") or socket.gethostname(),
+        }
+        for field in fields(Settings):
+            variable = "SHEAF_" + field.name.upper()
+            if variable not in env:
+                continue
+            kind = type(field.default)
+            try:
+                values[field.name] = kind(env[variable])
+            except ValueError as error:
+                raise ValueError(f"{variable}={env[variable]!r} is not a {kind.__name__}") from error
+        return Settings(**values)  # type: ignore[arg-type]

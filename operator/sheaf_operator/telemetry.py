@@ -1,0 +1,48 @@
+"""The operator's own metrics, Prometheus names."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Telemetry:
+    """Series about one LLMDeployment go away with it: see `forget`."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        which = ["namespace", "name"]
+        self.reconciles = Counter(
+            "sheaf_operator_reconciles",
+            "Runs of the work queue by result",
+            ["result"],
+            registry=self.registry,
+        )
+        self.reconcile_seconds = Histogram(
+            "sheaf_operator_reconcile_seconds", "Duration of one run", registry=self.registry
+        )
+        self.writes = Counter(
+            "sheaf_operator_writes", "Writes to the API server by kind", ["kind"], registry=self.registry
+        )
+        self.scrape_failures = Counter(
+            "sheaf_operator_scrape_failures", "Ready pods that did not answer", which, registry=self.registry
+        )
+        self.desired = Gauge(
+            "sheaf_operator_desired_replicas", "The scaler's decision", which, registry=self.registry
+        )
+        self.replicas = Gauge(
+            "sheaf_operator_replicas", "Wanted count of the Deployment", which, registry=self.registry
+        )
+        self.ready = Gauge("sheaf_operator_ready_replicas", "Pods that serve", which, registry=self.registry)
+        self.signal = Gauge(
+            "sheaf_operator_signal",
+            "Mean per replica of a scaling signal: requests waiting, or KV use from 0 to 1",
+            [*which, "type"],
+            registry=self.registry,
+        )
+        self.lease_held = Gauge(
+            "sheaf_operator_lease_held", "1 while this process may write", registry=self.registry
+        )
+
+    def forget(self, namespace: str, name: str) -> None:
+        for metric in (self.scrape_failures, self.desired, self.replicas, self.ready, self.signal):
+            metric.remove_by_labels({"namespace": namespace, "name": name})

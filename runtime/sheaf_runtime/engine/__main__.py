@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import ctypes
 import gc
+import logging
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="engine: %(message)s")
 
     line = sys.stdin.buffer.readline()
     try:

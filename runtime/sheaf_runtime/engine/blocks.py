@@ -9,8 +9,8 @@ Every page is in exactly one of three states:
 Page 0 is the null page: it stands in block tables for pages that are not needed, and is never handed out.
 
 The free list is intrusive and doubly linked, so that taking a page out of its middle (a prefix hit) and
-evicting the oldest one are both O(1). Free pages enter at the front and cached pages at the back, so nothing that
-could still be hit is evicted while a worthless page is left.
+evicting the oldest one are both O(1). Free pages enter at the front and cached pages at the back, so
+nothing that could still be hit is evicted while a worthless page is left.
 """
 
 from __future__ import annotations

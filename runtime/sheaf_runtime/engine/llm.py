@@ -68,7 +68,7 @@ class LLM:
         ``params`` is one for all or one each. ``stop`` strings end a request and are cut off its text.
         Raises ``ValueError`` if a request can never run; nothing has run then.
         """
-        listed: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)  # type: ignore[arg-type]
+        listed: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
         if listed and isinstance(listed[0], int):
             listed = [listed]  # type: ignore[list-item]
         params = SamplingParams() if params is None else params
@@ -79,7 +79,7 @@ class LLM:
             raise ValueError("a stop string is empty")
 
         active: dict[str, tuple[Completion, OutputText]] = {}
-        completions = []
+        completions: list[Completion] = []
         try:
             for prompt, sampling in zip(listed, each, strict=True):
                 ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)

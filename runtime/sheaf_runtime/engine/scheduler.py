@@ -178,9 +178,13 @@ class Scheduler:
                 break
             if request.status is not Status.RUNNING:  # preempted by one before it
                 continue
-            num_tokens = min(to_compute, budget)
-            new_block_ids = self._grow(request, num_tokens)
-            while new_block_ids is None:
+            while True:
+                num_tokens = min(to_compute, budget)
+                new_block_ids = self._grow(request, num_tokens)
+                if new_block_ids is not None:
+                    chosen[request] = (num_tokens, new_block_ids)
+                    budget -= num_tokens
+                    break
                 short_of_pages = True
                 # Pages are on their way, or this request is the one that has to wait for the others.
                 if self._late or self.running[-1] is request:
@@ -189,10 +193,6 @@ class Scheduler:
                 cancelled = chosen.pop(victim, None)
                 budget += cancelled[0] if cancelled else 0
                 self._preempt(victim)
-                new_block_ids = self._grow(request, num_tokens)
-            if new_block_ids is not None:
-                chosen[request] = (num_tokens, new_block_ids)
-                budget -= num_tokens
         return budget, short_of_pages
 
     def _grow(self, request: Request, num_tokens: int) -> BlockIds | None:

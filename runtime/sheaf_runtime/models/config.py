@@ -1,7 +1,8 @@
 """A decoder's architecture, read from a Hugging Face folder's ``config.json`` and nothing else.
 
 ``ARCHITECTURES`` says what an architecture's name implies beyond its ``config.json``; a new family of the
-same shape is a new row. Whatever would change the numbers and is not understood is refused by name, never ignored.
+same shape is a new row. Whatever would change the numbers and is not understood is refused by name, never
+ignored.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 RopeKind = Literal["default", "linear", "llama3"]
+ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "llama3")
 
 
 class UnsupportedModelError(ValueError):
@@ -91,13 +93,11 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) ->
         )
     if raw.get("head_dim") is None and hidden % heads:
         raise UnsupportedModelError(
-            f"hidden_size ({hidden}) is not a multiple of num_attention_heads ({heads}), and there is no head_dim"
+            f"hidden_size ({hidden}) is no multiple of num_attention_heads ({heads}): head_dim is needed"
         )
     head_dim = _int(raw, "head_dim", hidden // heads)
     if head_dim % 2:
-        raise UnsupportedModelError(
-            f"head_dim ({head_dim}) must be even: rotary embedding pairs its channels"
-        )
+        raise UnsupportedModelError(f"head_dim ({head_dim}) must be even: rotary embedding pairs channels")
     attention_bias = bool(raw.get("attention_bias", False))
     return ModelConfig(
         vocab_size=_int(raw, "vocab_size"),
@@ -147,10 +147,11 @@ def _rope(raw: Mapping[str, Any]) -> RopeConfig:
     given: dict[str, Any] = {"rope_theta": raw.get("rope_theta")}
     given |= raw.get("rope_scaling") or {}
     given |= raw.get("rope_parameters") or {}
-    kind = given.get("rope_type") or given.get("type") or "default"
-    if kind not in ("default", "linear", "llama3"):
+    named = given.get("rope_type") or given.get("type") or "default"
+    kind = next((known for known in ROPE_KINDS if known == named), None)
+    if kind is None:
         raise UnsupportedModelError(
-            f"unsupported rope type {kind!r}; implemented are default, linear and llama3"
+            f"unsupported rope type {named!r}; implemented are {', '.join(ROPE_KINDS)}"
         )
     partial = given.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
     if partial != 1.0:

@@ -84,7 +84,7 @@ class Output:
 def can_pack(weight: Tensor) -> bool:
     return (
         weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
+        and torch._C._has_mkldnn
         and (weight.dtype == torch.float32 or _packs_bfloat16(weight.dtype))
     )
 

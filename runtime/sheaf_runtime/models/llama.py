@@ -38,7 +38,7 @@ class DecoderLayer:
     def __call__(self, x_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, attention: Attention) -> Tensor:
         heads, kv_heads = self._heads, self._kv_heads
         qkv = self.qkv(self.input_norm(x_TC)).view(-1, heads + 2 * kv_heads, self._head_dim)
-        q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+        q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
         q = attention.write_kv(self._index, q, k, v, cos_TH, sin_TH)
         attended = attention.attend(self._index, q).view(-1, heads * self._head_dim)
         x_TC = self.output(attended, x_TC)

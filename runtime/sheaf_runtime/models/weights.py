@@ -23,7 +23,7 @@ DERIVED = ("rotary_emb.inv_freq",)
 def load_weights(folder: Path, targets: Iterable[tuple[str, Tensor]], *, ignore: Iterable[str] = ()) -> int:
     """Copy every tensor into its target; returns the bytes filled.
 
-    ``ignore`` names tensors that may be in the files without a target (an untied ``lm_head`` of a tied model).
+    ``ignore`` names tensors that may be in the files without a target (the ``lm_head`` of a tied model).
 
     Raises:
         UnsupportedModelError: a file or tensor is missing, unknown, damaged or of the wrong shape.
@@ -79,8 +79,9 @@ def weight_files(folder: Path) -> list[Path]:
     unsafe = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if unsafe:
         raise UnsupportedModelError(
-            f"{folder} has pickled weights only ({unsafe[0]}), which are never loaded because they can run code; "
-            "convert them with transformers: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+            f"{folder} has pickled weights only ({unsafe[0]}), which are never loaded because they can run "
+            "code; convert them to safetensors with transformers: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
         )
     raise UnsupportedModelError(f"{folder} has no *.safetensors files")
 
@@ -88,7 +89,8 @@ def weight_files(folder: Path) -> list[Path]:
 def _copy(name: str, source: Tensor, target: Tensor) -> None:
     if source.shape != target.shape:
         raise UnsupportedModelError(
-            f"tensor {name} is {list(source.shape)} in the checkpoint, but config.json makes it {list(target.shape)}"
+            f"tensor {name} is {list(source.shape)} in the checkpoint, "
+            f"but config.json makes it {list(target.shape)}"
         )
     if not source.is_floating_point():
         raise UnsupportedModelError(

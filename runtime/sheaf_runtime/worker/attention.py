@@ -44,8 +44,9 @@ class _Group:
 class TorchAttention:
     """Call ``prepare`` once a step, then ``write_kv`` and ``attend`` for each layer in turn."""
 
-    def __init__(self, caches: list[tuple[Tensor, Tensor]], dtype: torch.dtype) -> None:
+    def __init__(self, caches: list[tuple[Tensor, Tensor]], num_heads: int, dtype: torch.dtype) -> None:
         self._num_pages, self._kv_heads, self._block_size, self._head_dim = caches[0][0].shape
+        self._group_size = num_heads // self._kv_heads
         # Every page of a head is one row to gather, every slot one row to write.
         page, slot = self._block_size * self._head_dim, self._head_dim
         self._pages = [(k.view(-1, page), v.view(-1, page)) for k, v in caches]
@@ -81,8 +82,8 @@ class TorchAttention:
         self, group: _Group, q_TQD: Tensor, keys: Tensor, values: Tensor, out_TQD: Tensor
     ) -> None:
         kv_heads, dim = self._kv_heads, self._head_dim
-        q = q_TQD[group.tokens].unflatten(1, (kv_heads, -1))
-        out = out_TQD[group.tokens].unflatten(1, (kv_heads, -1))
+        q = q_TQD[group.tokens].view(-1, kv_heads, self._group_size, dim)
+        out = out_TQD[group.tokens].view(-1, kv_heads, self._group_size, dim)
         k, v = self._gather(group, keys), self._gather(group, values)
         if group.queries == 1:
             # The query heads that share a key head stand where a sequence's queries would: no copy of K.
@@ -91,7 +92,7 @@ class TorchAttention:
             return
         # One request: key heads as the batch, their query heads side by side over the same K.
         q = q.permute(1, 2, 0, 3)
-        shape = (kv_heads, q.shape[1], group.length, dim)
+        shape = (kv_heads, self._group_size, group.length, dim)
         k, v = k.squeeze(0).unsqueeze(1).expand(shape), v.squeeze(0).unsqueeze(1).expand(shape)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.causal)
         out.copy_(y.permute(2, 0, 1, 3))

@@ -1,4 +1,4 @@
-"""How many KV pages there are, and what to change when they are too few. Pure but for ``available_memory``."""
+"""How many KV pages there are, and what to change when they are too few. Pure, with one exception."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def pages_that_fit(memory: int, page_bytes: int, *, max_len: int, block_size: in
         fitting = (pages - 1) * block_size
         lower = f"lower --max-model-len to {fitting}" if fitting > 0 else "use a smaller model"
         raise KVCacheError(
-            f"one sequence of {max_len} tokens needs {gib(needed * page_bytes)} of KV cache, but there is room "
-            f"for {gib(max(0, memory))}: {lower}, or raise {flag}"
+            f"one sequence of {max_len} tokens needs {gib(needed * page_bytes)} of KV cache, but there is "
+            f"room for {gib(max(0, memory))}: {lower}, or raise {flag}"
             + (f" to {needed * page_bytes}" if flag == "--kv-cache-memory" else "")
         )
     return pages
@@ -45,7 +45,7 @@ def cpu_pool_memory(available: int, requested: int | None) -> int:
 def describe_pool(num_pages: int, page_bytes: int, *, max_len: int, block_size: int) -> str:
     tokens = (num_pages - 1) * block_size
     return (
-        f"KV cache: {num_pages - 1} blocks of {block_size} tokens, {gib(num_pages * page_bytes)}: {tokens} tokens, "
+        f"KV cache of {gib(num_pages * page_bytes)}: {num_pages - 1} blocks of {block_size} = {tokens} tokens, "
         f"{tokens / max_len:.1f} sequences at the full length of {max_len}"
     )
 

@@ -18,8 +18,8 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request the worker does not know: just admitted, or resumed after a preemption.
 
     ``token_ids`` holds the prompt and, on resume, every token committed so far. ``num_computed_tokens`` are
-    already in the cache (prefix hit). ``sampling.seed`` is never None here. ``num_prompt_tokens`` fixes the output position that
-    randomness is counted from, so that a resumed request draws the same numbers.
+    already in the cache (prefix hit). ``sampling.seed`` is never None here. ``num_prompt_tokens`` fixes the
+    output position that randomness is counted from, so that a resumed request draws the same numbers.
     """
 
     req_id: int

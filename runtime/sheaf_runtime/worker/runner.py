@@ -46,11 +46,12 @@ class Runner:
         shape = (num_blocks, c.num_kv_heads, config.block_size, c.head_dim)
 
         def pool() -> Tensor:
-            return torch.zeros(shape, dtype=model.dtype, device=model.device)
+            # Not zeroed: on CPU the memory is then taken page by page, as it comes into use.
+            return torch.empty(shape, dtype=model.dtype, device=model.device)
 
         self.kv_caches = [(pool(), pool()) for _ in range(c.num_layers)]
         self._decoder = model.decoder
-        self._attention = TorchAttention(self.kv_caches, model.dtype)
+        self._attention = TorchAttention(self.kv_caches, c.num_heads, model.dtype)
         self._batch = Batch(
             max_num_seqs=config.max_num_seqs,
             max_len=model.max_model_len,

@@ -35,10 +35,10 @@ class SamplingRows:
 
 
 def uniform(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) for each (seed, output position): splitmix64's finaliser applied to both in turn."""
+    """A number in [0, 1) for each (seed, output position): splitmix64's finaliser applied to both in turn."""
     seed = np.array([s & 0xFFFFFFFFFFFFFFFF for s in seeds], dtype=np.uint64)
     bits = _mix(_mix(seed) + np.array(positions, dtype=np.uint64))
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -128,7 +128,7 @@ def _probabilities(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
 
 def _draw(cumulative_SN: Tensor, rows: SamplingRows) -> Tensor:
     """Index of the first entry whose cumulative mass exceeds ``uniform`` x the row's total."""
-    total = cumulative_SN[:, -1:]
+    total = cumulative_SN[:, -1:].contiguous()
     point = torch.from_numpy(rows.uniform).to(cumulative_SN.device)[:, None] * total
     picked = torch.searchsorted(cumulative_SN, point, right=True).squeeze(1)
     # uniform < 1, but rounding may put the point on the total: step back to the last entry with mass.

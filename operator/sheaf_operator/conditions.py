@@ -132,10 +132,11 @@ def reconciling(s: Situation) -> State:
         if pods:
             return State("True", "Stopping", f"{pods} pods are finishing their requests")
         return State("False", "Suspended")
+    blocked = stalled(s)
+    if blocked.status == "True":  # kstatus: a thing that waits for somebody is not in progress
+        return State("False", blocked.reason, blocked.message)
     if s.problem is not None:
-        if s.problem.transient:
-            return State("True", s.problem.reason, s.problem.message)
-        return State("False", s.problem.reason, s.problem.message)
+        return State("True", s.problem.reason, s.problem.message)
     if s.spec.rollout.paused and s.revision and not s.revision.serves(s.spec):
         return State("False", "RolloutPaused", "the spec differs from what runs: rollout.paused is true")
     if not s.rolled_out:

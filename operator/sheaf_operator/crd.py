@@ -1,13 +1,12 @@
 """The CustomResourceDefinition, made from the models in `api.py` and `status.py`.
 
-`python -m sheaf_operator.crd` writes `crds/llmdeployments.yaml`; a test compares the two. pydantic gives JSON
+`python -m sheaf_operator.crd` writes it; a test compares the files. pydantic gives JSON
 schema; Kubernetes wants a structural schema, which has no references, no titles, no `anyOf` with null, and
 says how lists merge.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,9 @@ def _convert(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
     if out.get("type") == "integer":
         out["format"] = "int64" if out.get("maximum", 2**31) >= 2**31 else "int32"
     if out.get("type") == "object" and "properties" in out and "default" in out:
-        out["default"] = _without_nulls(out["default"])
+        out["default"] = _filled(out["default"])
+    if out.get("default") in ([], {}):
+        del out["default"]  # absent says the same and keeps the user's object short
     if "x-kubernetes-list-map-keys" in out:
         out["x-kubernetes-list-type"] = "map"
     if out.get("type") == "object" and "maxLength" in out:
@@ -56,10 +57,11 @@ def _convert(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _without_nulls(value: Any) -> Any:
-    """CEL rules judge a default as it stands, so it is spelled out; an absent field is left out."""
+def _filled(value: Any) -> Any:
+    """CEL rules judge a default as it stands, so it is spelled out; absent and empty fields are left out."""
     if isinstance(value, dict):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+        filled = {k: _filled(v) for k, v in value.items()}
+        return {k: v for k, v in filled.items() if v not in (None, [], {})}
     return value
 
 
@@ -154,13 +156,16 @@ def text() -> str:
     return head + yaml.dump(crd(), Dumper=_Plain, sort_keys=False, width=110, allow_unicode=True)
 
 
-DEFAULT_PATH = Path(__file__).parents[2] / "crds" / "llmdeployments.yaml"
+ROOT = Path(__file__).parents[2]
+# Twice, because kustomize reads nothing outside its own folder, and `kubectl apply -f crds/` wants a plain one.
+PATHS = (ROOT / "crds" / "llmdeployments.yaml", ROOT / "manifests" / "crd.yaml")
 
 
-def main(path: Path = DEFAULT_PATH) -> None:
-    path.write_text(text())
-    print(path)
+def main() -> None:
+    for path in PATHS:
+        path.write_text(text())
+        print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main()

@@ -49,30 +49,31 @@ class Checker:
         self._check_device(name, x)
         letters = shape.split()
         if x.dim() != len(letters):
-            raise ValueError(f"{self.op}: {name} must have shape [{', '.join(letters)}], got {tuple(x.shape)}")
+            raise ValueError(
+                f"{self.op}: {name} must have shape [{', '.join(letters)}], got {tuple(x.shape)}"
+            )
         for letter, size in zip(letters, x.shape, strict=True):
             self._bind(name, x, letters, letter, size)
         if contiguous and not x.is_contiguous():
             raise ValueError(f"{self.op}: {name} must be contiguous, got strides {x.stride()}")
         if x.dim() > 0 and x.shape[-1] > 1 and x.stride(-1) != 1:
-            raise ValueError(f"{self.op}: the last dimension of {name} must be contiguous, got strides {x.stride()}")
+            raise ValueError(
+                f"{self.op}: the last dimension of {name} must be contiguous, got strides {x.stride()}"
+            )
 
     def require(self, condition: bool, message: str) -> None:
         if not condition:
             raise ValueError(f"{self.op}: {message}")
 
     def _bind(self, name: str, x: torch.Tensor, letters: list[str], letter: str, size: int) -> None:
-        if letter.isdigit():
-            wanted, origin = int(letter), ""
-        elif letter in self.dims:
-            wanted, origin = self.dims[letter], f" from {self._bound_by[letter]}"
-        else:
+        if letter not in self.dims and not letter.isdigit():
             self.dims[letter], self._bound_by[letter] = size, name
             return
+        wanted = int(letter) if letter.isdigit() else self.dims[letter]
         if size != wanted:
+            why = "" if letter.isdigit() else f" with {letter}={wanted} from {self._bound_by[letter]}"
             raise ValueError(
-                f"{self.op}: {name} must have shape [{', '.join(letters)}] with {letter}={wanted}{origin}, "
-                f"got {tuple(x.shape)}"
+                f"{self.op}: {name} must have shape [{', '.join(letters)}]{why}, got {tuple(x.shape)}"
             )
 
     def _check_device(self, name: str, x: torch.Tensor) -> None:

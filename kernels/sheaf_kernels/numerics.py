@@ -1,10 +1,10 @@
 """Conversions that are right both compiled and in Triton's interpreter, and constants that kernels share.
 
-The interpreter (``TRITON_INTERPRET=1``) keeps bfloat16 as raw 16-bit integers: arithmetic and ``tl.dot`` on them
-silently compute with the integers, and its float32 -> bfloat16 conversion loses carries into the exponent. So no
-kernel here computes in bfloat16 directly: values are widened with ``.to(tl.float32)`` (which is right in both),
-narrowed with ``round_to``, and given to ``tl.dot`` through ``dot_operand``. Compiled, these are plain casts.
-"""
+The interpreter (``TRITON_INTERPRET=1``) keeps bfloat16 as raw 16-bit integers: arithmetic and ``tl.dot`` on
+them silently compute with the integers, and its float32 -> bfloat16 conversion loses carries into the
+exponent. So no kernel here computes in bfloat16 directly: values are widened with ``.to(tl.float32)``
+(which is right in both), narrowed with ``round_to``, and given to ``tl.dot`` through ``dot_operand``.
+Compiled, these are plain casts."""
 
 import math
 

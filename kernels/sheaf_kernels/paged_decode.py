@@ -1,28 +1,30 @@
-"""Paged attention for sequences that compute one token: grouped query heads, keys and values split over programs.
+"""Paged attention for sequences that compute one token: grouped query heads, keys and values split over
+programs.
 
-    out = softmax(scale * q @ K^T) @ V     over the sequence's ``context_len`` keys, read through its block table
+    out = softmax(scale * q @ K^T) @ V     over ``context_len`` keys, read through the block table
 
-The G = Q / K query heads that share a key-value head are the rows of one tile, padded to 16 (the least ``tl.dot``
-takes), so that keys and values are read once for all of them. A sequence's keys are cut into chunks of equal size;
-each chunk ("split") is one work item, and its partial result
+The G = Q / K query heads that share a key-value head are the rows of one tile, padded to 16 (the least
+``tl.dot`` takes), so that keys and values are read once for all of them. A sequence's keys are cut into
+chunks of equal size; each chunk ("split") is one work item, and its partial result
 
     o_w = softmax-weighted sum of V within the chunk,   lse_w = log2(sum of 2^(scores))
 
-is merged by   out = sum_w 2^(lse_w - max) o_w / sum_w 2^(lse_w - max).  A sequence of one split is written directly.
+is merged by   out = sum_w 2^(lse_w - max) o_w / sum_w 2^(lse_w - max).  A sequence of one split is written
+directly.
 
-How many tokens a chunk has is decided on the device (``plan_kernel``), from the true lengths and the number of
-programs that fill the card. The host launches a grid whose size depends on the number of sequences alone and reads
-nothing back, so CUDA graphs can hold it; programs without a work item end at once. With chunks of at least
-total / TARGET tokens there are at most S + TARGET work items, whatever the lengths.
+How many tokens a chunk has is decided on the device (``plan_kernel``), from the true lengths and the number
+of programs that fill the card. The host launches a grid whose size depends on the number of sequences alone
+and reads nothing back, so CUDA graphs can hold it; programs without a work item end at once. With chunks of
+at least total / TARGET tokens there are at most S + TARGET work items, whatever the lengths.
 
 Only sequences with exactly one query token in this step are touched (``query_start`` says which); the rows of
 others, and of padding, are left to ``paged_prefill``.
 
-Shapes: T tokens in the step, S sequences, Q query heads, K key-value heads, G = Q / K, D head size, P pages,
-B slots a page, M pages a sequence can have, W work items.
-q_TQD, out_TQD; k_cache_PKBD, v_cache_PKBD; block_table_SM (int32); query_start [S + 1], context_len_S (int32).
-Source: Dao et al., Flash-Decoding (2023); Kwon et al., PagedAttention, arXiv 2309.06180.
-"""
+Shapes: T tokens in the step, S sequences, Q query heads, K key-value heads, G = Q / K, D head size, P
+pages, B slots a page, M pages a sequence can have, W work items.
+q_TQD, out_TQD; k_cache_PKBD, v_cache_PKBD; block_table_SM (int32); query_start [S + 1], context_len_S
+(int32).
+Source: Dao et al., Flash-Decoding (2023); Kwon et al., PagedAttention, arXiv 2309.06180."""
 
 from __future__ import annotations
 
@@ -69,7 +71,7 @@ def plan_kernel(
     query_start_ptr, context_len_ptr, work_seq_ptr, first_work_ptr, chunk_ptr, num_seqs,
     TARGET: tl.constexpr, MIN_CHUNK: tl.constexpr, MULTIPLE: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """Program s < num_seqs lists the work items of sequence s; the last program marks the rest of the list idle.
+    """Program s < num_seqs lists the work items of sequence s; the last one marks the rest of the list idle.
 
     Every program sums all lengths for itself: S is small, and no program then waits for another.
     """
@@ -92,7 +94,9 @@ def plan_kernel(
     mine = tl.where(s == num_seqs, num_seqs + TARGET - first, mine)
     lane = tl.arange(0, 32)
     for start in range(0, mine, 32):
-        tl.store(work_seq_ptr + first + start + lane, tl.zeros([32], tl.int32) + item, mask=start + lane < mine)
+        tl.store(
+            work_seq_ptr + first + start + lane, tl.zeros([32], tl.int32) + item, mask=start + lane < mine
+        )
 
 
 @triton.jit
@@ -191,7 +195,7 @@ def merge_kernel(
 
 
 def launch_options(dtype: torch.dtype) -> dict[str, int | str]:
-    """Tile of keys, warps, stages. Three stages also prefetch the block table; float32 is for checks, not speed."""
+    """Tile of keys, warps, stages. Three stages prefetch the block table too; float32 is not for speed."""
     if dtype == torch.float32:
         return {"BLOCK_N": 32, "PRECISION": "ieee", "num_warps": 4, "num_stages": 2}
     return {"BLOCK_N": 64, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
@@ -228,7 +232,9 @@ class DecodePlan:
         """``num_multiprocessors`` is the card's own unless given; ``min_chunk`` is in tokens."""
         if num_multiprocessors is None:
             on_cuda = torch.device(device).type == "cuda"
-            num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 1
+            num_multiprocessors = (
+                torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 1
+            )
         target = triton.cdiv(WAVES * num_multiprocessors, num_kv_heads)
         items = max_seqs + target
         return cls(
@@ -243,13 +249,14 @@ class DecodePlan:
         )
 
     def update(self, query_start: torch.Tensor, context_len_S: torch.Tensor) -> None:
-        """Plan the work of a step. No host synchronisation. Raises TypeError or ValueError naming the argument."""
+        """Plan the work of a step, on the device. Raises TypeError or ValueError naming the argument."""
         check = Checker("DecodePlan.update")
         check.tensor("context_len", context_len_S, "S", [torch.int32])
         check.tensor("query_start", query_start, str(check["S"] + 1), [torch.int32])
         check.tensor("the plan", self.chunk, "1", [torch.int32])
         check.require(
-            check["S"] <= self.max_seqs, f"the plan is for {self.max_seqs} sequences, context_len has {check['S']}"
+            check["S"] <= self.max_seqs,
+            f"the plan is for {self.max_seqs} sequences, context_len has {check['S']}",
         )
         plan_kernel[(check["S"] + 1,)](
             query_start, context_len_S, self.work_seq_W, self.first_work, self.chunk, check["S"],
@@ -271,8 +278,8 @@ def paged_decode(
 ) -> None:
     """Writes the rows of out_TQD whose sequences have one query token, as ``paged_decode_reference`` does.
 
-    ``plan`` must have been updated with this step's query_start and context_len. Raises TypeError or ValueError
-    naming the argument. Page numbers must be inside the cache: the device does not check them.
+    ``plan`` must have been updated with this step's query_start and context_len. Page numbers must be inside
+    the cache: the device does not check them. Raises TypeError or ValueError naming the argument.
     """
     check = Checker("paged_decode")
     check.tensor("q", q_TQD, "T Q D", FLOATS)
@@ -305,10 +312,14 @@ def paged_decode(
 
 def check_heads_and_pages(check: Checker, q_TQD: torch.Tensor, out_TQD: torch.Tensor) -> None:
     """What both attention kernels ask of head counts, head size, page size and packing."""
-    check.require(check["Q"] % check["K"] == 0, f"{check['Q']} query heads do not divide among {check['K']} KV heads")
+    check.require(
+        check["Q"] % check["K"] == 0, f"{check['Q']} query heads do not divide among {check['K']} KV heads"
+    )
     group = check["Q"] // check["K"]
     check.require(group <= BLOCK_M, f"at most {BLOCK_M} query heads may share a KV head, got {group}")
     check.require(check["D"] in (16, 32, 64, 96, 128), f"head size {check['D']} is not 16, 32, 64, 96 or 128")
     check.require(check["B"] in (16, 32, 64), f"page size {check['B']} is not 16, 32 or 64 tokens")
     for name, x in (("q", q_TQD), ("out", out_TQD)):
-        check.require(x.stride(1) == check["D"], f"the heads of {name} must be packed, got strides {x.stride()}")
+        check.require(
+            x.stride(1) == check["D"], f"the heads of {name} must be packed, got strides {x.stride()}"
+        )

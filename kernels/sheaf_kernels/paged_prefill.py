@@ -2,19 +2,19 @@
 
     out_t = softmax(scale * q_t @ K[0..p_t]^T) @ V[0..p_t],    p_t = context_len - query_len + t
 
-A sequence's last ``query_len`` tokens are the queries of this step; their own keys and values are in the cache
-already. A tile's rows are BLOCK_Q tokens times the G = Q / K query heads of one key-value head, up to BLOCK_M rows.
-Keys that every row of the tile may see are read in a loop without a mask; the rest (the diagonal, and the ragged
-end) in a second, masked one.
+A sequence's last ``query_len`` tokens are the queries of this step; their own keys and values are in the
+cache already. A tile's rows are BLOCK_Q tokens times the G = Q / K query heads of one key-value head, up to
+BLOCK_M rows. Keys that every row of the tile may see are read in a loop without a mask; the rest (the
+diagonal, and the ragged end) in a second, masked one.
 
-The grid's size depends on T and S alone: sequence s owns the tiles from query_start[s] // BLOCK_Q + s on, which a
-program inverts by binary search, and those beyond a sequence's last token end at once.
+The grid's size depends on T and S alone: sequence s owns the tiles from query_start[s] // BLOCK_Q + s on,
+which a program inverts by binary search, and those beyond a sequence's last token end at once.
 
-Shapes: T tokens in the step, S sequences, Q query heads, K key-value heads, G = Q / K, D head size, P pages,
-B slots a page, M pages a sequence can have.
-q_TQD, out_TQD; k_cache_PKBD, v_cache_PKBD; block_table_SM (int32); query_start [S + 1], context_len_S (int32).
-Source: Dao, FlashAttention-2, arXiv 2307.08691; Kwon et al., PagedAttention, arXiv 2309.06180.
-"""
+Shapes: T tokens in the step, S sequences, Q query heads, K key-value heads, G = Q / K, D head size, P
+pages, B slots a page, M pages a sequence can have.
+q_TQD, out_TQD; k_cache_PKBD, v_cache_PKBD; block_table_SM (int32); query_start [S + 1], context_len_S
+(int32).
+Source: Dao, FlashAttention-2, arXiv 2307.08691; Kwon et al., PagedAttention, arXiv 2309.06180."""
 
 import torch
 import triton
@@ -37,17 +37,21 @@ def paged_prefill_reference(
     out_TQD: torch.Tensor,
     min_query_len: int = 1,
 ) -> None:
-    """Writes the rows of out_TQD whose sequences have at least ``min_query_len`` query tokens. float32 inside."""
+    """Writes the rows of out_TQD whose sequences have ``min_query_len`` or more query tokens."""
     for s in range(len(context_len_S)):
         row, end, context = int(query_start[s]), int(query_start[s + 1]), int(context_len_S[s])
         if end - row < min_query_len:
             continue
-        k_CQD, v_CQD = gather_kv_reference(k_cache_PKBD, v_cache_PKBD, block_table_SM[s], context, q_TQD.shape[1])
+        k_CQD, v_CQD = gather_kv_reference(
+            k_cache_PKBD, v_cache_PKBD, block_table_SM[s], context, q_TQD.shape[1]
+        )
         score_QTC = torch.einsum("tqd,cqd->qtc", q_TQD[row:end].float(), k_CQD.float()) * scale
         position_T = torch.arange(context - (end - row), context, device=q_TQD.device)
         hidden_TC = torch.arange(context, device=q_TQD.device)[None, :] > position_T[:, None]
         score_QTC = score_QTC.masked_fill(hidden_TC, float("-inf"))
-        out_TQD[row:end] = torch.einsum("qtc,cqd->tqd", score_QTC.softmax(-1), v_CQD.float()).to(out_TQD.dtype)
+        out_TQD[row:end] = torch.einsum("qtc,cqd->tqd", score_QTC.softmax(-1), v_CQD.float()).to(
+            out_TQD.dtype
+        )
 
 
 @triton.jit
@@ -56,7 +60,7 @@ def attend_tile(
     K: tl.constexpr, B: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Fold keys tile .. tile + BLOCK_N into the running softmax. ``last_key`` is the last key each row may see."""
+    """Fold keys tile .. tile + BLOCK_N into the running softmax. A row sees keys up to ``last_key``."""
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     valid = tile + n < end
@@ -117,9 +121,9 @@ def paged_prefill_kernel(
     q = dot_operand(tl.load(q_ptr + row[:, None] * q_stride + in_row, mask=q_mask, other=0.0))
     pages_ptr = block_table_ptr + tl.cast(s, tl.int64) * block_table_stride
 
-    # Rows without a token are given the last token's keys: no row is ever without a finite score.
+    # Key 0 is visible to every row, rows without a token included: no row is ever without a finite score.
+    last_key = before + query
     last_query = tl.minimum(first_query + BLOCK_Q, query_len) - 1
-    last_key = before + tl.minimum(query, last_query)
     end = before + last_query + 1
     masked_from = (before + first_query + 1) // BLOCK_N * BLOCK_N
 
@@ -128,12 +132,14 @@ def paged_prefill_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for tile in range(0, masked_from, BLOCK_N):
         row_max, row_sum, acc = attend_tile(
-            q, k_cache_ptr, v_cache_ptr, pages_ptr, tile, end, last_key, kv_head, scale_log2, row_max, row_sum, acc,
+            q, k_cache_ptr, v_cache_ptr, pages_ptr, tile, end, last_key, kv_head, scale_log2,
+            row_max, row_sum, acc,
             K, B, D, BLOCK_N, BLOCK_D, PRECISION, MASKED=False,
         )  # fmt: skip
     for tile in range(masked_from, end, BLOCK_N):
         row_max, row_sum, acc = attend_tile(
-            q, k_cache_ptr, v_cache_ptr, pages_ptr, tile, end, last_key, kv_head, scale_log2, row_max, row_sum, acc,
+            q, k_cache_ptr, v_cache_ptr, pages_ptr, tile, end, last_key, kv_head, scale_log2,
+            row_max, row_sum, acc,
             K, B, D, BLOCK_N, BLOCK_D, PRECISION, MASKED=True,
         )  # fmt: skip
     out = round_to(acc / row_sum[:, None], out_ptr.dtype.element_ty)
@@ -158,10 +164,10 @@ def paged_prefill(
     out_TQD: torch.Tensor,
     min_query_len: int = 1,
 ) -> None:
-    """Writes the rows of out_TQD whose sequences have at least ``min_query_len`` query tokens.
+    """Writes the rows of out_TQD whose sequences have ``min_query_len`` or more query tokens.
 
-    ``min_query_len=2`` leaves the single tokens to ``paged_decode``. Raises TypeError or ValueError naming the
-    argument. Page numbers must be inside the cache: the device does not check them.
+    ``min_query_len=2`` leaves the single tokens to ``paged_decode``. Page numbers must be inside the cache:
+    the device does not check them. Raises TypeError or ValueError naming the argument.
     """
     check = Checker("paged_prefill")
     check.tensor("q", q_TQD, "T Q D", FLOATS)

@@ -1,8 +1,7 @@
 """Where a token's keys and values lie: shared by both attention kernels.
 
-Caches are [P, K, B, D]: P pages, K key-value heads, B slots a page, D head size. Token t of a sequence is slot t % B
-of page block_table[t // B].
-"""
+Caches are [P, K, B, D]: P pages, K key-value heads, B slots a page, D head size. Token t of a sequence is
+slot t % B of page block_table[t // B]."""
 
 import torch
 import triton
@@ -11,11 +10,20 @@ import triton.language as tl
 
 @triton.jit
 def page_offsets(
-    pages_ptr, tile, n, valid, kv_head, K: tl.constexpr, B: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr
+    pages_ptr,
+    tile,
+    n,
+    valid,
+    kv_head,
+    K: tl.constexpr,
+    B: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
-    """Element offsets (int64) of tokens tile + n in a cache, ``tile`` a multiple of BLOCK_N. Invalid ones are 0.
+    """Element offsets (int64) of tokens tile + n in a cache; ``tile`` is a multiple of BLOCK_N.
 
-    A page index times its stride overflows 32 bits in a cache over 2^31 elements, hence the cast after the load.
+    A page index times its stride overflows 32 bits in a cache over 2^31 elements, hence the cast after the
+    load. Tokens that are not valid are looked for in page 0.
     """
     if B % BLOCK_N == 0:
         # The whole tile lies in one page: one scalar load.
@@ -32,7 +40,7 @@ def gather_kv_reference(
     context_len: int,
     num_q_heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first ``context_len`` keys and values of one sequence, repeated for its Q query heads: two [C, Q, D]."""
+    """The first C = ``context_len`` keys and values of one sequence, repeated for its Q query heads."""
     page_size = k_cache_PKBD.shape[2]
     token = torch.arange(context_len, device=k_cache_PKBD.device)
     page, slot = block_table_M[token // page_size].long(), token % page_size

@@ -1,9 +1,9 @@
 """Every kernel against its reference on random inputs: one source for the tests and for ``make gpu-check``.
 
-Each ``check_*`` builds inputs from its case, runs wrapper and reference, and raises AssertionError with the largest
-difference when they disagree by more than TOLERANCE. ``op`` is the module under test, so that a planted mutant of it
-can be passed instead. Unreferenced slots, unreferenced pages and the null page hold NaN, pages are permuted.
-"""
+Each ``check_*`` builds inputs from its case, runs wrapper and reference, and raises AssertionError with the
+largest difference when they disagree by more than TOLERANCE. ``op`` is the module under test, so that a
+planted mutant of it can be passed instead. Unreferenced slots, unreferenced pages and the null page hold
+NaN, pages are permuted."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from sheaf_kernels import paged_decode, paged_prefill, rms_norm, rope_kv_write, swiglu
 
-# |kernel - reference| <= atol + rtol * |reference|, for inputs of unit variance: a few roundings of each dtype.
+# (rtol, atol): |kernel - reference| <= atol + rtol * |reference|, for inputs of unit variance.
 TOLERANCE = {
-    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
-    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
-    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
+    torch.float32: (2e-5, 2e-5),
+    torch.float16: (2e-3, 2e-3),
+    torch.bfloat16: (1.6e-2, 1.6e-2),
 }
 
 
@@ -38,15 +39,15 @@ class AttentionCase:
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    q_TQD: torch.Tensor
-    k_cache_PKBD: torch.Tensor
-    v_cache_PKBD: torch.Tensor
-    block_table_SM: torch.Tensor
-    query_start: torch.Tensor
-    context_len_S: torch.Tensor
+    q_TQD: Tensor
+    k_cache_PKBD: Tensor
+    v_cache_PKBD: Tensor
+    block_table_SM: Tensor
+    query_start: Tensor
+    context_len_S: Tensor
     scale: float
 
-    def args(self) -> tuple[torch.Tensor | float, ...]:
+    def args(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float]:
         """In the order of the attention wrappers, up to ``out``."""
         return (
             self.q_TQD, self.k_cache_PKBD, self.v_cache_PKBD, self.block_table_SM,
@@ -88,29 +89,34 @@ def attention_inputs(
     )
 
 
-def assert_close(name: str, got: torch.Tensor, want: torch.Tensor) -> None:
-    tolerance = TOLERANCE[want.dtype]
+def assert_close(name: str, got: Tensor, want: Tensor) -> None:
+    rtol, atol = TOLERANCE[want.dtype]
     try:
-        torch.testing.assert_close(got, want, equal_nan=True, **tolerance)
+        torch.testing.assert_close(got, want, rtol=rtol, atol=atol, equal_nan=True)
     except AssertionError as e:
         raise AssertionError(f"{name}: {e}") from None
 
 
 def check_paged_decode(
-    case: AttentionCase, dtype: torch.dtype, device: torch.device | str, op: ModuleType = paged_decode, seed: int = 0
+    case: AttentionCase,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    op: ModuleType = paged_decode,
+    seed: int = 0,
 ) -> None:
     x = attention_inputs(case, dtype, device, seed)
     plan = op.DecodePlan.allocate(
         len(case.query_lens) + 2, case.num_q_heads, case.num_kv_heads, case.head_dim, device,
         num_multiprocessors=case.num_multiprocessors, min_chunk=case.min_chunk,
     )  # fmt: skip
-    # Partial results of an earlier, different step must not matter.
+    # What an earlier, different step left behind must not matter.
+    plan.work_seq_W.fill_(0)
     plan.partial_WQD.fill_(float("nan"))
     plan.lse_WQ.fill_(float("nan"))
     plan.update(x.query_start, x.context_len_S)
     got, want = torch.full_like(x.q_TQD, 7.0), torch.full_like(x.q_TQD, 7.0)
     op.paged_decode(*x.args(), got, plan)
-    paged_decode.paged_decode_reference(*x.args(), want)  # type: ignore[arg-type]
+    paged_decode.paged_decode_reference(*x.args(), want)
     assert_close("paged_decode", got, want)
 
 
@@ -125,7 +131,7 @@ def check_paged_prefill(
     x = attention_inputs(case, dtype, device, seed)
     got, want = torch.full_like(x.q_TQD, 7.0), torch.full_like(x.q_TQD, 7.0)
     op.paged_prefill(*x.args(), got, min_query_len)
-    paged_prefill.paged_prefill_reference(*x.args(), want, min_query_len)  # type: ignore[arg-type]
+    paged_prefill.paged_prefill_reference(*x.args(), want, min_query_len)
     assert_close("paged_prefill", got, want)
 
 
@@ -140,24 +146,29 @@ class RopeCase:
 
 
 def check_rope_kv_write(
-    case: RopeCase, dtype: torch.dtype, device: torch.device | str, op: ModuleType = rope_kv_write, seed: int = 0
+    case: RopeCase,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    op: ModuleType = rope_kv_write,
+    seed: int = 0,
 ) -> None:
     gen = torch.Generator().manual_seed(seed)
     heads = case.num_q_heads + 2 * case.num_kv_heads
     fused = torch.randn(case.tokens, heads, case.head_dim, generator=gen).to(device, dtype)
-    angle = torch.rand(64, case.head_dim // 2, generator=gen) * 6.3
-    position = torch.randint(0, 64, (case.tokens,), generator=gen)
-    slots = torch.randperm((case.num_pages - 1) * case.page_size, generator=gen)[: case.tokens] + case.page_size
+    angle = torch.rand(case.tokens, case.head_dim // 2, generator=gen) * 6.3
+    slots = (
+        torch.randperm((case.num_pages - 1) * case.page_size, generator=gen)[: case.tokens] + case.page_size
+    )
     slots[1::3] = -1  # padding
     shape = (case.num_pages, case.num_kv_heads, case.page_size, case.head_dim)
     cache = torch.randn(shape, generator=gen).to(device, dtype)
 
-    def run(fn: object) -> list[torch.Tensor]:
+    def run(fn: object) -> list[Tensor]:
         split = [case.num_q_heads, case.num_kv_heads, case.num_kv_heads]
         q, k, v = fused.clone().split(split, dim=1)
         k_cache, v_cache = cache.clone(), cache.clone()
         fn(  # type: ignore[operator]
-            q, k, v, angle.cos().to(device), angle.sin().to(device), position.to(device), slots.to(device),
+            q, k, v, angle.cos().to(device), angle.sin().to(device), slots.to(device),
             k_cache, v_cache,
         )  # fmt: skip
         return [q, k_cache, v_cache]

@@ -3,8 +3,9 @@
     h = x + residual                                     (h = x without a residual)
     y = weight * round(h / sqrt(mean(h^2 over C) + eps))
 
-The sum h is rounded to the dtype before it is squared, because it goes on as the next residual; the mean and the
-quotient are float32; the quotient is rounded before the multiplication, which is Llama's order (Gemma's differs).
+The sum h is rounded to the dtype before it is squared, because it goes on as the next residual; the mean
+and the quotient are float32; the quotient is rounded before the multiplication, which is Llama's order
+(Gemma's differs).
 
 Shapes: T tokens, C channels.  x_TC, residual_TC, y_TC, h_TC; weight_C.
 Source: Zhang & Sennrich, Root Mean Square Layer Normalization, arXiv 1910.07467.

@@ -1,17 +1,19 @@
 """Rotary position embedding of queries and keys, fused with the write of keys and values into their pages.
 
-With x = [x1 | x2] split at half the head size, and the angle row of the token's position:
+With x = [x1 | x2] split at half the head size, and the cosines and sines of the token's position:
 
     rotate(x) = [x1 * cos - x2 * sin | x2 * cos + x1 * sin]
     q <- rotate(q) in place;   K page slot <- rotate(k);   V page slot <- v
 
-Computed in float32 and rounded once. A token with a negative slot is padding: neither cache is written for it.
+Computed in float32 and rounded once. A token with a negative slot is padding: neither cache is written for
+it.
 
-Shapes: T tokens, Q query heads, K key-value heads, D head size, H = D / 2, L table length, P pages, B slots a page.
-q_TQD, k_TKD, v_TKD, cos_LH, sin_LH (float32), position_T (int64), slot_mapping_T (int64: page * B + slot in it),
+Shapes: T tokens, Q query heads, K key-value heads, D head size, H = D / 2, L table length, P pages, B slots
+a page.
+q_TQD, k_TKD, v_TKD, cos_LH, sin_LH (float32), position_T (int64), slot_mapping_T (int64: page * B + slot in
+it),
 k_cache_PKBD, v_cache_PKBD.
-Source: Su et al., RoFormer, arXiv 2104.09864, in the half-split form of GPT-NeoX and Llama.
-"""
+Source: Su et al., RoFormer, arXiv 2104.09864, in the half-split form of GPT-NeoX and Llama."""
 
 import torch
 import triton
@@ -34,15 +36,13 @@ def rope_kv_write_reference(
     q_TQD: torch.Tensor,
     k_TKD: torch.Tensor,
     v_TKD: torch.Tensor,
-    cos_LH: torch.Tensor,
-    sin_LH: torch.Tensor,
-    position_T: torch.Tensor,
+    cos_TH: torch.Tensor,
+    sin_TH: torch.Tensor,
     slot_mapping_T: torch.Tensor,
     k_cache_PKBD: torch.Tensor,
     v_cache_PKBD: torch.Tensor,
 ) -> None:
     """Writes q, k_cache and v_cache in place."""
-    cos_TH, sin_TH = cos_LH[position_T], sin_LH[position_T]
     q_TQD.copy_(rope_reference(q_TQD, cos_TH, sin_TH))
     k_TKD = rope_reference(k_TKD, cos_TH, sin_TH)
     real = slot_mapping_T >= 0
@@ -53,20 +53,19 @@ def rope_kv_write_reference(
 
 @triton.jit
 def rope_kv_write_kernel(
-    q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, position_ptr, slot_mapping_ptr, k_cache_ptr, v_cache_ptr,
+    q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, slot_mapping_ptr, k_cache_ptr, v_cache_ptr,
     q_stride, k_stride, v_stride,
     Q: tl.constexpr, K: tl.constexpr, B: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_HEADS: tl.constexpr,
 ):  # fmt: skip
-    """One token and BLOCK_HEADS heads per program: first the tiles of query heads, then of key-value heads."""
+    """One token and BLOCK_HEADS heads per program: tiles of query heads first, then of key-value heads."""
     H: tl.constexpr = D // 2
     Q_TILES: tl.constexpr = (Q + BLOCK_HEADS - 1) // BLOCK_HEADS
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
-    position = tl.load(position_ptr + token)
     d = tl.arange(0, BLOCK_H)[None, :]
-    cos = tl.load(cos_ptr + position * H + d, mask=d < H, other=0.0)
-    sin = tl.load(sin_ptr + position * H + d, mask=d < H, other=0.0)
+    cos = tl.load(cos_ptr + token * H + d, mask=d < H, other=0.0)
+    sin = tl.load(sin_ptr + token * H + d, mask=d < H, other=0.0)
     if tile < Q_TILES:
         head = tile * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
         mask = (head < Q) & (d < H)
@@ -86,7 +85,9 @@ def rope_kv_write_kernel(
             # slot_mapping is int64, so the page offset below is too.
             to = (slot_index // B * K + head) * (B * D) + slot_index % B * D + d
             tl.store(k_cache_ptr + to, round_to(x1 * cos - x2 * sin, k_cache_ptr.dtype.element_ty), mask=mask)
-            tl.store(k_cache_ptr + to + H, round_to(x2 * cos + x1 * sin, k_cache_ptr.dtype.element_ty), mask=mask)
+            tl.store(
+                k_cache_ptr + to + H, round_to(x2 * cos + x1 * sin, k_cache_ptr.dtype.element_ty), mask=mask
+            )
             from_ptr = v_ptr + token * v_stride + head * D + d
             tl.store(v_cache_ptr + to, tl.load(from_ptr, mask=mask), mask=mask)
             tl.store(v_cache_ptr + to + H, tl.load(from_ptr + H, mask=mask), mask=mask)
@@ -96,9 +97,8 @@ def rope_kv_write(
     q_TQD: torch.Tensor,
     k_TKD: torch.Tensor,
     v_TKD: torch.Tensor,
-    cos_LH: torch.Tensor,
-    sin_LH: torch.Tensor,
-    position_T: torch.Tensor,
+    cos_TH: torch.Tensor,
+    sin_TH: torch.Tensor,
     slot_mapping_T: torch.Tensor,
     k_cache_PKBD: torch.Tensor,
     v_cache_PKBD: torch.Tensor,
@@ -106,7 +106,7 @@ def rope_kv_write(
     """Writes q, k_cache and v_cache in place, as ``rope_kv_write_reference`` does.
 
     q, k and v may be views into one fused projection: tokens may have any stride, heads must be packed.
-    Positions must be inside the table and slots inside the cache: the device does not check them.
+    Slots must be inside the cache: the device does not check them.
     Raises TypeError or ValueError naming the argument.
     """
     check = Checker("rope_kv_write")
@@ -115,10 +115,11 @@ def rope_kv_write(
     check.tensor("v", v_TKD, "T K D", [q_TQD.dtype])
     check.require(check["D"] % 2 == 0, f"the head size must be even, got {check['D']}")
     for name, x in (("q", q_TQD), ("k", k_TKD), ("v", v_TKD)):
-        check.require(x.stride(1) == check["D"], f"the heads of {name} must be packed, got strides {x.stride()}")
-    check.tensor("cos", cos_LH, f"L {check['D'] // 2}", [torch.float32], contiguous=True)
-    check.tensor("sin", sin_LH, f"L {check['D'] // 2}", [torch.float32], contiguous=True)
-    check.tensor("position", position_T, "T", [torch.int64])
+        check.require(
+            x.stride(1) == check["D"], f"the heads of {name} must be packed, got strides {x.stride()}"
+        )
+    check.tensor("cos", cos_TH, f"T {check['D'] // 2}", [torch.float32], contiguous=True)
+    check.tensor("sin", sin_TH, f"T {check['D'] // 2}", [torch.float32], contiguous=True)
     check.tensor("slot_mapping", slot_mapping_T, "T", [torch.int64])
     check.tensor("k_cache", k_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
     check.tensor("v_cache", v_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
@@ -126,7 +127,7 @@ def rope_kv_write(
         return
     tiles = triton.cdiv(check["Q"], BLOCK_HEADS) + triton.cdiv(check["K"], BLOCK_HEADS)
     rope_kv_write_kernel[(check["T"], tiles)](
-        q_TQD, k_TKD, v_TKD, cos_LH, sin_LH, position_T, slot_mapping_T, k_cache_PKBD, v_cache_PKBD,
+        q_TQD, k_TKD, v_TKD, cos_TH, sin_TH, slot_mapping_T, k_cache_PKBD, v_cache_PKBD,
         q_TQD.stride(0), k_TKD.stride(0), v_TKD.stride(0),
         Q=check["Q"], K=check["K"], B=check["B"], D=check["D"],
         BLOCK_H=next_power_of_2(check["D"] // 2), BLOCK_HEADS=BLOCK_HEADS, num_warps=2,

@@ -1,0 +1,288 @@
+"""Compile every kernel and configuration ahead of time, without a GPU, and hold them to their budgets.
+
+    python -m sheaf_kernels.aot [--arch 90] [--main] [--kernel NAME]
+
+Prints registers per thread, bytes of local memory (spills) per thread and shared memory per block, as
+``cuobjdump`` reads them from the compiled binary, and exits 1 when one is over its budget in
+``budgets.toml`` beside this file. ``--main`` keeps the shapes that most models have."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sheaf_kernels import paged_decode, paged_prefill, rms_norm, rope_kv_write, swiglu
+from sheaf_kernels.numerics import INTERPRETED, next_power_of_2
+
+ARCHS = (80, 90, 100)
+POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+BUDGETS = Path(__file__).with_name("budgets.toml")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation: ``signature`` maps run-time arguments to Triton types, ``constants`` is all the rest.
+
+    Pointers and strides are taken to be multiples of 16, as they are in the engine.
+    """
+
+    kernel: Any
+    label: str
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    main: bool = False
+    unaligned: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+
+@dataclass(frozen=True)
+class Usage:
+    registers: int
+    spills: int
+    shared: int
+
+
+def attention_shapes() -> Iterator[tuple[torch.dtype, int, int, int, int, bool]]:
+    """(dtype, Q, K, D, B, main)."""
+    for dtype, head_dim, page in product(POINTER, (64, 96, 128), (16, 32, 64)):
+        yield dtype, 32, 8, head_dim, page, dtype == torch.bfloat16 and head_dim != 96 and page == 16
+    for q, k in ((8, 8), (28, 4), (9, 3), (64, 4)):
+        yield torch.bfloat16, q, k, 128, 16, False
+
+
+def paged_decode_variants() -> Iterator[Variant]:
+    for dtype, q, k, d, page, main in attention_shapes():
+        p = POINTER[dtype]
+        yield Variant(
+            paged_decode.paged_decode_kernel, f"{SHORT[dtype]} Q{q} K{k} D{d} page {page}",
+            {
+                "q_ptr": p, "k_cache_ptr": p, "v_cache_ptr": p, "block_table_ptr": "*i32",
+                "query_start_ptr": "*i32", "context_len_ptr": "*i32",
+                "work_seq_ptr": "*i32", "first_work_ptr": "*i32", "chunk_ptr": "*i32", "out_ptr": p,
+                "partial_ptr": "*fp32", "lse_ptr": "*fp32",
+                "q_stride": "i32", "out_stride": "i32", "block_table_stride": "i32", "scale_log2": "fp32",
+            },
+            {
+                "Q": q, "K": k, "B": page, "D": d,
+                "BLOCK_M": paged_decode.BLOCK_M, "BLOCK_D": next_power_of_2(d),
+                **paged_decode.launch_options(dtype),
+            },
+            main,
+        )  # fmt: skip
+    for dtype, d in product(POINTER, (64, 96, 128)):
+        yield Variant(
+            paged_decode.merge_kernel, f"{SHORT[dtype]} Q32 D{d}",
+            {
+                "query_start_ptr": "*i32", "first_work_ptr": "*i32", "out_ptr": POINTER[dtype],
+                "partial_ptr": "*fp32", "lse_ptr": "*fp32", "out_stride": "i32",
+            },
+            {"Q": 32, "D": d, "BLOCK_W": 16, "BLOCK_D": next_power_of_2(d), "num_warps": 2},
+            dtype == torch.bfloat16 and d == 128,
+        )  # fmt: skip
+    for seqs, target in ((64, 33), (256, 264), (1024, 33)):
+        pointers = ("query_start_ptr", "context_len_ptr", "work_seq_ptr", "first_work_ptr", "chunk_ptr")
+        yield Variant(
+            paged_decode.plan_kernel, f"{seqs} sequences, target {target}",
+            {**dict.fromkeys(pointers, "*i32"), "num_seqs": "i32"},
+            {
+                "TARGET": target, "MIN_CHUNK": paged_decode.MIN_CHUNK,
+                "MULTIPLE": paged_decode.CHUNK_MULTIPLE, "BLOCK_S": next_power_of_2(seqs + 1), "num_warps": 4,
+            },
+            seqs == 256,
+            unaligned=("num_seqs",),
+        )  # fmt: skip
+
+
+def paged_prefill_variants() -> Iterator[Variant]:
+    for dtype, q, k, d, page, main in attention_shapes():
+        p = POINTER[dtype]
+        yield Variant(
+            paged_prefill.paged_prefill_kernel, f"{SHORT[dtype]} Q{q} K{k} D{d} page {page}",
+            {
+                "q_ptr": p, "k_cache_ptr": p, "v_cache_ptr": p, "block_table_ptr": "*i32",
+                "query_start_ptr": "*i32", "context_len_ptr": "*i32", "out_ptr": p,
+                "q_stride": "i32", "out_stride": "i32", "block_table_stride": "i32", "num_seqs": "i32", "scale_log2": "fp32",
+            },
+            {
+                "Q": q, "K": k, "B": page, "D": d, "MIN_QUERY_LEN": 2, "BLOCK_D": next_power_of_2(d),
+                **paged_prefill.launch_options(dtype),
+            },
+            main,
+            unaligned=("num_seqs",),
+        )  # fmt: skip
+
+
+def rope_kv_write_variants() -> Iterator[Variant]:
+    for dtype, d, page in product(POINTER, (64, 96, 128), (16, 32, 64)):
+        p = POINTER[dtype]
+        yield Variant(
+            rope_kv_write.rope_kv_write_kernel, f"{SHORT[dtype]} Q32 K8 D{d} page {page}",
+            {
+                "q_ptr": p, "k_ptr": p, "v_ptr": p, "cos_ptr": "*fp32", "sin_ptr": "*fp32",
+                "slot_mapping_ptr": "*i64", "k_cache_ptr": p, "v_cache_ptr": p,
+                "q_stride": "i32", "k_stride": "i32", "v_stride": "i32",
+            },
+            {
+                "Q": 32, "K": 8, "B": page, "D": d, "BLOCK_H": next_power_of_2(d // 2),
+                "BLOCK_HEADS": rope_kv_write.BLOCK_HEADS, "num_warps": 2,
+            },
+            dtype == torch.bfloat16 and d == 128 and page == 16,
+        )  # fmt: skip
+
+
+def row_variants() -> Iterator[Variant]:
+    """RMSNorm and SwiGLU."""
+    for dtype, channels, residual in product(POINTER, (576, 1024, 4096, 8192), (False, True)):
+        p = POINTER[dtype]
+        yield Variant(
+            rms_norm.rms_norm_kernel, f"{SHORT[dtype]} C{channels}{' with residual' if residual else ''}",
+            {
+                "x_ptr": p, "residual_ptr": p, "weight_ptr": p, "y_ptr": p, "h_ptr": p,
+                "x_stride": "i32", "residual_stride": "i32", "eps": "fp32",
+            },
+            {
+                "C": channels, "BLOCK_C": next_power_of_2(channels), "HAS_RESIDUAL": residual,
+                **rms_norm.launch_options(channels),
+            },
+            dtype == torch.bfloat16 and channels == 4096 and residual,
+        )  # fmt: skip
+    for dtype, channels in product(POINTER, (1536, 14336)):
+        p = POINTER[dtype]
+        yield Variant(
+            swiglu.swiglu_kernel, f"{SHORT[dtype]} C{channels}",
+            {"gate_up_ptr": p, "y_ptr": p, "gate_up_stride": "i32"},
+            {"C": channels, "BLOCK_C": swiglu.BLOCK_C, "num_warps": 4},
+            dtype == torch.bfloat16 and channels == 14336,
+        )  # fmt: skip
+
+
+def all_variants() -> list[Variant]:
+    return [
+        *paged_decode_variants(),
+        *paged_prefill_variants(),
+        *rope_kv_write_variants(),
+        *row_variants(),
+    ]
+
+
+def compile_variant(variant: Variant, arch: int) -> Usage:
+    """Compile for ``sm_<arch>`` and read the binary's resource usage. Raises what Triton or ptxas raises."""
+    constants = {k: v for k, v in variant.constants.items() if k in variant.kernel.arg_names}
+    options = {k: v for k, v in variant.constants.items() if k not in constants}
+    signature = {name: variant.signature.get(name, "constexpr") for name in variant.kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(variant.kernel.arg_names)
+        if (signature[name].startswith("*") or signature[name].startswith("i"))
+        and name not in variant.unaligned
+    }
+    source = ASTSource(
+        fn=variant.kernel,
+        signature=signature,
+        constexprs={(variant.kernel.arg_names.index(k),): v for k, v in constants.items()},
+        attrs=aligned,
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        text = subprocess.run(
+            [cuobjdump(), "-res-usage", cubin.name], check=True, capture_output=True, text=True
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text)
+    assert found, f"cuobjdump printed no resource usage: {text}"
+    registers, stack, local = map(int, found.groups())
+    return Usage(registers, stack + local, int(compiled.metadata.shared))
+
+
+def cuobjdump() -> str:
+    """The tool that ships inside the triton package."""
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+
+
+def over_budget(variant: Variant, arch: int, usage: Usage, budgets: dict[str, Any]) -> list[str]:
+    """What exceeds the kernel's budget; ``[kernel.sm_80]`` refines ``[kernel]`` for one architecture."""
+    table = budgets.get(variant.name)
+    if table is None:
+        return [f"{variant.name} has no budget in {BUDGETS.name}"]
+    limits = {**table, **table.get(f"sm_{arch}", {})}
+    return [
+        f"{key} {getattr(usage, key)} > {limits[key]}"
+        for key in ("registers", "spills", "shared")
+        if getattr(usage, key) > limits[key]
+    ]
+
+
+def compile_all(indices: list[int], archs: list[int], workers: int) -> Iterator[tuple[Variant, int, Usage]]:
+    """Compile ``all_variants()[i]`` for each index and architecture, in ``workers`` processes."""
+    variants = all_variants()
+    jobs = list(product(indices, archs))
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for (index, arch), usage in zip(jobs, pool.map(_compile_job, jobs), strict=True):
+            yield variants[index], arch, usage
+
+
+def _compile_job(job: tuple[int, int]) -> Usage:
+    index, arch = job
+    return compile_variant(all_variants()[index], arch)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sheaf_kernels.aot", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--arch", type=int, action="append", choices=ARCHS, help="compute capability, e.g. 90"
+    )
+    parser.add_argument("--kernel", action="append", help="only kernels whose name contains this")
+    parser.add_argument("--main", action="store_true", help="only the shapes that most models have")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args(argv)
+    if INTERPRETED:
+        parser.error("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
+    chosen = [
+        i
+        for i, v in enumerate(all_variants())
+        if (v.main or not args.main) and (not args.kernel or any(k in v.name for k in args.kernel))
+    ]
+    budgets = tomllib.loads(BUDGETS.read_text())
+    failures = 0
+    print(f"{'kernel':22} {'variant':32} {'arch':6} {'registers':>9} {'spills':>7} {'shared':>7}")
+    for variant, arch, usage in compile_all(chosen, args.arch or list(ARCHS), args.workers):
+        over = over_budget(variant, arch, usage, budgets)
+        failures += bool(over)
+        numbers = f"{usage.registers:9} {usage.spills:7} {usage.shared:7}"
+        print(
+            f"{variant.name:22} {variant.label:32} sm_{arch:<3} {numbers}"
+            + (f"  OVER BUDGET: {', '.join(over)}" if over else ""),
+            flush=True,
+        )
+    print(
+        f"{len(chosen)} variants, {failures} over budget"
+        if failures
+        else f"{len(chosen)} variants within budget"
+    )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

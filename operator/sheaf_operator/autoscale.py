@@ -2,14 +2,14 @@
 
 Two signals, the higher one wins:
 
-QueueDepth. Let L be the requests in the replicas that answer, waiting and running, c what one replica runs at
-once, t the target (waiting requests per replica). More replicas are wanted when L exceeds n(c+t), fewer when L
-fits into the running slots of fewer with a tenth to spare, L ≤ 0.9·c·(n−1). In between nothing changes, so a
-constant load cannot make the count swing. c is the runtime's limit on running sequences, or what a replica
-with a queue actually runs if that is less.
+QueueDepth. Let L be the requests in the replicas that answer, waiting and running, c what one replica runs
+at once, t the target (waiting requests per replica). More replicas are wanted when L exceeds n(c+t), fewer
+when L fits into the running slots of fewer with a tenth to spare, L ≤ 0.9·c·(n−1). In between nothing
+changes, so a constant load cannot make the count swing. c is the runtime's limit on running sequences, or
+what a replica with a queue actually runs if that is less.
 
-KVCacheUtilizationPercent. Let U be the sum of the replicas' utilizations and τ the target: n = ceil(U/τ), with
-HPA's tolerance of a tenth on either side.
+KVCacheUtilizationPercent. Let U be the sum of the replicas' utilizations and τ the target: n = ceil(U/τ),
+with HPA's tolerance of a tenth on either side.
 
 n counts the wanted replicas, those that still load included: what is coming is not asked for again. A ready
 replica without a sample counts nothing towards more, and forbids less. Scale-down takes the highest
@@ -47,7 +47,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Policy:
-    """`queue_target` in waiting requests per replica, `kv_target` a fraction of 1; None switches a signal off."""
+    """`queue_target` in waiting requests per replica, `kv_target` a fraction of 1; None switches a signal
+    off.
+    """
 
     minimum: int
     maximum: int
@@ -59,7 +61,9 @@ class Policy:
 
 @dataclass(frozen=True)
 class Sample:
-    """One replica's load. `kv` is the share of its KV blocks in use, `slots` how many sequences it runs at most."""
+    """One replica's load. `kv` is the share of its KV blocks in use, `slots` how many sequences it runs at
+    most.
+    """
 
     waiting: int
     running: int
@@ -71,7 +75,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """`loads`: of the ready replicas that answered; `missing`: ready ones that did not; `current`: wanted count."""
+    """`loads`: of the ready replicas that answered; `missing`: ready ones that did not; `current`: wanted
+    count.
+    """
 
     current: int
     loads: tuple[Sample, ...] = ()
@@ -120,7 +126,9 @@ class Signal:
 
 @dataclass(frozen=True)
 class Decision:
-    """`limiting` names the signal or bound that set `desired`; `next_change_after` when a waiting wish may act."""
+    """`limiting` names the signal or bound that set `desired`; `next_change_after` when a waiting wish may
+    act.
+    """
 
     desired: int
     raw: int

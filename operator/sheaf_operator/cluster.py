@@ -1,4 +1,4 @@
-"""The one file that talks to the API server. Everything above it sees plain JSON and the errors named here."""
+"""The one file that talks to the API server. All else sees plain JSON and the errors named here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from sheaf_operator.observed import Json, Observed, owned_by
 from sheaf_operator.plan import Apply, Delete, Scale
 
 REQUEST_TIMEOUT = 20.0
-TOKEN_MAX_AGE = 60.0
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 
@@ -56,9 +55,9 @@ async def load_configuration() -> client.Configuration:
     """In-cluster service account, else the kubeconfig."""
     loaded = client.Configuration()
     try:
-        config.load_incluster_config(client_configuration=loaded)
+        config.load_incluster_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
     except config.ConfigException:
-        await config.load_kube_config(client_configuration=loaded)
+        await config.load_kube_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
     return loaded
 
 
@@ -74,7 +73,7 @@ class Cluster:
         return cls(await load_configuration())
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._client.close()  # type: ignore[no-untyped-call]
 
     # Reading
 
@@ -222,7 +221,7 @@ class Cluster:
             auth_settings=["BearerToken"],
         )
         try:
-            response = await self._client.rest_client.request(
+            response = await self._client.rest_client.request(  # type: ignore[no-untyped-call]
                 method, url, headers=headers, body=body, _request_timeout=timeout
             )
             data = await response.read()

@@ -32,7 +32,7 @@ class State:
 
 @dataclass(frozen=True)
 class Situation:
-    """All that the conditions depend on. `problem` is what stopped the plan or the last write, if anything."""
+    """All that the conditions depend on. `problem` is what stopped the plan or the last write."""
 
     spec: LLMDeploymentSpec
     observed: Observed
@@ -63,7 +63,7 @@ class Situation:
 
     @property
     def _has_served(self) -> bool:
-        """Whether the status says that this very revision was ready before, so the spec has been rolled out."""
+        """Whether the status says that this very revision was ready before: it has been rolled out."""
         status = self.observed.status
         return bool(
             self.revision
@@ -206,7 +206,7 @@ _RULES = {
 
 
 def conditions(s: Situation, now: str) -> list[Json]:
-    """All conditions in a fixed order. The transition time moves only when a status does; `now` is RFC 3339."""
+    """All conditions, in a fixed order. Transition times move only with the status; `now` is RFC 3339."""
     before = {c["type"]: c for c in s.observed.status.get("conditions", [])}
     result = []
     for kind in CONDITION_TYPES:

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from sheaf_operator.api import GROUP, KIND, PLURAL, VERSION, ApiModel, LLMDeploymentSpec, rule, rules
+from sheaf_operator.api import GROUP, KIND, PLURAL, VERSION, LLMDeploymentSpec
+from sheaf_operator.api_base import ApiModel, rule, rules
 from sheaf_operator.status import LLMDeploymentStatus
 
 # Children carry the label `isvc.NAME-predictor`, which limits a name to 63 - 15 characters.
@@ -100,7 +101,7 @@ def crd() -> dict[str, Any]:
         **rules(
             rule(
                 f"size(self.metadata.name) <= {MAX_NAME}",
-                f"metadata.name must have at most {MAX_NAME} characters: the names of its children are longer",
+                f"metadata.name must have at most {MAX_NAME} characters: its children's names are longer",
             ),
             rule(
                 "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
@@ -157,7 +158,8 @@ def text() -> str:
 
 
 ROOT = Path(__file__).parents[2]
-# Twice, because kustomize reads nothing outside its own folder, and `kubectl apply -f crds/` wants a plain one.
+# Twice, because kustomize reads nothing outside its own folder, and `kubectl apply -f crds/` wants a plain
+# one.
 PATHS = (ROOT / "crds" / "llmdeployments.yaml", ROOT / "manifests" / "crd.yaml")
 
 

@@ -1,7 +1,8 @@
 """kopf's part: watch, index, and hand keys to the work queue.
 
-Only `kopf.on.event` and `@kopf.index` are used: they store nothing on the objects they see. Other kopf handlers
-would add a finalizer and annotations to the user's resource, and deleting it would need a running operator.
+Only `kopf.on.event` and `@kopf.index` are used: they store nothing on the objects they see. Other kopf
+handlers would add a finalizer and annotations to the user's resource, and deleting it would need a running
+operator.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ def configure(settings: kopf.OperatorSettings) -> None:
         settings.watching.label_selectors[group, version, plural] = names.LABEL_DEPLOYMENT
 
 
-@kopf.on.login()  # type: ignore[arg-type]
+@kopf.on.login()
 def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
 
 @kopf.on.startup()
-async def start(settings: kopf.OperatorSettings, memo: kopf.Memo, deployments: Any, **_: Any) -> None:
+async def start(settings: kopf.OperatorSettings, memo: Any, **indices: Any) -> None:
+    deployments = indices["deployments"]
     configure(settings)
     own = memo.get("settings") or Settings.from_env()
     cluster = await Cluster.connect()

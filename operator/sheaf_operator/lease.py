@@ -1,8 +1,8 @@
 """One writer at a time: a Lease that is renewed all along and checked before each write.
 
-The holder trusts its own clock only: it holds the Lease until `duration` minus a margin after it *started* its
-last successful renewal. Another candidate waits until the record has not changed for the full duration on *its*
-clock. So the two never overlap, however their wall clocks differ.
+The holder trusts its own clock only: it holds the Lease until `duration` minus a margin after it *started*
+its last successful renewal. Another candidate waits until the record has not changed for the full duration
+on *its* clock. So the two never overlap, however their wall clocks differ.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Lease:
             await self.release()
 
     async def attempt(self) -> bool:
-        """Acquire or renew once. Raises ApiError or Unreachable when the API server does not allow or answer."""
+        """Acquire or renew once. Raises ApiError or Unreachable."""
         started = self._clock()
         lease = await self._store.get_lease(self._namespace, self._name)
         if lease is not None and not self._may_take(lease, started):

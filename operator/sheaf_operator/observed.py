@@ -56,7 +56,7 @@ class Observed:
 
     @property
     def rolling(self) -> bool:
-        """Whether pods of more than one ReplicaSet are live, or the Deployment has yet to react to a change."""
+        """Whether pods of several ReplicaSets are live, or the Deployment has yet to react to a change."""
         hashes = {p["metadata"].get("labels", {}).get("pod-template-hash") for p in self.live_pods}
         if self.deployment is None:
             return False

@@ -61,10 +61,10 @@ def covers(live: Any, wanted: Any, path: tuple[str, ...] = ()) -> bool:
         if not isinstance(live, list) or len(live) != len(wanted):
             return not wanted and live is None
         return all(covers(a, b, path) for a, b in zip(live, wanted, strict=True))
-    if live == wanted:
+    if bool(live == wanted):
         return True
     if live is None:
-        return wanted == ""
+        return bool(wanted == "")
     return _is_quantity(path) and quantity.same(live, wanted)
 
 
@@ -134,7 +134,7 @@ def plan(spec: LLMDeploymentSpec, observed: Observed, default_image: str) -> Pla
         return Plan(
             problem=Problem(
                 "KServeMissing",
-                "the cluster has no InferenceService kind: install KServe; Sheaf goes on by itself afterwards",
+                "the cluster has no InferenceService kind: install KServe, and Sheaf goes on by itself",
                 transient=True,
             )
         )

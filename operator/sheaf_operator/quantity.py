@@ -13,8 +13,7 @@ _BINARY = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
 
 def value(quantity: str) -> Decimal:
     """The number a quantity stands for. Raises ValueError for anything else."""
-    parsed: Decimal = parse_quantity(quantity)
-    return parsed
+    return Decimal(parse_quantity(quantity))  # type: ignore[no-untyped-call]
 
 
 def same(a: Any, b: Any) -> bool:

@@ -1,8 +1,9 @@
 """A keyed work queue: one key is never processed twice at the same time, and bursts become one run.
 
-The rules (client-go's): a key that is added while it waits is there once; added while it is being processed, it
-runs again afterwards; a failed key comes back after an exponentially growing, jittered delay, which a success
-resets. `KeyedQueue` is plain data with the time passed in; `run` is the thin asynchronous edge.
+The rules (client-go's): a key that is added while it waits is there once; added while it is being
+processed, it runs again afterwards; a failed key comes back after an exponentially growing, jittered delay,
+which a success resets. `KeyedQueue` is plain data with the time passed in; `run` is the thin asynchronous
+edge.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class KeyedQueue(Generic[Key]):
         """Processing failed: the key comes back after the returned delay."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        delay = min(self._cap, self._base * 2 ** min(failures, 32)) * self._jitter()
+        delay = min(self._cap, self._base * float(2 ** min(failures, 32))) * self._jitter()
         self._finish(key)
         self.add_after(key, delay, now)
         return delay

@@ -95,7 +95,8 @@ class Reconciler:
         try:
             spec = LLMDeploymentSpec.model_validate(observed.owner["spec"])
         except ValidationError as error:
-            return await self._refuse(observed, error)
+            await self._refuse(observed, error)
+            return None
         plan, failure = Plan(revision=planning.current_revision(observed)), None
         if fresh:
             plan = planning.plan(spec, observed, self._settings.runtime_image)

@@ -1,4 +1,6 @@
-"""Kubernetes Events for the user, at most one of a kind per period. Events are a courtesy: failures are logged."""
+"""Kubernetes Events for the user, at most one of a kind per period. Events are a courtesy: failures are
+logged.
+"""
 
 from __future__ import annotations
 

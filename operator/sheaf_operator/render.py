@@ -187,7 +187,7 @@ def inference_service(
     annotations = {
         "serving.kserve.io/deploymentMode": "Standard",
         "serving.kserve.io/autoscalerClass": "external",
-        # Always written, so that a hand-set "true" is repaired. KServe deletes the Deployment when it is true.
+        # Always written, so that a hand-set "true" is repaired; with it KServe deletes the Deployment.
         names.KSERVE_STOP: "true" if suspend else "false",
     }
     return {

@@ -1,9 +1,9 @@
 """A revision: everything that reaches the pods, rendered once and then frozen.
 
-The first time a spec is seen, `render` makes the ServingRuntime's and the InferenceService's pod parts from it.
-The result and the spec are kept in an annotation of the immutable ServingRuntime `NAME-HASH`. From then on the
-operator applies what was recorded, so a newer operator with other defaults restarts no pod, a hand edit can be
-repaired exactly, and going back to an earlier spec finds its runtime again.
+The first time a spec is seen, `render` makes the ServingRuntime's and the InferenceService's pod parts from
+it. The result and the spec are kept in an annotation of the immutable ServingRuntime `NAME-HASH`. From then
+on the operator applies what was recorded, so a newer operator with other defaults restarts no pod, a hand
+edit can be repaired exactly, and going back to an earlier spec finds its runtime again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Between the pure decision and the resource: policy from the spec, samples from pods, status from decisions."""
+"""Between the pure decision and the resource: policy from spec, samples from pods, status."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from sheaf_operator import autoscale
-from sheaf_operator.api import Autoscaling, ScaleDown, ScaleUp
+from sheaf_operator.api_scaling import Autoscaling, ScaleDown, ScaleUp
 from sheaf_operator.autoscale import Decision, Limits, Policy, RatePolicy, Samples
 from sheaf_operator.observed import Json, Observed, is_ready, pod_name
 from sheaf_operator.scrape import Reading

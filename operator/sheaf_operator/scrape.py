@@ -33,7 +33,7 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 @dataclass(frozen=True)
 class Reading:
-    """One pod's answer. `kv_tokens` and `weights_bytes` are its measured capacity, None where not reported."""
+    """One pod's answer. `kv_tokens` and `weights_bytes` are its capacity, None where not reported."""
 
     sample: Sample
     blocks_live: int = 0

@@ -37,7 +37,7 @@ class Settings:
             variable = "SHEAF_" + field.name.upper()
             if variable not in env:
                 continue
-            kind = type(field.default)
+            kind = type(getattr(Settings, field.name))
             try:
                 values[field.name] = kind(env[variable])
             except ValueError as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sheaf_operator.api import ApiModel
+from sheaf_operator.api_base import ApiModel
 
 # The order in which conditions are listed.
 CONDITION_TYPES = ("Ready", "Reconciling", "Stalled", "Fits", "AutoscalingActive")
@@ -34,7 +34,7 @@ class Capacity(ApiModel):
 
 
 class MetricStatus(ApiModel):
-    """`value` is the mean over the replicas, rounded up; `replicas` what this metric alone asks for at least."""
+    """`value` is the mean over the replicas, rounded up; `replicas` what this metric alone asks for."""
 
     type: ShortText
     target: int
@@ -55,12 +55,14 @@ class AutoscalingStatus(ApiModel):
     limiting: ShortText
     reason: LongText
     metrics: Annotated[
-        list[MetricStatus], Field(max_length=4, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]})
-    ] = []
+        list[MetricStatus],
+        Field(default_factory=list, max_length=4, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]}),
+    ]
     next_change_after: Timestamp | None = None
     decisions: Annotated[
-        list[DecisionStatus], Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"})
-    ] = []
+        list[DecisionStatus],
+        Field(default_factory=list, max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    ]
 
 
 class Phase(ApiModel):
@@ -82,8 +84,10 @@ class LLMDeploymentStatus(ApiModel):
     capacity: Capacity | None = None
     autoscaling: AutoscalingStatus | None = None
     timeline: Annotated[
-        list[Phase], Field(max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"})
-    ] = []
+        list[Phase],
+        Field(default_factory=list, max_length=10, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    ]
     conditions: Annotated[
-        list[Condition], Field(max_length=8, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]})
-    ] = []
+        list[Condition],
+        Field(default_factory=list, max_length=8, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]}),
+    ]

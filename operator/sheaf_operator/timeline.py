@@ -1,7 +1,7 @@
 """How long the way from `kubectl apply` to the first ready pod took, phase by phase. Pure.
 
-Read from the timestamps that Kubernetes itself keeps (whole seconds), for the present revision's first pod that
-became ready. A complete timeline is kept as it is: later pods and restarts do not rewrite history.
+Read from the timestamps that Kubernetes itself keeps (whole seconds), for the present revision's first pod
+that became ready. A complete timeline is kept as it is: later pods and restarts do not rewrite history.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def timeline(observed: Observed, revision: str | None) -> list[Json]:
 
 
 def _started_at(observed: Observed, pod: Json) -> str:
-    """The resource's creation for its first revision, else the pod's own: a spec change leaves no timestamp."""
+    """The resource's creation for its first spec, else the pod's: a spec change leaves no timestamp."""
     created = str(observed.owner["metadata"]["creationTimestamp"])
     return created if observed.generation == 1 else str(pod["metadata"]["creationTimestamp"])
 

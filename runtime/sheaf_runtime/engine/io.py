@@ -82,7 +82,8 @@ class Channel:
 
 
 class EngineServer:
-    """Feeds an ``EngineCore`` from a ``Channel``. ``clients`` said Hello and get the stats."""
+    """Feeds an ``EngineCore`` from a ``Channel``. ``clients`` are all that ever said something: they get the
+    stats, and hear of a failure."""
 
     def __init__(
         self, core: EngineCore, channel: Channel, *, clock: Callable[[], float] = time.monotonic
@@ -113,6 +114,7 @@ class EngineServer:
         was_busy = aborted = False
         while (received := self._channel.receive()) is not None:
             client, payload = received
+            self.clients.add(client)
             try:
                 message = decode_client.decode(payload)
             except msgspec.DecodeError as error:
@@ -125,7 +127,6 @@ class EngineServer:
                 aborted = True
                 self._core.abort(client, message.request_ids)
             elif isinstance(message, Hello):
-                self.clients.add(client)
                 self._channel.send(client, self._core.ready)
         if aborted and was_busy and not self._core.busy:
             self._send_stats({})
@@ -144,7 +145,7 @@ class EngineServer:
     def _send_stats(self, by_client: dict[bytes, list[RequestOutput]]) -> None:
         stats = self._core.take_stats()
         self._stats_due = self._clock() + STATS_INTERVAL
-        for client in self.clients.union(by_client):
+        for client in self.clients:
             self._channel.send(client, StepOutput(outputs=by_client.get(client, []), stats=stats))
 
     def _reject_malformed(self, client: bytes, payload: bytes, problem: str) -> None:

@@ -58,10 +58,10 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: str | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> list[Completion]:
         """Run all prompts together; results come in the order of the prompts.
 
@@ -69,12 +69,11 @@ class LLM:
         Raises ``ValueError`` if a request can never run; nothing has run then.
         """
         listed: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
-        if listed and isinstance(listed[0], int):
-            listed = [listed]  # type: ignore[list-item]
         params = SamplingParams() if params is None else params
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
             raise ValueError(f"{len(listed)} prompts, but {len(each)} sampling parameters")
+        stop = (stop,) if isinstance(stop, str) else stop
         if any(not s for s in stop):
             raise ValueError("a stop string is empty")
 

@@ -1,0 +1,227 @@
+"""The engine core as a process: its socket, its beginning and its end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from checked_executor import CheckedExecutor, Info
+from engine_process import PATIENCE, Client, core_process, cpu_seconds, sockets
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.engine import __main__ as entry
+from sheaf_runtime.engine.io import Channel
+from sheaf_runtime.protocol.messages import (
+    AbortRequests,
+    Accepted,
+    AddRequest,
+    EngineFailed,
+    EngineReady,
+    Hello,
+    Rejected,
+    StepOutput,
+)
+from sheaf_runtime.protocol.sampling import SamplingParams
+from tiny_llama import write_tiny_llama
+
+VOCAB = 64
+
+
+def request(request_id, prompt=(1, 2, 3), **sampling):
+    return AddRequest(
+        request_id=request_id,
+        prompt_token_ids=list(prompt),
+        sampling=SamplingParams(**{"temperature": 0.0, "ignore_eos": True} | sampling),
+        arrival_time=time.time(),
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"), vocab_size=VOCAB)
+
+
+@pytest.fixture(scope="module")
+def core(model, tmp_path_factory):
+    """One core for all tests that leave it as it was: process, address, context."""
+    address = f"ipc://{tmp_path_factory.mktemp('s')}/core"
+    config = EngineConfig(
+        model=str(model), kv_cache_memory=1 << 20, max_num_seqs=4, max_num_batched_tokens=32, max_num_queued=2
+    )
+    with sockets() as context, core_process(config, address) as process:
+        yield SimpleNamespace(process=process, address=address, context=context)
+
+
+@pytest.fixture
+def client(core):
+    client = Client(core.context, core.address, b"test")
+    client.send(Hello())
+    assert isinstance(client.receive(), EngineReady)
+    yield client
+    client.close()
+
+
+def test_hello_is_answered_with_the_facts(core):
+    client = Client(core.context, core.address, b"facts")
+    client.send(Hello())
+    ready = client.receive()
+    client.close()
+    assert isinstance(ready, EngineReady)
+    assert (ready.max_model_len, ready.block_size, ready.max_num_seqs) == (512, 16, 4)
+    assert (ready.vocab_size, ready.device, ready.dtype) == (VOCAB, "cpu", "float32")
+    assert ready.num_blocks >= 512 // 16
+    assert ready.weights_bytes > 0
+
+
+def test_a_request_from_acceptance_to_its_end(client):
+    client.send(request("a", max_tokens=9))
+    assert client.receive() == Accepted(request_id="a")
+    steps = client.receive_until_idle()
+    outputs = [o for step in steps for o in step.outputs]
+    assert [o.request_id for o in outputs] == ["a"] * 9
+    assert sum(len(o.token_ids) for o in outputs) == 9
+    assert [o.finish_reason for o in outputs] == [None] * 8 + ["length"]
+    first, *rest = outputs
+    assert first.scheduled_time <= first.first_token_time <= time.time()
+    assert all(o.first_token_time is None for o in rest)
+    assert steps[-1].stats.blocks_live == 0
+
+
+def test_one_message_per_step_for_all_requests_of_a_client(client):
+    for i in range(4):
+        client.send(request(str(i), (i + 1,), max_tokens=20))
+    steps = client.receive_until_idle()
+    assert len(steps) <= 20 + 4 + 2  # the four may have come in over as many steps
+    assert max(len(s.outputs) for s in steps) == 4
+
+
+def test_tokens_do_not_depend_on_the_company(client):
+    def tokens(ids):
+        for i in ids:
+            client.send(request(i, (int(i), 7), max_tokens=12))
+        got = {i: [] for i in ids}
+        for step in client.receive_until_idle():
+            for output in step.outputs:
+                got[output.request_id] += output.token_ids
+        return got
+
+    together = tokens(["1", "2", "3", "4"])
+    assert together == tokens(["1"]) | tokens(["2"]) | tokens(["3"]) | tokens(["4"])
+
+
+def test_refusals_come_back_and_leave_nothing(client):
+    client.send(request("long", [1] * 600))
+    answer = client.receive()
+    assert isinstance(answer, Rejected)
+    assert (answer.request_id, answer.reason) == ("long", "invalid")
+    assert "512" in answer.message
+
+
+def test_a_malformed_request_is_answered_and_noise_is_survived(client):
+    client.send(b"\xc1 noise")
+    payload = {"type": "AddRequest", "request_id": "bad", "prompt_token_ids": "no"}
+    client.send(msgspec.msgpack.encode(payload))
+    answer = client.receive()
+    assert isinstance(answer, Rejected)
+    assert (answer.request_id, answer.reason) == ("bad", "internal")
+
+
+def test_a_full_queue_is_refused_and_aborts_free_everything(client):
+    ids = [str(i) for i in range(7)]
+    for i in ids:
+        client.send(request(i, max_tokens=500))
+    answers = [client.receive() for _ in range(0)]
+    while len(answers) < 7:
+        message = client.receive()
+        if not isinstance(message, StepOutput):
+            answers.append(message)
+    assert [type(a) for a in answers] == [Accepted] * 6 + [Rejected]
+    assert answers[-1].reason == "queue_full"
+    client.send(AbortRequests(request_ids=ids))
+    last = client.receive_until_idle()[-1]
+    assert last.outputs == []
+    assert last.stats.blocks_live == 0
+
+
+def test_a_client_that_went_away_blocks_nobody(core, client):
+    gone = Client(core.context, core.address, b"gone")
+    gone.send(request("x", max_tokens=200))
+    assert isinstance(gone.receive(), Accepted)
+    gone.close()
+    client.send(request("a", max_tokens=3))
+    outputs = [o for s in client.receive_until_idle() for o in s.outputs]
+    assert outputs[-1].finish_reason == "length"
+
+
+def test_signals_are_left_to_the_api_process(core, client):
+    core.process.send_signal(signal.SIGTERM)
+    core.process.send_signal(signal.SIGINT)
+    client.send(request("a", max_tokens=2))
+    client.receive_until_idle()
+    assert core.process.poll() is None
+
+
+def test_idle_costs_nothing(core, client):
+    client.send(request("a", max_tokens=2))
+    client.receive_until_idle()
+    client._socket.poll(1500)  # past the integrity check
+    before = cpu_seconds(core.process.pid)
+    client._socket.poll(2000)  # nothing arrives while idle
+    assert cpu_seconds(core.process.pid) - before <= 0.02
+
+
+def test_the_end_of_stdin_ends_it(model, tmp_path):
+    config = EngineConfig(model=str(model), kv_cache_memory=1 << 20)
+    with sockets() as context, core_process(config, f"ipc://{tmp_path}/core") as process:
+        client = Client(context, f"ipc://{tmp_path}/core", b"c")
+        client.send(Hello())
+        assert isinstance(client.receive(), EngineReady)
+        client.send(request("a", max_tokens=500))
+        assert isinstance(client.receive(), Accepted)
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 0
+        assert not (tmp_path / "core").exists()
+
+
+def test_a_missing_model_is_told_to_the_client_and_on_stderr(tmp_path):
+    config = EngineConfig(model=str(tmp_path / "nowhere"))
+    with sockets() as context, core_process(config, f"ipc://{tmp_path}/core") as process:
+        client = Client(context, f"ipc://{tmp_path}/core", b"c")
+        client.send(Hello())
+        answer = client.receive()
+        assert isinstance(answer, EngineFailed)
+        assert "nowhere" in answer.message
+        assert process.wait(PATIENCE) == 2
+        assert process.stderr.read().decode().splitlines() == [f"engine: {answer.message}"]
+
+
+def test_a_wrong_configuration_is_refused(tmp_path):
+    with core_process(b'{"model": "m", "block_siz": 3}', f"ipc://{tmp_path}/core") as process:
+        assert process.wait(PATIENCE) == 2
+        assert "block_siz" in process.stderr.read().decode()
+
+
+def test_a_failure_in_the_loop_is_told_and_ends_the_process(monkeypatch, tmp_path, capfd):
+    class Breaks(CheckedExecutor):
+        def collect(self):
+            raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(
+        "sheaf_runtime.worker.local.LocalExecutor", lambda config: Breaks(Info(), config.block_size, 4, 32)
+    )
+    address = f"ipc://{tmp_path}/core"
+    channel = Channel(address)
+    with sockets() as context:
+        clients = [Client(context, address, b"said hello"), Client(context, address, b"did not")]
+        clients[0].send(Hello())
+        for client in clients:
+            client.send(request("a", max_tokens=2))
+        clients[1].send(b"")  # only to be read after the failure
+        assert entry._serve(EngineConfig(model="m"), channel) == 1
+        messages = [clients[0].receive() for _ in range(3)]
+        channel.close()
+    assert isinstance(messages[0], EngineReady)
+    assert EngineFailed(message="the device is gone") in messages
+    assert "the device is gone" in capfd.readouterr().err

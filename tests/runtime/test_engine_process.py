@@ -132,7 +132,7 @@ def test_a_full_queue_is_refused_and_aborts_free_everything(client):
     ids = [str(i) for i in range(7)]
     for i in ids:
         client.send(request(i, max_tokens=500))
-    answers = [client.receive() for _ in range(0)]
+    answers = []
     while len(answers) < 7:
         message = client.receive()
         if not isinstance(message, StepOutput):
@@ -218,10 +218,12 @@ def test_a_failure_in_the_loop_is_told_and_ends_the_process(monkeypatch, tmp_pat
         clients[0].send(Hello())
         for client in clients:
             client.send(request("a", max_tokens=2))
-        clients[1].send(b"")  # only to be read after the failure
         assert entry._serve(EngineConfig(model="m"), channel) == 1
-        messages = [clients[0].receive() for _ in range(3)]
+        assert isinstance(clients[0].receive(), EngineReady)
+        for client in clients:
+            heard = client.receive()
+            while not isinstance(heard, EngineFailed):
+                heard = client.receive()
+            assert heard.message == "the device is gone"
         channel.close()
-    assert isinstance(messages[0], EngineReady)
-    assert EngineFailed(message="the device is gone") in messages
     assert "the device is gone" in capfd.readouterr().err

@@ -59,5 +59,5 @@ def write_tiny_llama(
         "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(eos)}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
     return folder

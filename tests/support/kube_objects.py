@@ -1,0 +1,140 @@
+"""Kubernetes objects as the API server would hand them out, for tests of pure functions."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from sheaf_operator import names, render
+from sheaf_operator.api import LLMDeploymentSpec
+from sheaf_operator.observed import Observed
+from sheaf_operator.revision import Revision
+
+Json = dict[str, Any]
+UID = "11111111-2222-3333-4444-555555555555"
+IMAGE = "sheaf/runtime:test"
+
+
+def spec(**fields: Any) -> LLMDeploymentSpec:
+    """A spec from the fields as the user writes them; the model is filled in."""
+    return LLMDeploymentSpec.model_validate({"model": {"uri": "pvc://claim/m"}, **fields})
+
+
+def cpu_spec(**fields: Any) -> LLMDeploymentSpec:
+    return spec(accelerator={"count": 0}, **fields)
+
+
+def owner(name: str = "m", generation: int = 1, status: Json | None = None, **metadata: Any) -> Json:
+    meta = {
+        "name": name,
+        "namespace": "ns",
+        "uid": UID,
+        "generation": generation,
+        "resourceVersion": "7",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        **metadata,
+    }
+    return {"metadata": meta, "spec": {}, **({"status": status} if status else {})}
+
+
+def revision(given: LLMDeploymentSpec, name: str = "m") -> Revision:
+    return render.revision(name, given, IMAGE)
+
+
+def runtime(of: Revision, created: str = "2026-01-01T00:00:01Z", name: str = "m") -> Json:
+    obj = copy.deepcopy(render.serving_runtime(name, "ns", UID, of))
+    obj["metadata"] |= {"creationTimestamp": created, "uid": "runtime-" + of.hash}
+    return obj
+
+
+def service(
+    of: Revision, strategy: render.Strategy = "Surge", suspend: bool = False, name: str = "m"
+) -> Json:
+    obj = copy.deepcopy(render.inference_service(name, "ns", UID, of, strategy, suspend))
+    obj["metadata"] |= {"uid": "service-uid"}
+    return obj
+
+
+def deployment(replicas: int = 1, **status: Any) -> Json:
+    return {
+        "metadata": {"name": "m-predictor", "uid": "dep-uid", "generation": 1, "resourceVersion": "42"},
+        "spec": {"replicas": replicas},
+        "status": {"observedGeneration": 1, "replicas": replicas, **status},
+    }
+
+
+def pod(
+    name: str = "p1",
+    of: Revision | None = None,
+    ready: bool = False,
+    created: str = "2026-01-01T00:00:10Z",
+    template: str = "t1",
+    ip: str = "10.0.0.1",
+) -> Json:
+    """A scheduled pod whose container runs, ready or not."""
+    labels = {names.LABEL_DEPLOYMENT: "m", "pod-template-hash": template}
+    if of is not None:
+        labels[names.LABEL_REVISION] = of.hash
+    return {
+        "metadata": {"name": name, "labels": labels, "creationTimestamp": created},
+        "spec": {"containers": [{"name": names.CONTAINER}]},
+        "status": {
+            "phase": "Running",
+            "podIP": ip,
+            "conditions": [
+                {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:11Z"},
+                {
+                    "type": "Ready",
+                    "status": "True" if ready else "False",
+                    "lastTransitionTime": "2026-01-01T00:00:31Z",
+                },
+            ],
+            "containerStatuses": [
+                {
+                    "name": names.CONTAINER,
+                    "image": IMAGE,
+                    "ready": ready,
+                    "restartCount": 0,
+                    "state": {"running": {"startedAt": "2026-01-01T00:00:13Z"}},
+                }
+            ],
+        },
+    }
+
+
+def unschedulable(message: str, of: Revision | None = None, name: str = "p9") -> Json:
+    obj = pod(name, of)
+    obj["status"] = {
+        "phase": "Pending",
+        "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        ],
+    }
+    return obj
+
+
+def crashed(
+    message: str = "", code: int = 1, of: Revision | None = None, restarts: int = 1, reason: str = "Error"
+) -> Json:
+    obj = pod("p8", of)
+    entry = obj["status"]["containerStatuses"][0]
+    entry |= {
+        "restartCount": restarts,
+        "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+        "lastState": {"terminated": {"exitCode": code, "reason": reason, "message": message}},
+    }
+    return obj
+
+
+def settled(given: LLMDeploymentSpec, *, replicas: int = 1, ready: int = 1, **more: Any) -> Observed:
+    """A deployment of `given` in which everything has been written and `ready` pods serve."""
+    of = revision(given)
+    pods = tuple(pod(f"p{i}", of, ready=i < ready, ip=f"10.0.0.{i}") for i in range(replicas))
+    fields: Json = {
+        "owner": owner(),
+        "inference_service": service(of, suspend=given.suspend),
+        "runtimes": (runtime(of),),
+        "deployment": deployment(replicas),
+        "pods": pods,
+    }
+    return Observed(**{**fields, **more})

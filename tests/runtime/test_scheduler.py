@@ -398,10 +398,19 @@ def test_requests_that_can_never_run_are_refused(request_, words, param):
     assert all(word in answer.message for word in words), answer.message
 
 
-@pytest.mark.parametrize("field", ["block_size", "max_num_seqs", "max_num_batched_tokens"])
-def test_configurations_that_can_never_run_are_refused(field):
-    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
-        engine(**{field: 0})
+@pytest.mark.parametrize(
+    ("field", "least"),
+    [
+        ("block_size", 1),
+        ("max_num_seqs", 1),
+        ("max_num_batched_tokens", 1),
+        ("max_num_queued", 0),
+        ("num_gpu_blocks_override", 2),
+    ],
+)
+def test_configurations_that_can_never_run_are_refused(field, least):
+    with pytest.raises(ValueError, match=f"{field} must be at least {least}, got {least - 1}"):
+        engine(**{field: least - 1})
 
 
 # --- seeds and stats --------------------------------------------------------------------------------------

@@ -90,4 +90,6 @@ def _exit_at_eof(address: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # a device thread that hangs must not keep the process

@@ -176,8 +176,9 @@ def check_config(config: EngineConfig) -> None:
         ("max_num_seqs", 1),
         ("max_num_batched_tokens", 1),
         ("max_num_queued", 0),
+        ("num_gpu_blocks_override", 2),  # one is the null page
     )
     for name, lowest in at_least:
         value = getattr(config, name)
-        if value < lowest:
+        if value is not None and value < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")

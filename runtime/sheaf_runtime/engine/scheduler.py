@@ -268,12 +268,14 @@ class Scheduler:
             request.in_flight -= item.num_tokens
             request.computed += item.num_tokens
             self._count_prompt(request)
-            held = _tables(request)
+            output = None
             if item.sample:
                 request.in_flight_samples -= 1
-                outputs.append(self._append(request, sampled[request.req_id, request.epoch], now))
+                output = self._append(request, sampled[request.req_id, request.epoch], now)
+                outputs.append(output)
+            held = _tables(request)
             self.kv.publish(held, request.token_ids, request.root, request.computed)
-            if outputs and outputs[-1].request is request and outputs[-1].finish_reason is not None:
+            if output is not None and output.finish_reason is not None:
                 self._end(request)
             else:
                 self.kv.trim(held, request.computed)

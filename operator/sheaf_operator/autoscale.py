@@ -179,11 +179,11 @@ def _queue(target: float, samples: Samples) -> Signal:
     load = waiting + running
     slots = _slots(samples)
     if slots is None:  # no limit reported and no queue: only an idle system can do with less
-        at_least, at_most = (0, 0) if load == 0 else (0, samples.current)
+        at_least, at_most = 0, (1 if load == 0 else max(1, samples.current))
         need = f"{running} running"
     else:
         at_least = math.ceil(load / (slots + target)) if waiting else 0
-        at_most = max(at_least, math.ceil(load / (slots * (1 - TOLERANCE))))
+        at_most = max(1, at_least, math.ceil(load / (slots * (1 - TOLERANCE))))
         need = f"one replica runs {slots:g} and may keep {target:g} waiting"
     words = f"{waiting} requests waiting and {running} running on {_count(len(samples.loads))}; {need}"
     return Signal("QueueDepth", target, waiting / max(1, len(samples.loads)), at_least, at_most, words)
@@ -193,7 +193,7 @@ def _kv(target: float, samples: Samples) -> Signal:
     used = sum(load.kv for load in samples.loads)
     beyond = _ceil(used / (target * (1 + TOLERANCE)))
     at_least = _ceil(used / target) if samples.current < beyond else beyond
-    at_most = max(at_least, _ceil(used / (target * (1 - TOLERANCE))))
+    at_most = max(1, at_least, _ceil(used / (target * (1 - TOLERANCE))))
     average = used / len(samples.loads) if samples.loads else 0.0
     words = f"KV cache {average:.0%} in use on {_count(len(samples.loads))}, target {target:.0%}"
     return Signal("KVCacheUtilizationPercent", target, average, at_least, at_most, words)
@@ -223,7 +223,7 @@ def _wish(samples: Samples, signals: tuple[Signal, ...]) -> tuple[int, str, str]
         return current, "WithinTargets", f"{keep.words}: {_count(current)} suits"
     if samples.missing:
         return current, "MissingSamples", _missing_words(samples)
-    return keep.at_most, keep.type, f"{keep.words}: {_count(max(1, keep.at_most))} would do"
+    return keep.at_most, keep.type, f"{keep.words}: {_count(keep.at_most)} would do"
 
 
 def _missing_words(samples: Samples) -> str:
@@ -252,13 +252,18 @@ def _remember(policy: Policy, history: History, current: int, raw: int, now: flo
     return History(tuple(entries), changes)
 
 
+def _recent(history: History, window: float) -> list[Recommendation]:
+    """The wishes within the window, the present one always included."""
+    *past, present = history.recommendations
+    return [e for e in past if e.until > present.until - window] + [present]
+
+
 def _stabilize(
     policy: Policy, current: int, history: History, raw: int, limiting: str, reason: str
 ) -> tuple[int, str, str, float | None]:
-    now = history.recommendations[-1].until
     if raw < current:
         window = policy.down.window
-        recent = [e for e in history.recommendations if e.until > now - window or e.until == now]
+        recent = _recent(history, window)
         top = max(recent, key=lambda e: (e.replicas, e.until))
         held = min(current, top.replicas)
         if held > raw:
@@ -267,7 +272,7 @@ def _stabilize(
             return held, "StabilizationWindow", words, release
     elif raw > current:
         window = policy.up.window
-        recent = [e for e in history.recommendations if e.until > now - window or e.until == now]
+        recent = _recent(history, window)
         low = min(recent, key=lambda e: e.replicas)
         held = max(current, low.replicas)
         if held < raw:

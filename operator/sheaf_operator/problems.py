@@ -15,7 +15,7 @@ _NO_MODEL = re.compile(
     r"|repository ?not ?found|no safetensors|404 client error|NoSuchKey",
     re.IGNORECASE,
 )
-_INSUFFICIENT = re.compile(r"Insufficient ([\w.\-/]+)")
+_INSUFFICIENT = re.compile(r"Insufficient ([\w.\-/]*\w)")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from typing import Any
 
 import kube_objects as k
 import pytest
-
 from sheaf_operator import render
 from sheaf_operator.observed import Observed
 from sheaf_operator.plan import HISTORY, Apply, Delete, Plan, Scale, covers, plan
@@ -103,7 +102,9 @@ def test_a_changed_spec_flips_runtime_and_arguments_in_one_write() -> None:
 
 def test_going_back_finds_the_old_runtime() -> None:
     old, new = k.revision(k.spec()), k.revision(k.spec(engine={"maxModelLen": 99}))
-    observed = k.settled(k.spec(), inference_service=k.service(new), runtimes=(k.runtime(old), k.runtime(new)))
+    observed = k.settled(
+        k.spec(), inference_service=k.service(new), runtimes=(k.runtime(old), k.runtime(new))
+    )
     result = run(k.spec(), observed, image=NEW_IMAGE)
     assert applied(result, "ServingRuntime") is None
     service = applied(result, "InferenceService")
@@ -212,8 +213,9 @@ def test_auto_gives_up_an_old_pod_only_while_the_new_one_finds_no_device() -> No
     assert strategy(stuck) == render.STRATEGIES["GiveUpFirst"]
     going = replace(rolling, inference_service=k.service(new, "GiveUpFirst"))
     assert strategy(going) is None  # stays until the old pods are gone
-    assert strategy(replace(done, inference_service=k.service(new, "GiveUpFirst"))) == (
-        render.STRATEGIES["Surge"]
+    assert (
+        strategy(replace(done, inference_service=k.service(new, "GiveUpFirst")))
+        == (render.STRATEGIES["Surge"])
     )
 
 

@@ -1,5 +1,4 @@
 import pytest
-
 from sheaf_operator import quantity
 
 
@@ -22,7 +21,13 @@ def test_spelling_does_not_matter(a: object, b: object, same: bool) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (270532608, "258 MiB"), (16 * 2**30, "16.0 GiB"), (80 * 2**30, "80.0 GiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (270532608, "258 MiB"),
+        (16 * 2**30, "16.0 GiB"),
+        (80 * 2**30, "80.0 GiB"),
+    ],
 )
 def test_bytes_for_people(count: int, text: str) -> None:
     assert quantity.human_bytes(count) == text

@@ -5,7 +5,6 @@ import kube_objects as k
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from sheaf_operator import render
 from sheaf_operator import revision as revisions
 from sheaf_operator.api import LLMDeploymentSpec
@@ -42,7 +41,9 @@ def test_the_gpu_default_says_nothing_it_need_not_say() -> None:
 
 
 def test_resources_are_complete_so_that_kserve_adds_no_defaults() -> None:
-    resources = k.revision(k.spec(resources={"cpu": "1500m", "memory": "3Gi"})).predictor["model"]["resources"]
+    resources = k.revision(k.spec(resources={"cpu": "1500m", "memory": "3Gi"})).predictor["model"][
+        "resources"
+    ]
     assert resources == {
         "requests": {"cpu": "1500m", "memory": "3Gi", "nvidia.com/gpu": "1"},
         "limits": {"cpu": "2", "memory": "3Gi", "nvidia.com/gpu": "1"},

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sheaf_runtime.version import __version__
+
 if TYPE_CHECKING:
     from sheaf_runtime.engine.llm import LLM
     from sheaf_runtime.protocol.sampling import SamplingParams
 
 __all__ = ["LLM", "SamplingParams", "__version__"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

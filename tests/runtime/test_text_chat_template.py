@@ -47,13 +47,18 @@ def ours(template: str) -> ChatTemplate:
         {"add_generation_prompt": True},
         {"add_generation_prompt": False},
         {"add_generation_prompt": False, "continue_final_message": True},
-        {"add_generation_prompt": True, "mood": "good"},
     ],
 )
 def test_same_as_transformers(template: str, options: dict[str, Any]) -> None:
     if template is RICH and options.get("continue_final_message"):
         pytest.skip("this template writes the last message twice, as JSON too: nobody can continue it")
     assert ours(template).render(MESSAGES, **options) == theirs(template, MESSAGES, **options)
+
+
+def test_template_variables() -> None:
+    mine = ours(RICH).render(MESSAGES, variables={"mood": "good"})
+    assert mine == theirs(RICH, MESSAGES, add_generation_prompt=True, mood="good")
+    assert "mood=good" in mine
 
 
 def test_continued_text_is_kept_where_the_template_does_not_trim() -> None:
@@ -69,7 +74,7 @@ def test_continued_text_is_kept_where_the_template_does_not_trim() -> None:
         ("{{ raise_exception('roles must alternate') }}", {}, "roles must alternate"),
         ("{{ messages[0].content.__class__.__mro__ }}", {}, "unsafe"),
         ("{{ 1 / 0 }}", {}, "division"),
-        (CHAT_TEMPLATE, {"tools": []}, "cannot be set"),
+        (CHAT_TEMPLATE, {"variables": {"tools": []}}, "cannot be set"),
         (CHAT_TEMPLATE, {"continue_final_message": True}, "set one of"),
         ("fixed", {"add_generation_prompt": False, "continue_final_message": True}, "does not render"),
     ],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from sheaf_runtime import __version__
 from sheaf_runtime.server.completions import completion_routes
 from sheaf_runtime.server.edge import App, Edge
 from sheaf_runtime.server.errors import install_error_handlers
 from sheaf_runtime.server.routes import model_routes, probe_routes, tokenizer_routes
 from sheaf_runtime.server.service import Service
+from sheaf_runtime.version import __version__
 
 
 def create_app(service: Service) -> App:

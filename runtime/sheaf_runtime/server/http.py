@@ -7,6 +7,7 @@ and cannot be lame.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from typing import Any
 
@@ -17,7 +18,11 @@ from uvicorn.server import ServerState
 # Longer than any usual client's or proxy's own limit (Envoy's is one hour), so that the side that closes an
 # idle connection is the side that sends on it: if the server did, requests already under way would be lost.
 KEEP_ALIVE_SECONDS = 3660
+# At the end: for last requests to arrive, and for answers to be flushed.
+LAST_REQUEST_SECONDS = 0.25
 FLUSH_SECONDS = 5.0
+
+logger = logging.getLogger(__name__)
 
 
 class HttpServer:
@@ -36,11 +41,31 @@ class HttpServer:
         )
         self._config.load()
         self._state = ServerState()
-        self._server: asyncio.Server | None = None
+        self._sock: socket.socket | None = None
+        self._adoptions: set[asyncio.Task[Any]] = set()
 
-    async def start(self, sock: socket.socket) -> None:
+    def start(self, sock: socket.socket) -> None:
+        """``sock`` listens already and does not block."""
+        self._sock = sock
+        asyncio.get_running_loop().add_reader(sock, self._accept)
+
+    def _accept(self) -> None:
+        """Takes every connection that waits. Done here, and not by ``create_server``, because at the end
+        the queue must be empty at the very moment the socket closes: the kernel resets what is in it."""
+        assert self._sock is not None
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._protocol, sock=sock)
+        while True:
+            try:
+                connection, _ = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # the client has gone, or this process has no descriptors left
+                logger.warning("cannot accept a connection: %s", error)
+                return
+            connection.setblocking(False)
+            adoption = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+            self._adoptions.add(adoption)
+            adoption.add_done_callback(self._adoptions.discard)
 
     def _protocol(self) -> asyncio.Protocol:
         return HttpToolsProtocol(self._config, self._state, {})
@@ -50,24 +75,28 @@ class HttpServer:
         """Whether any connection is in the middle of a request."""
         return any(_busy(connection) for connection in self._state.connections)
 
-    def close_after_responses(self) -> None:
-        """Connections whose response is already under way are closed right behind its last byte."""
-        for connection in self._state.connections:
-            if _busy(connection):
-                connection.shutdown()
-
     async def stop(self) -> None:
-        """Ends the listening and the idle connections; waits a moment for unsent answers."""
-        if self._server is None:
+        """Ends listening and, a moment later, the connections.
+
+        A client may be sending on any of them right now: connections that are open get that moment for a last
+        request. They cannot be closed right behind a response that did not announce it, because the client
+        is free to send its next request as soon as it has the last byte.
+        """
+        if self._sock is None:
             return
-        self._server.close()
-        # Requests that already arrived on idle connections are read, and answered, first.
-        for _ in range(3):
-            await asyncio.sleep(0)
-        deadline = asyncio.get_running_loop().time() + FLUSH_SECONDS
-        while self._state.connections and asyncio.get_running_loop().time() < deadline:
-            for connection in list(self._state.connections):
-                connection.shutdown()
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._sock)
+        self._accept()
+        self._sock.close()
+        await asyncio.gather(*self._adoptions, return_exceptions=True)
+        began = loop.time()
+        while self._state.connections and (elapsed := loop.time() - began) < FLUSH_SECONDS:
+            if elapsed > LAST_REQUEST_SECONDS:
+                # On a busy machine the moment may have passed without one look at the sockets.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                for connection in list(self._state.connections):
+                    connection.shutdown()
             await asyncio.sleep(0.01)
 
 

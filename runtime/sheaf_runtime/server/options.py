@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--stall-timeout",
-        type=_seconds,
+        type=_some_seconds,
         default=server.stall_timeout,
         help="seconds without a step, with requests in flight, after which the engine counts as dead",
     )
@@ -170,6 +170,12 @@ def _seconds(text: str) -> float:
         value = -1
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds, 0 or more")
+    return value
+
+
+def _some_seconds(text: str) -> float:
+    if not (value := _seconds(text)):
+        raise argparse.ArgumentTypeError("0 must be a number of seconds above 0")
     return value
 
 

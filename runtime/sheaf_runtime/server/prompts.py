@@ -60,7 +60,7 @@ async def render_chat(
                 plain,
                 add_generation_prompt=generation,
                 continue_final_message=continue_final_message,
-                **(variables or {}),
+                variables=variables,
             ),
         )
     except ChatTemplateError as error:

@@ -9,12 +9,12 @@ import orjson
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from sheaf_runtime import __version__
 from sheaf_runtime.server.errors import ApiError, error_response
 from sheaf_runtime.server.lifecycle import Phase
 from sheaf_runtime.server.prompts import encode, render_chat
 from sheaf_runtime.server.schemas import DetokenizeRequest, TokenizeRequest
 from sheaf_runtime.server.service import Service
+from sheaf_runtime.version import __version__
 
 
 def model_routes(service: Service) -> APIRouter:

@@ -56,7 +56,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
-        await self._http.start(sock)
+        self._http.start(sock)
         host, port = sock.getsockname()[:2]
         logger.info("listening on http://%s:%d, loading %s", host, port, self._service.engine_config.model)
         with tempfile.TemporaryDirectory(prefix="sheaf-") as folder, zmq.Context() as context:
@@ -162,7 +162,6 @@ class Server:
         config, lifecycle = self._config, self._service.lifecycle
         began = time.monotonic()
         lifecycle.begin_drain()
-        self._http.close_after_responses()
         # Ctrl-C comes from a person: there is no load balancer that has to hear of it first.
         lame_duck = 0.0 if self._signals[0] is signal.SIGINT else config.lame_duck
         await self._pause(min(lame_duck, config.drain_timeout))

@@ -50,6 +50,14 @@ HARMLESS = frozenset(
 )
 
 
+class ParameterError(ValueError):
+    """Says which field is wrong where pydantic only knows that the whole body is."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"{param}: {message}")
+        self.param = param
+
+
 class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
@@ -108,7 +116,7 @@ class Generate(Body):
     @model_validator(mode="after")
     def _consistent(self) -> Generate:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed with stream=true")
+            raise ParameterError("stream_options", "only allowed with stream=true")
         return self
 
 
@@ -209,20 +217,12 @@ def refuse_unsupported(data: Any, known: Any) -> Any:
         if name in known or name not in UNSUPPORTED:
             kept[name] = value  # pydantic says which are unknown
         elif not any(_same(value, neutral) for neutral in UNSUPPORTED[name]):
-            raise UnsupportedParameter(name)
+            raise ParameterError(name, "not supported yet; leave it out")
     return kept
 
 
 def _same(value: Any, neutral: Any) -> bool:
     return isinstance(value, bool) == isinstance(neutral, bool) and value == neutral
-
-
-class UnsupportedParameter(ValueError):
-    """A parameter that this version cannot honour, named by ``param``."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name}: this parameter is not supported yet; leave it out")
-        self.param = name
 
 
 def prompt_list(value: Any) -> list[Prompt]:

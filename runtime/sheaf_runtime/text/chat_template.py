@@ -51,13 +51,14 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt as text, special tokens included: encode it without adding them again.
 
         ``continue_final_message`` leaves the last message open, so that the model goes on writing it.
-        Raises ``ChatTemplateError``.
+        ``variables`` are the template's own options. Raises ``ChatTemplateError``.
         """
+        variables = variables or {}
         if reserved := RESERVED & variables.keys():
             raise ChatTemplateError(f"{sorted(reserved)[0]!r} cannot be set as a template variable")
         if continue_final_message:

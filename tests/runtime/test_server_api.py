@@ -1,0 +1,505 @@
+"""The HTTP API through the official client, and its edges through httpx.
+
+The engine core is the fake one, which repeats the prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from model_folders import byte_level, write_folder
+from serving import Served, serving
+from sheaf_runtime.text import Tokenizer
+
+MODEL = "tiny"
+HI = [{"role": "user", "content": "hi"}]
+PROMPT = "<|bos|><|turn|>user:hi<|end|><|turn|>assistant:"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("model"), byte_level())
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("log") / "core.log"
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, log: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    names = ("--served-model-name", MODEL, "other/name")
+    with serving(folder, tmp_path_factory.mktemp("out"), *names, fake={"log": str(log)}) as server:
+        server.wait_ready()
+        yield server
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url, timeout=30) as http:
+        yield http
+
+
+def last_added(log: Path) -> Any:
+    """The last request that reached the engine."""
+    lines = [line for line in log.read_text().splitlines() if line.startswith("add ")]
+    return json.loads(lines[-1][4:])
+
+
+# --- completions ------------------------------------------------------------------------------------------
+
+
+def test_completion(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="hello", max_tokens=12)
+    assert answer.choices[0].text == "hellohello"
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.model == MODEL
+    assert answer.object == "text_completion"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (
+        6,
+        12,
+        18,
+    )
+
+
+def test_max_tokens_defaults_to_16(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="hello")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 16
+
+
+def test_completion_stream(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.completions.create(
+            model=MODEL, prompt="é😀", max_tokens=5, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    texts = [chunk.choices[0].text for chunk in chunks[:-1]]
+    assert "".join(texts) == "é😀"
+    assert "\ufffd" not in "".join(texts)
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]].count(None) == len(texts) - 1
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 5
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("ab", ["ab"]),
+        (["ab", "cd"], ["ab", "cd"]),
+        ([5, 6], None),
+        ([[5, 6], [7]], None),
+    ],
+)
+def test_forms_of_prompt(client: openai.OpenAI, folder: Path, prompt: Any, texts: list[str] | None) -> None:
+    answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=3)
+    if texts is None:
+        lists = prompt if isinstance(prompt[0], list) else [prompt]
+        texts = [Tokenizer.from_folder(folder).decode((ids * 3)[:3]) for ids in lists]
+    assert [choice.text for choice in answer.choices] == texts
+    assert [choice.index for choice in answer.choices] == list(range(len(texts)))
+
+
+def test_n_and_echo(client: openai.OpenAI, log: Path) -> None:
+    answer = client.completions.create(model=MODEL, prompt=["ab", "cd"], max_tokens=3, n=2, echo=True, seed=7)
+    assert [choice.text for choice in answer.choices] == ["abab", "abab", "cdcd", "cdcd"]
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 6
+    assert answer.usage.completion_tokens == 12
+    assert last_added(log)["sampling"]["seed"] == 8
+    stream = client.completions.create(model=MODEL, prompt="ab", max_tokens=3, n=2, echo=True, stream=True)
+    texts = {0: "", 1: ""}
+    for chunk in stream:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == {0: "abab", 1: "abab"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop_strings_across_tokens(http: httpx.Client, served: Served, stream: bool) -> None:
+    body = {"prompt": "abcdef", "max_tokens": 400, "stop": ["zzz", "de"], "stream": stream}
+    text, finish, stop, _ = complete(http, body)
+    assert (text, finish, stop) == ("abc", "stop", "de")
+    text, *_ = complete(http, body | {"include_stop_str_in_output": True})
+    assert text == "abcde"
+    text, *_ = complete(http, body | {"min_tokens": 8})
+    assert text == "abcdefabc"
+
+
+def complete(http: httpx.Client, body: dict[str, Any]) -> tuple[str, str, Any, Any]:
+    """Text, finish reason, stop reason and usage of a completion, streamed or not."""
+    response = http.post("/v1/completions", json=body)
+    assert response.status_code == 200, response.text
+    if not body.get("stream"):
+        answer = response.json()
+        choice = answer["choices"][0]
+        return choice["text"], choice["finish_reason"], choice["stop_reason"], answer["usage"]
+    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert events[-1] == "[DONE]"
+    choices = [json.loads(event)["choices"][0] for event in events[:-1]]
+    text = "".join(choice["text"] for choice in choices)
+    return text, choices[-1]["finish_reason"], choices[-1]["stop_reason"], None
+
+
+def test_stop_token_ids_and_eos(http: httpx.Client, folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder)
+    c = tokenizer.encode("c", add_special_tokens=False)[0]
+    text, finish, stop, usage = complete(http, {"prompt": "abcd", "stop_token_ids": [c], "max_tokens": 9})
+    assert (text, finish, stop, usage["completion_tokens"]) == ("ab", "stop", c, 4)
+    text, finish, stop, _ = complete(http, {"prompt": "ab<|end|>cd", "max_tokens": 6})
+    assert (text, finish, stop) == ("ab", "stop", 0)
+    text, finish, *_ = complete(http, {"prompt": "ab<|end|>cd", "max_tokens": 6, "ignore_eos": True})
+    assert (text, finish) == ("abcd", "length")
+    text, *_ = complete(
+        http, {"prompt": "ab<|end|>c", "max_tokens": 5, "ignore_eos": True, "skip_special_tokens": False}
+    )
+    assert text == "<|bos|>ab<|end|>c"
+
+
+def test_parameters_reach_the_engine(client: openai.OpenAI, log: Path) -> None:
+    client.completions.create(
+        model=MODEL,
+        prompt="a",
+        temperature=0,
+        top_p=0.5,
+        max_tokens=2,
+        seed=3,
+        user="me",
+        extra_body={
+            "top_k": 5,
+            "min_tokens": 1,
+            "ignore_eos": True,
+            "priority": -2,
+            "cache_salt": "s",
+            "stop_token_ids": [9],
+        },
+    )
+    added = last_added(log)
+    assert added["priority"] == -2
+    assert added["cache_salt"] == "s"
+    assert added["sampling"] == {
+        "temperature": 0.0,
+        "top_k": 5,
+        "top_p": 0.5,
+        "seed": 3,
+        "max_tokens": 2,
+        "min_tokens": 1,
+        "stop_token_ids": [9],
+        "ignore_eos": True,
+    }
+
+
+def test_defaults_come_from_generation_config(client: openai.OpenAI, log: Path) -> None:
+    client.completions.create(model=MODEL, prompt="a", extra_body={"top_k": -1})
+    sampling = last_added(log)["sampling"]
+    assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 0.9, 0)
+
+
+# --- chat -------------------------------------------------------------------------------------------------
+
+
+def test_chat(client: openai.OpenAI, folder: Path, log: Path) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=10)  # type: ignore[arg-type]
+    ids = last_added(log)["prompt_token_ids"]
+    assert ids == Tokenizer.from_folder(folder).encode(PROMPT, add_special_tokens=False)
+    assert ids.count(1) == 1  # one BOS
+    assert answer.choices[0].message.content == "user:hi"
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.object == "chat.completion"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(ids)
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == len(ids) // 16 * 16
+
+
+def test_chat_uses_the_rest_of_the_context(client: openai.OpenAI, log: Path) -> None:
+    client.chat.completions.create(model=MODEL, messages=HI)  # type: ignore[arg-type]
+    added = last_added(log)
+    assert added["sampling"]["max_tokens"] == 512 - len(added["prompt_token_ids"])
+    client.chat.completions.create(model=MODEL, messages=HI, max_completion_tokens=3)  # type: ignore[arg-type]
+    assert last_added(log)["sampling"]["max_tokens"] == 3
+
+
+def test_chat_stream(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=HI,  # type: ignore[arg-type]
+            n=2,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    for index in range(2):
+        mine = [chunk.choices[0] for chunk in chunks[:-1] if chunk.choices[0].index == index]
+        assert mine[0].delta.role == "assistant"
+        assert all(choice.delta.role is None for choice in mine[1:])
+        assert "".join(choice.delta.content or "" for choice in mine) == "user:hi"
+        assert [choice.finish_reason for choice in mine if choice.finish_reason] == ["stop"]
+        assert mine[-1].finish_reason == "stop"
+
+
+async def test_async_client(served: Served) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        answer = await client.chat.completions.create(model=MODEL, messages=HI)  # type: ignore[arg-type]
+        assert answer.choices[0].message.content == "user:hi"
+        stream = await client.completions.create(model=MODEL, prompt="abc", max_tokens=4, stream=True)
+        assert "".join([chunk.choices[0].text async for chunk in stream]) == "abc"
+
+
+def test_text_parts_and_template_variables(http: httpx.Client) -> None:
+    parts = [{"type": "text", "text": "hi"}, {"type": "text", "text": "you"}]
+    body = {"messages": [{"role": "user", "content": parts}], "chat_template_kwargs": {"any": 1}}
+    answer = http.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == "user:hi\nyou"
+
+
+def test_continuing_the_last_message(http: httpx.Client, log: Path, folder: Path) -> None:
+    messages = [*HI, {"role": "assistant", "content": "I was"}]
+    body = {"messages": messages, "continue_final_message": True, "max_tokens": 1}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    text = Tokenizer.from_folder(folder).decode(
+        last_added(log)["prompt_token_ids"], skip_special_tokens=False
+    )
+    assert text == "<|bos|><|turn|>user:hi<|end|><|turn|>assistant:I was"
+    both = http.post("/v1/chat/completions", json=body | {"add_generation_prompt": True})
+    assert both.status_code == 400
+
+
+# --- errors -----------------------------------------------------------------------------------------------
+
+COMPLETION: dict[str, Any] = {"prompt": "a"}
+CHAT: dict[str, Any] = {"messages": HI}
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "param"),
+    [
+        (COMPLETION, {"prompt": None}, "prompt"),
+        (COMPLETION, {"prompt": []}, "prompt"),
+        (COMPLETION, {"prompt": [[]]}, "prompt"),
+        (COMPLETION, {"prompt": ["a", 1]}, "prompt"),
+        (COMPLETION, {"prompt": [True]}, "prompt"),
+        (COMPLETION, {"prompt": [-1]}, "prompt"),
+        (COMPLETION, {"prompt": [320]}, "prompt"),
+        (COMPLETION, {"prompt": {"a": 1}}, "prompt"),
+        (COMPLETION, {"prompt": "", "add_special_tokens": False}, "prompt"),
+        (COMPLETION, {"max_tokens": 0}, "max_tokens"),
+        (COMPLETION, {"max_tokens": "5"}, "max_tokens"),
+        (COMPLETION, {"max_tokens": 5.5}, "max_tokens"),
+        (COMPLETION, {"max_tokens": True}, "max_tokens"),
+        (COMPLETION, {"min_tokens": 20, "max_tokens": 10}, "min_tokens"),
+        (COMPLETION, {"temperature": 2.1}, "temperature"),
+        (COMPLETION, {"temperature": -0.1}, "temperature"),
+        (COMPLETION, {"temperature": "hot"}, "temperature"),
+        (COMPLETION, {"top_p": 0}, "top_p"),
+        (COMPLETION, {"top_p": 1.1}, "top_p"),
+        (COMPLETION, {"top_k": -2}, "top_k"),
+        (COMPLETION, {"n": 0}, "n"),
+        (COMPLETION, {"n": 1000}, "n"),
+        (COMPLETION, {"seed": 2**70}, "seed"),
+        (COMPLETION, {"stop": ""}, "stop"),
+        (COMPLETION, {"stop": [""]}, "stop"),
+        (COMPLETION, {"stop": list("abcde")}, "stop"),
+        (COMPLETION, {"stop": 5}, "stop"),
+        (COMPLETION, {"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        (COMPLETION, {"stream": "yes"}, "stream"),
+        (COMPLETION, {"stream_options": {"include_usage": True}}, "stream_options"),
+        (COMPLETION, {"logprobs": 0}, "logprobs"),
+        (COMPLETION, {"logprobs": 5}, "logprobs"),
+        (COMPLETION, {"best_of": 2}, "best_of"),
+        (COMPLETION, {"suffix": "x"}, "suffix"),
+        (COMPLETION, {"frequency_penalty": 0.5}, "frequency_penalty"),
+        (COMPLETION, {"presence_penalty": -0.5}, "presence_penalty"),
+        (COMPLETION, {"repetition_penalty": 1.1}, "repetition_penalty"),
+        (COMPLETION, {"min_p": 0.1}, "min_p"),
+        (COMPLETION, {"logit_bias": {"5": 1}}, "logit_bias"),
+        (COMPLETION, {"guided_json": {}}, "guided_json"),
+        (COMPLETION, {"model": 5}, "model"),
+        (COMPLETION, {"cache_salt": ""}, "cache_salt"),
+        (CHAT, {"messages": None}, "messages"),
+        (CHAT, {"messages": []}, "messages"),
+        (CHAT, {"messages": "hi"}, "messages"),
+        (CHAT, {"messages": [{"role": "alien", "content": "x"}]}, "messages.0.role"),
+        (CHAT, {"messages": [{"role": "user"}]}, "messages.0"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+        (CHAT, {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0"),
+        (CHAT, {"logprobs": True}, "logprobs"),
+        (CHAT, {"top_logprobs": 2}, "top_logprobs"),
+        (CHAT, {"tools": [{"type": "function"}]}, "tools"),
+        (CHAT, {"tool_choice": "required"}, "tool_choice"),
+        (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
+        (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
+        (CHAT, {"chat_template_kwargs": {"messages": []}}, "messages"),
+    ],
+)
+def test_bad_requests(
+    http: httpx.Client, base: dict[str, Any], change: dict[str, Any], param: str | None
+) -> None:
+    body = {key: value for key, value in {**base, **change}.items() if value is not None}
+    response = http.post("/v1/chat/completions" if base is CHAT else "/v1/completions", json=body)
+    error = error_of(response, 400)
+    assert error["type"] == "invalid_request_error"
+    if param is not None:
+        assert error["param"] == param
+        assert param.split(".")[0] in error["message"]
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "best_of": 1, "logprobs": None},
+        {"user": "u", "store": True, "metadata": {"a": "b"}, "service_tier": "auto", "suffix": None},
+        {"echo": None, "n": None, "stop": None, "min_tokens": None, "seed": None, "temperature": None},
+    ],
+)
+def test_neutral_values_are_accepted(http: httpx.Client, neutral: dict[str, Any]) -> None:
+    assert http.post("/v1/completions", json=COMPLETION | neutral).status_code == 200
+
+
+def test_neutral_values_are_accepted_in_chat(http: httpx.Client) -> None:
+    neutral = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "logprobs": False}
+    assert http.post("/v1/chat/completions", json=CHAT | neutral).status_code == 200
+
+
+def test_unknown_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.completions.create(model="nope", prompt="a")
+    assert refused.value.code == "model_not_found"
+    assert refused.value.param == "model"
+
+
+def test_context_overflow_names_the_numbers(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model=MODEL, prompt="a" * 500, max_tokens=100)
+    assert refused.value.code == "context_length_exceeded"
+    for number in ("512", "601", "501", "100"):
+        assert number in refused.value.message
+    with pytest.raises(openai.BadRequestError, match="maximum context length is 512"):
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "a" * 600}])
+
+
+def test_the_last_token_of_the_context_can_be_generated(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="a" * 510)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 512
+
+
+def test_megabytes_are_refused_before_they_are_tokenized(http: httpx.Client) -> None:
+    error = error_of(http.post("/v1/completions", json={"prompt": "x" * 5_000_000}), 400)
+    assert error["code"] == "context_length_exceeded"
+    assert "characters" in error["message"]
+    error_of(http.post("/v1/completions", content=b" " * (17 * 2**20)), 413)
+
+
+def test_chunked_bodies_are_limited_too(http: httpx.Client) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(17):
+            yield b" " * 2**20
+
+    try:
+        response = http.post(
+            "/v1/completions", content=chunks(), headers={"content-type": "application/json"}
+        )
+    except httpx.WriteError:  # the server closed while we were sending
+        return
+    error_of(response, 413)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'"x"', b"", b"\xff\xfe", b'{"prompt": NaN}'])
+def test_bodies_that_are_no_request(http: httpx.Client, content: bytes) -> None:
+    headers = {"content-type": "application/json"}
+    error_of(http.post("/v1/completions", content=content, headers=headers), 400)
+
+
+def test_routes_that_do_not_exist(http: httpx.Client) -> None:
+    error_of(http.get("/v1/nothing"), 404)
+    response = http.get("/v1/completions")
+    error_of(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+# --- the rest ---------------------------------------------------------------------------------------------
+
+
+def test_models(client: openai.OpenAI) -> None:
+    rows = client.models.list().data
+    assert [row.id for row in rows] == [MODEL, "other/name"]
+    row = client.models.retrieve("other/name")
+    assert row.object == "model"
+    assert row.owned_by
+    assert row.model_dump()["max_model_len"] == 512
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nope")
+
+
+def test_tokenize_and_back(http: httpx.Client) -> None:
+    answer = http.post("/tokenize", json={"prompt": "the é", "return_token_strs": True}).json()
+    assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"])
+    assert answer["max_model_len"] == 512
+    back = http.post("/detokenize", json={"tokens": answer["tokens"]}).json()
+    assert back == {"prompt": "<|bos|>the é"}
+    bare = http.post("/tokenize", json={"prompt": "the é", "add_special_tokens": False}).json()
+    assert bare["tokens"] == answer["tokens"][1:]
+    chat = http.post("/tokenize", json={"messages": HI}).json()["tokens"]
+    assert http.post("/detokenize", json={"tokens": chat}).json()["prompt"] == PROMPT
+    error_of(http.post("/tokenize", json={}), 400)
+    error_of(http.post("/detokenize", json={"tokens": ["a"]}), 400)
+
+
+def test_operations(http: httpx.Client) -> None:
+    assert http.get("/health").status_code == 200
+    assert http.get("/ready").status_code == 200
+    assert http.get("/version").json()["version"]
+    schema = http.get("/openapi.json").json()
+    assert "/v1/chat/completions" in schema["paths"]
+    assert "temperature" in schema["components"]["schemas"]["ChatCompletionRequest"]["properties"]
+
+
+def test_keep_alive_connections_are_reused(http: httpx.Client) -> None:
+    for _ in range(3):
+        response = http.post("/v1/completions", json=COMPLETION | {"stream": True})
+        assert "connection" not in response.headers
+
+
+def test_api_key(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path, "--api-key", "secret", "--served-model-name", MODEL) as server:
+        server.wait_ready()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0) as client:
+            assert client.completions.create(model=MODEL, prompt="a").choices
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client:
+            with pytest.raises(openai.AuthenticationError) as refused:
+                client.models.list()
+            assert refused.value.code == "invalid_api_key"
+        error_of(httpx.get(f"{server.url}/v1/models"), 401)
+        for path in ("/health", "/ready", "/metrics", "/version"):
+            assert server.status(path) == 200

@@ -1,0 +1,217 @@
+"""Clients that go away, and engine cores that die, fail or hang.
+
+Requests in flight learn it; probes and the exit status tell it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from model_folders import byte_level, write_folder
+from serving import Served, serving, wait_for
+
+FOREVER = {"prompt": "abc", "max_tokens": 500, "ignore_eos": True}
+SLOW = {"step_seconds": 0.05}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("model"), byte_level())
+
+
+def streamed_error(lines: Iterator[str]) -> dict[str, Any]:
+    """Reads a stream to its end, which must be an error event and no [DONE]."""
+    events = [line.removeprefix("data: ") for line in lines if line]
+    assert "[DONE]" not in events
+    error: dict[str, Any] = json.loads(events[-1])["error"]
+    return error
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("admitted", [True, False])
+def test_a_closed_connection_aborts_the_request(
+    folder: Path, tmp_path: Path, stream: bool, admitted: bool
+) -> None:
+    log = tmp_path / "core.log"
+    with serving(folder, tmp_path, fake=SLOW | {"log": str(log)}) as server:
+        server.wait_ready()
+        body = json.dumps(FOREVER | {"stream": stream, "n": 2}).encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\n\r\n%s" % (len(body), body)
+            )
+            if admitted:
+                wait_for(lambda: server.metric("vllm:num_requests_running") == 2, "both to run")
+                if stream:
+                    assert client.recv(12) == b"HTTP/1.1 200"
+        wait_for(lambda: log.exists() and log.read_text().count("abort ") == 2, "the aborts")
+        wait_for(lambda: server.metric("vllm:num_requests_running") == 0, "an idle engine")
+        wait_for(lambda: 'finished_reason="abort",model_name' in metrics(server), "the metric")
+        assert server.metric("sheaf:blocks_live") == 0
+        assert server.status("/ready") == 200
+
+
+def gone(process: Path) -> bool:
+    """Whether a process (its folder in /proc) has ended."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def metrics(server: Served) -> str:
+    response = server.get("/metrics")
+    assert response is not None
+    return response.text
+
+
+def test_a_full_queue_is_429(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path, fake=SLOW | {"max_running": 1, "max_queued": 1}) as server:
+        server.wait_ready()
+        with (
+            httpx.stream("POST", f"{server.url}/v1/completions", json=FOREVER | {"stream": True}) as first,
+            httpx.stream("POST", f"{server.url}/v1/completions", json=FOREVER | {"stream": True}) as second,
+        ):
+            assert (first.status_code, second.status_code) == (200, 200)
+            wait_for(lambda: server.metric("vllm:num_requests_waiting") == 1, "one to wait")
+            assert server.metric("vllm:num_requests_running") == 1
+            assert server.metric("sheaf:queued_tokens") == 4
+            assert server.metric("sheaf:oldest_wait_seconds") > 0
+            response = httpx.post(f"{server.url}/v1/completions", json=FOREVER | {"stream": True})
+            assert response.status_code == 429
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.json()["error"]["code"] == "queue_full"
+            # One of several choices that does not fit leaves none behind.
+            assert httpx.post(f"{server.url}/v1/completions", json=FOREVER | {"n": 3}).status_code == 429
+            assert server.metric("vllm:num_requests_running") == 1
+        wait_for(lambda: server.metric("vllm:num_requests_running") == 0, "an idle engine")
+        assert server.metric("vllm:num_requests_waiting") == 0
+
+
+@pytest.mark.parametrize(
+    ("fake", "flags", "reason"),
+    [
+        ({"exit_at_step": 3}, (), "the engine core has died: exit status 7"),
+        ({"fail_at_step": 3}, (), "the engine core failed: the device is on fire"),
+        ({"hang_at_step": 3}, ("--stall-timeout", "0.5"), "made no progress"),
+    ],
+)
+def test_a_lost_engine(
+    folder: Path, tmp_path: Path, fake: dict[str, Any], flags: tuple[str, ...], reason: str
+) -> None:
+    with serving(folder, tmp_path, *flags, fake=SLOW | fake) as server:
+        server.wait_ready()
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=FOREVER | {"stream": True}) as stream:
+            assert stream.status_code == 200
+            answer = httpx.post(f"{server.url}/v1/completions", json=FOREVER)
+            assert answer.status_code == 500
+            assert reason in answer.json()["error"]["message"]
+            assert reason in streamed_error(stream.iter_lines())["message"]
+        health = server.get("/health")
+        assert health is not None
+        assert health.status_code == 503
+        assert reason in health.text
+        assert server.status("/ready") == 503
+        late = httpx.post(f"{server.url}/v1/completions", json=FOREVER)
+        assert late.status_code == 500
+        assert server.metric("vllm:num_requests_running") == 0
+        assert server.wait_exit() == 1
+        assert reason in server.output()
+
+
+def test_the_openai_client_sees_the_error_in_a_stream(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path, "--served-model-name", "m", fake=SLOW | {"exit_at_step": 3}) as server:
+        server.wait_ready()
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+            pytest.raises(openai.APIError, match="engine core has died"),
+        ):
+            for _ in client.completions.create(model="m", prompt="abc", max_tokens=500, stream=True):
+                pass
+
+
+def test_a_killed_core_is_noticed_at_once_though_nothing_runs(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path) as server:
+        server.wait_ready()
+        began = time.monotonic()
+        os.kill(server.core_pid(), signal.SIGKILL)
+        wait_for(lambda: server.status("/health") == 503, "/health to fail")
+        assert time.monotonic() - began < 1
+        assert server.wait_exit() == 1
+        assert "killed by SIGKILL" in server.output()
+
+
+def test_an_idle_engine_does_not_stall(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path, "--stall-timeout", "0.2") as server:
+        server.wait_ready()
+        for _ in range(3):
+            assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}).status_code == 200
+            assert server.metric("sheaf:seconds_since_last_progress") == 0
+            time.sleep(0.3)  # longer than the timeout: this silence is what is tested
+        assert server.status("/health") == 200
+
+
+def test_a_stopped_core_stalls_before_it_accepts(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path, "--stall-timeout", "0.5") as server:
+        server.wait_ready()
+        core = server.core_pid()
+        os.kill(core, signal.SIGSTOP)
+        answer = httpx.post(f"{server.url}/v1/completions", json=FOREVER | {"stream": True}, timeout=10)
+        assert answer.status_code == 500
+        assert "no progress" in answer.json()["error"]["message"]
+        assert server.wait_exit() == 1
+        assert not Path(f"/proc/{core}").exists()
+
+
+def test_a_core_that_cannot_load(folder: Path, tmp_path: Path) -> None:
+    with serving(
+        folder, tmp_path, fake={"fail_loading": "8 GiB are missing, choose a smaller one"}
+    ) as server:
+        assert server.wait_exit() == 2
+        assert "choose a smaller one" in server.output()
+
+
+def test_an_unreadable_tokenizer_is_a_configuration_error(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", byte_level())
+    (folder / "tokenizer.json").write_text("{}")
+    with serving(folder, tmp_path, fake={"load_seconds": 60}) as server:
+        assert server.wait_exit() == 2
+        assert "tokenizer.json cannot be read" in server.output()
+
+
+def test_the_port_is_open_while_the_core_loads(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path, fake={"load_seconds": 60}) as server:
+        assert wait_for(lambda: server.status("/health"), "/health") == 200
+        assert server.status("/ready") == 503
+        assert server.status("/metrics") == 200
+        assert server.status("/v1/models") == 200
+        answer = httpx.post(f"{server.url}/v1/completions", json=FOREVER)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert answer.json()["error"]["code"] == "loading"
+        core = server.core_pid()
+        server.terminate()
+        assert server.wait_exit(5) == 0
+        assert not Path(f"/proc/{core}").exists()
+
+
+def test_the_core_ends_with_a_killed_api_process(folder: Path, tmp_path: Path) -> None:
+    with serving(folder, tmp_path) as server:
+        server.wait_ready()
+        core = Path(f"/proc/{server.core_pid()}")
+        server.process.kill()
+        server.process.wait()
+        wait_for(
+            lambda: not core.exists() or "Z" in (core / "stat").read_text().split()[2], "the core to end"
+        )

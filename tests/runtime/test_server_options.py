@@ -1,0 +1,175 @@
+"""``sheaf serve``'s flags, its refusals and its exit codes."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from model_folders import byte_level, write_folder
+from sheaf_runtime.config import EngineConfig, ServerConfig
+from sheaf_runtime.server.launch import main
+from sheaf_runtime.server.options import OptionError, parse
+
+
+def test_defaults_are_those_of_the_configurations() -> None:
+    assert parse(["/models/a"]) == (EngineConfig(model="/models/a"), ServerConfig())
+
+
+def test_every_flag_arrives() -> None:
+    engine, server = parse(
+        [
+            "m",
+            "--host",
+            "::1",
+            "--port",
+            "81",
+            "--served-model-name",
+            "a",
+            "b",
+            "--max-model-len",
+            "64",
+            "--dtype",
+            "half",
+            "--device",
+            "cpu",
+            "--attention-backend",
+            "torch",
+            "--block-size",
+            "8",
+            "--gpu-memory-utilization",
+            "0.5",
+            "--kv-cache-memory",
+            "2GiB",
+            "--num-gpu-blocks-override",
+            "9",
+            "--max-num-seqs",
+            "3",
+            "--max-num-batched-tokens",
+            "77",
+            "--max-num-queued",
+            "5",
+            "--no-enable-prefix-caching",
+            "--quantization",
+            "none",
+            "--kv-cache-dtype",
+            "auto",
+            "--tensor-parallel-size",
+            "1",
+            "--seed",
+            "4",
+            "--api-key",
+            "k",
+            "--chat-template",
+            "t.jinja",
+            "--drain-timeout",
+            "1.5",
+            "--lame-duck",
+            "0",
+            "--stall-timeout",
+            "9",
+            "--log-level",
+            "debug",
+            "--pipeline-depth",
+            "0",
+        ]
+    )
+    assert engine == EngineConfig(
+        model="m",
+        dtype="float16",
+        device="cpu",
+        attention_backend="torch",
+        max_model_len=64,
+        block_size=8,
+        gpu_memory_utilization=0.5,
+        kv_cache_memory=2 * 1024**3,
+        num_gpu_blocks_override=9,
+        max_num_seqs=3,
+        max_num_batched_tokens=77,
+        max_num_queued=5,
+        enable_prefix_caching=False,
+        pipeline_depth=0,
+        seed=4,
+    )
+    assert server == ServerConfig(
+        host="::1",
+        port=81,
+        served_model_name=("a", "b"),
+        api_key="k",
+        chat_template="t.jinja",
+        drain_timeout=1.5,
+        lame_duck=0,
+        stall_timeout=9,
+        log_level="debug",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("4096", 4096),
+        ("2GiB", 2**31),
+        ("1.5g", 1_500_000_000),
+        ("500MB", 5 * 10**8),
+        ("512 mib", 2**29),
+        ("1Ki", 1024),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse(["m", "--kv-cache-memory", text])[0].kv_cache_memory == size
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--quantization", "fp8"], "--quantization fp8 is not supported yet"),
+        (["--kv-cache-dtype", "fp8"], "use auto"),
+        (["--tensor-parallel-size", "2"], "use 1"),
+        (["--kv-cache-memory", "lots"], "2GiB"),
+        (["--kv-cache-memory", "0"], "2GiB"),
+        (["--kv-cache-memory", "1.5.2G"], "2GiB"),
+        (["--port", "70000"], "65535"),
+        (["--block-size", "-1"], "at least 1"),
+        (["--gpu-memory-utilization", "90"], "at most 1"),
+        (["--drain-timeout", "nan"], "seconds"),
+        (["--stall-timeout", "0"], "above 0"),
+        (["--dtype", "int8"], "invalid choice"),
+        (["--no-such-flag"], "unrecognized"),
+    ],
+)
+def test_refusals_say_what_to_change(flags: list[str], words: str) -> None:
+    with pytest.raises(OptionError) as refused:
+        parse(["m", *flags])
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_that_is_none_is_a_configuration_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert "config.json is missing" in capsys.readouterr().err
+    assert main(["m", "--port", "x"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_taken_port_is_a_configuration_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_folder(tmp_path, byte_level())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main([str(folder), "--host", "127.0.0.1", "--port", str(port)]) == 2
+    assert "another --port" in capsys.readouterr().err
+
+
+def test_the_api_process_imports_no_torch() -> None:
+    code = (
+        "import sys, sheaf_runtime.cli, sheaf_runtime.server.launch, sheaf_runtime.server.run\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy', 'triton')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

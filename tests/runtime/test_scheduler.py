@@ -172,19 +172,20 @@ def test_a_waiting_request_is_not_let_in_where_it_would_push_others_out():
 
 
 def test_nothing_is_admitted_in_a_step_that_was_short_of_pages():
-    """The victim frees more than is asked for; still only the asking one may use it in that step."""
-    sched = scheduler(num_blocks=1 + 5)
-    put(sched, 0, range(8), max_tokens=9)
-    put(sched, 1, range(20, 24), max_tokens=8)
-    while sched.counters.preemptions == 0:
+    """The victim frees more than is asked for, but whoever waits has to wait for the next step."""
+    sched = scheduler(num_blocks=1 + 8)
+    put(sched, 0, range(8), max_tokens=17)
+    put(sched, 1, range(20, 36), max_tokens=8, priority=1)
+    sched.commit(result_of(sched.schedule(0.0)), 0.0)
+    put(sched, 2, [1], max_tokens=1)
+    while True:
         plan = sched.schedule(0.0)
+        assert plan.new == []
+        sched.commit(result_of(plan), 0.0)
         if sched.counters.preemptions:
             break
-        sched.commit(result_of(plan), 0.0)
-        if sched.counters.steps == 1:
-            put(sched, 2, [1], max_tokens=1)
-    assert [n.req_id for n in plan.new] == []
-    assert plan.ended[-1] == 1
+    assert plan.ended == [1]
+    assert [n.req_id for n in sched.schedule(0.0).new] == [2]
 
 
 def test_preemption_takes_the_lowest_priority_and_the_latest_arrival():
@@ -313,6 +314,18 @@ def test_pages_are_found_only_once_they_are_computed():
     for plan in (second, third):
         sched.commit(result_of(plan), 0.0)
     sched.check_integrity()
+
+
+def test_pages_in_flight_are_not_found_when_an_earlier_step_is_committed():
+    sched = scheduler(pipeline_depth=1, max_num_batched_tokens=8)
+    put(sched, 0, range(20))
+    first, second = sched.schedule(0.0), sched.schedule(0.0)
+    sched.commit(result_of(first), 0.0)
+    late = put(sched, 1, range(20))
+    third = sched.schedule(0.0)
+    assert late.cached_tokens == 8
+    for plan in (second, third):
+        sched.commit(result_of(plan), 0.0)
 
 
 # --- ends -------------------------------------------------------------------------------------------------

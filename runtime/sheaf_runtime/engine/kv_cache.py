@@ -156,7 +156,7 @@ class KVCache:
             return
         extend_digests(held.digests, root, token_ids, self.block_size, full)
         for group, table in enumerate(held.tables):
-            for i in range(max(held.num_published, held.first_live[group]), full):
+            for i in range(held.num_published, full):  # none of them is trimmed yet
                 self.pool.publish(table[i], page_key(group, held.digests[i]))
         held.num_published = full
 

@@ -1,11 +1,17 @@
-"""A CRI runtime in a rootless node of its own, and a small client for it, as the tests need them."""
+"""A CRI runtime in a rootless node of its own, and a small client for it, as the tests need them.
+
+The test stays outside and speaks gRPC over the unix socket; `Node.enter` runs a script inside.
+"""
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +20,10 @@ from sheaf_e2e.cri import proto
 
 pb, rpc = proto.load()
 
-E2E = Path(__file__).parents[1]
+E2E = Path(__file__).parents[2]
 NODE_ADDRESS = "172.30.0.1"
 IMAGE = "test/tools:1"
+IMAGES = {"test/tools:*": {"entrypoint": []}}
 
 # Inside the new namespaces: the node's address on `lo`, then the runtime itself in this process.
 _NODE = f"""
@@ -29,24 +36,47 @@ runpy.run_module("sheaf_e2e.cri", run_name="__main__", alter_sys=True)
 """
 
 
-class Node:
-    """The runtime under test. `folder` must have a short path: it holds a unix socket."""
+@contextmanager
+def running_node(
+    images: Mapping[str, Any] = IMAGES, uid: int | None = None, env: Mapping[str, str] | None = None
+) -> Iterator["Node"]:
+    """A node for the time of the block. `uid` is the outer user to run it as (only root can choose)."""
+    folder = Path(tempfile.mkdtemp(prefix="cri-"))  # a short path: it holds a unix socket
+    if uid is not None:
+        os.chown(folder, uid, uid)
+    node = Node(folder, images, uid, env or {})
+    try:
+        node.start()
+        yield node
+    finally:
+        node.terminate()
+        shutil.rmtree(folder)
 
-    def __init__(self, folder: Path, images: Mapping[str, Any]) -> None:
+
+class Node:
+    """The runtime under test, which `start` starts and a client may then speak to."""
+
+    process: subprocess.Popen[bytes]
+
+    def __init__(
+        self, folder: Path, images: Mapping[str, Any], uid: int | None, env: Mapping[str, str]
+    ) -> None:
         self.folder = folder
         self.socket = folder / "cri.sock"
         self.logs = folder / "logs"
+        self._uid = uid
+        self._env = {**os.environ, "PYTHONPATH": str(E2E), **env}
         (folder / "images.json").write_text(json.dumps(images))
         self._serial = 0
-        self.start()
 
     def start(self) -> None:
         arguments = ["--socket", self.socket, "--state-dir", self.folder / "state"]
         arguments += ["--images", self.folder / "images.json"]
         command = ["unshare", "--user", "--map-root-user", "--net", "--mount", sys.executable, "-c", _NODE]
+        user = {} if self._uid is None else {"user": self._uid, "group": self._uid, "extra_groups": ()}
         with open(self.folder / "cri.log", "ab") as log:
             self.process = subprocess.Popen(
-                [*command, *map(str, arguments)], env={**os.environ, "PYTHONPATH": str(E2E)}, stderr=log
+                [*command, *map(str, arguments)], env=self._env, stderr=log, **user
             )
         self.channel = grpc.insecure_channel(f"unix:{self.socket}")
         self.runtime = rpc.RuntimeServiceStub(self.channel)
@@ -71,7 +101,7 @@ class Node:
         inside = ["nsenter", "--target", str(self.process.pid), "--user", "--net", "--preserve-credentials"]
         done = subprocess.run(
             [*inside, sys.executable, "-c", script],
-            env={**os.environ, "PYTHONPATH": str(E2E)},
+            env=self._env,
             capture_output=True,
             text=True,
             timeout=30,

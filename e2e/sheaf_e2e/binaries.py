@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from sheaf_e2e.cache import build_once, cache_root
+from sheaf_e2e.cri import proto
 from sheaf_e2e.progress import Progress
 
 GO_MODULES = Path(__file__).resolve().parents[1] / "go"
@@ -65,6 +66,7 @@ def find_or_build() -> Binaries:
         )
         programs |= {name: folder / name for name in missing}
     kserve = build_once(cache_root() / "bin" / f"kserve-{_key('kserve')}", _build_kserve)
+    proto.ensure()
     return Binaries(programs, kserve)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sheaf_e2e.cache import cache_root
 from sheaf_e2e.namespace import NamespaceUnavailable
 from sheaf_e2e.supervisor import MAX_MESSAGE
 
@@ -74,6 +75,7 @@ class Launcher:
         return {
             "PATH": f"{scripts}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.folder),
+            "SHEAF_CACHE": str(cache_root()),
             "TMPDIR": str(self.folder),
             "PYTHONPATH": str(PACKAGE_ROOT),
             "PYTHONUNBUFFERED": "1",

@@ -13,32 +13,50 @@ import struct
 
 
 class _Pipe(asyncio.Protocol):
-    """One direction's receiving end: what arrives goes to ``peer``, end of stream included."""
+    """One direction's receiving end: what arrives goes to ``peer``, end of stream included.
+
+    Data may arrive before there is a peer (pausing a transport in ``connection_made`` has no effect before
+    Python 3.12), and waits then.
+    """
 
     transport: asyncio.Transport
-    peer: _Pipe | None = None
+
+    def __init__(self) -> None:
+        self.peer: _Pipe | None = None
+        self._early: list[bytes] = []
+        self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
+    def join(self, peer: _Pipe) -> None:
+        self.peer = peer
+        for data in self._early:
+            peer.transport.write(data)
+        self._early.clear()
+        if self._ended:
+            self.eof_received()
+
     def data_received(self, data: bytes) -> None:
-        assert self.peer is not None  # reading starts only once both ends exist
-        self.peer.transport.write(data)
+        if self.peer is None:
+            self._early.append(data)
+        else:
+            self.peer.transport.write(data)
 
     def eof_received(self) -> bool:
-        assert self.peer is not None
-        if self.peer.transport.can_write_eof() and not self.peer.transport.is_closing():
+        self._ended = True
+        if self.peer and self.peer.transport.can_write_eof() and not self.peer.transport.is_closing():
             self.peer.transport.write_eof()
         return True  # keep the other direction open: half-closed connections are legal
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.peer is None:
             return
-        if error is None:
-            self.peer.transport.close()
-        else:  # a reset travels on as a reset, so that a client sees what the server did
+        if isinstance(error, ConnectionError):  # a reset travels on as a reset: a client sees what the server did
             self.peer.reset()
+        else:
+            self.peer.transport.close()
 
     def reset(self) -> None:
         connection = self.transport.get_extra_info("socket")
@@ -76,12 +94,8 @@ class Relay:
         if outer.transport.is_closing():
             inner.transport.abort()
             return
-        for pipe in (outer, inner):
-            connection = pipe.transport.get_extra_info("socket")
-            with contextlib.suppress(OSError):
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        outer.peer, inner.peer = inner, outer
-        outer.transport.resume_reading()
+        outer.join(inner)
+        inner.join(outer)
 
     def spawn(self, outer: _Pipe) -> None:
         task = asyncio.ensure_future(self.connect(outer))
@@ -91,9 +105,9 @@ class Relay:
 
 class _Incoming(_Pipe):
     def __init__(self, relay: Relay) -> None:
+        super().__init__()
         self._relay = relay
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.transport.pause_reading()
         self._relay.spawn(self)

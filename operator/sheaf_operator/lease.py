@@ -109,7 +109,7 @@ class Lease:
                 "leaseDurationSeconds": int(self._duration),
                 "acquireTime": old.get("acquireTime", now) if same else now,
                 "renewTime": now,
-                "leaseTransitions": int(old.get("leaseTransitions", 0)) + (0 if same or not lease else 1),
+                "leaseTransitions": int(old.get("leaseTransitions", 0)) + bool(lease and holder and not same),
             },
         }
 

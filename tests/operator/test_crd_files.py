@@ -1,0 +1,70 @@
+"""The generated files are what the models say, and the schema is as tight as it should be."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from sheaf_operator import crd
+from sheaf_operator.api import OWNED_FLAGS
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, sub in schema.get("properties", {}).items():
+        yield from nodes(sub, f"{path}.{name}")
+    if isinstance(schema.get("items"), dict):
+        yield from nodes(schema["items"], path + "[]")
+    if isinstance(schema.get("additionalProperties"), dict):
+        yield from nodes(schema["additionalProperties"], path + "{}")
+
+
+SCHEMA = crd.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+ALL = dict(nodes(SCHEMA))
+
+
+@pytest.mark.parametrize("path", crd.PATHS, ids=lambda p: str(p.relative_to(crd.ROOT)))
+def test_generated_files_are_up_to_date(path: Any) -> None:
+    assert path.read_text() == crd.text(), "run `python -m sheaf_operator.crd`"
+
+
+def test_the_text_is_the_definition() -> None:
+    assert yaml.safe_load(crd.text()) == json.loads(json.dumps(crd.crd()))
+
+
+def test_everything_is_bounded_so_that_cel_stays_cheap() -> None:
+    for path, node in ALL.items():
+        if path.startswith((".metadata", ".apiVersion", ".kind")):
+            continue
+        if node.get("type") == "string" and "enum" not in node and node.get("format") != "date-time":
+            assert "maxLength" in node, path
+        if node.get("type") == "array":
+            assert "maxItems" in node, path
+            assert "x-kubernetes-list-type" in node, path
+        if "additionalProperties" in node:
+            assert "maxProperties" in node, path
+
+
+def test_the_schema_is_structural() -> None:
+    for path, node in ALL.items():
+        assert not {"$ref", "allOf", "oneOf", "title", "const"} & set(node), path
+        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
+
+
+def test_enumerations_are_camel_case() -> None:
+    flags = {".spec.engine.dtype"}  # values of the runtime's flag
+    for path, node in ALL.items():
+        if "enum" in node and path not in flags and not path.startswith(".status"):
+            assert all(v[0].isupper() and v.isalnum() for v in node["enum"]), path
+
+
+def test_every_rule_says_what_to_change() -> None:
+    rules = [r for node in ALL.values() for r in node.get("x-kubernetes-validations", [])]
+    assert len(rules) >= 15
+    assert all(len(r["message"]) > 15 for r in rules)
+
+
+def test_the_owned_flags_are_named_in_the_message() -> None:
+    (rule, _) = ALL[".spec.engine.extraArgs"]["x-kubernetes-validations"]
+    assert all("--" + flag in rule["message"] for flag in OWNED_FLAGS)

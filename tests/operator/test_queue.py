@@ -1,0 +1,217 @@
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sheaf_operator.queue import KeyedQueue, Worker
+
+
+def queue(**more: float) -> KeyedQueue[str]:
+    return KeyedQueue(base=1.0, cap=8.0, jitter=lambda: 1.0, **more)
+
+
+def test_a_burst_is_one_run() -> None:
+    q = queue()
+    for _ in range(5):
+        q.add("a")
+    assert q.take(0.0) == "a"
+    assert q.take(0.0) is None
+
+
+def test_a_key_that_changes_while_it_runs_runs_again_and_not_at_the_same_time() -> None:
+    q = queue()
+    q.add("a")
+    assert q.take(0.0) == "a"
+    q.add("a")
+    q.add("a")
+    assert q.take(0.0) is None
+    q.done("a")
+    assert q.take(0.0) == "a"
+    q.done("a")
+    assert q.take(0.0) is None
+
+
+def test_keys_come_in_order() -> None:
+    q = queue()
+    for key in "abc":
+        q.add(key)
+    assert [q.take(0.0) for _ in range(3)] == ["a", "b", "c"]
+
+
+def test_failures_back_off_up_to_the_cap_and_success_resets() -> None:
+    q = queue()
+    now, delays = 0.0, []
+    for _ in range(5):
+        q.add("a")
+        q.take(now)
+        delays.append(q.fail("a", now))
+    assert delays == [1.0, 2.0, 4.0, 8.0, 8.0]
+    q.add("a")
+    q.take(now)
+    q.done("a")
+    q.add("a")
+    q.take(now)
+    assert q.fail("a", now) == 1.0
+
+
+def test_the_jitter_is_applied() -> None:
+    q: KeyedQueue[str] = KeyedQueue(base=1.0, cap=8.0, jitter=lambda: 0.5)
+    q.add("a")
+    q.take(0.0)
+    assert q.fail("a", 0.0) == 0.5
+
+
+def test_a_delayed_key_waits_for_its_time() -> None:
+    q = queue()
+    q.add_after("a", 5.0, now=10.0)
+    assert q.next_due() == 15.0
+    assert q.take(14.9) is None
+    assert q.take(15.0) == "a"
+    assert q.next_due() is None
+
+
+def test_the_earlier_of_two_delays_counts() -> None:
+    q = queue()
+    q.add_after("a", 9.0, now=0.0)
+    q.add_after("a", 3.0, now=0.0)
+    q.add_after("a", 6.0, now=0.0)
+    assert q.take(3.0) == "a"
+    q.done("a")
+    assert q.take(100.0) is None
+
+
+def test_an_event_beats_a_back_off() -> None:
+    q = queue()
+    q.add("a")
+    q.take(0.0)
+    q.fail("a", 0.0)
+    q.add("a")
+    assert q.take(0.0) == "a"
+    q.done("a")
+    assert q.take(100.0) is None
+
+
+def test_a_delay_while_it_runs_is_kept() -> None:
+    q = queue()
+    q.add("a")
+    q.take(0.0)
+    q.done("a")
+    q.add_after("a", 5.0, now=0.0)
+    assert q.take(5.0) == "a"
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["add", "after", "take", "done", "fail"]), st.sampled_from("abc")), max_size=80
+)
+
+
+@given(steps)
+def test_no_key_is_lost_or_run_twice_at_once(script: list[tuple[str, str]]) -> None:
+    q = queue()
+    now, running, owed = 0.0, [], set[str]()
+    for what, key in script:
+        now += 0.5
+        if what == "add":
+            q.add(key)
+            owed.add(key)
+        elif what == "after":
+            q.add_after(key, 2.0, now)
+            owed.add(key)
+        elif what == "take" and (taken := q.take(now)) is not None:
+            assert taken not in running
+            running.append(taken)
+            owed.discard(taken)
+        elif what in ("done", "fail") and running:
+            ended = running.pop(0)
+            if what == "done":
+                q.done(ended)
+            else:
+                q.fail(ended, now)
+                owed.add(ended)
+    for key in running:
+        q.done(key)
+    got = set()
+    now += 100
+    while (taken := q.take(now)) is not None:
+        got.add(taken)
+        q.done(taken)
+    assert got == owed
+
+
+async def test_workers_process_serially_per_key_and_in_parallel_across_keys() -> None:
+    active: set[str] = set()
+    most = 0
+    runs: list[str] = []
+    release = asyncio.Event()
+    both = asyncio.Event()
+    finished = asyncio.Event()
+
+    async def process(key: str) -> float | None:
+        nonlocal most
+        assert key not in active
+        active.add(key)
+        most = max(most, len(active))
+        if len(active) == 2:
+            both.set()
+        await release.wait()
+        active.discard(key)
+        runs.append(key)
+        if len(runs) == 3:
+            finished.set()
+        return None
+
+    worker = Worker(queue(), process, concurrency=3)
+    task = asyncio.create_task(worker.run())
+    worker.add("a")
+    worker.add("b")
+    async with asyncio.timeout(5):
+        await both.wait()
+        worker.add("a")  # while it runs
+        release.set()
+        await finished.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert sorted(runs) == ["a", "a", "b"]
+    assert most == 2
+
+
+async def test_a_failure_is_retried_and_a_wish_to_come_back_is_kept() -> None:
+    seen: list[str] = []
+    done = asyncio.Event()
+
+    async def process(key: str) -> float | None:
+        seen.append(key)
+        if len(seen) == 1:
+            raise RuntimeError("first time")
+        if len(seen) == 2:
+            return 0.001
+        done.set()
+        return None
+
+    q: KeyedQueue[str] = KeyedQueue(base=0.001, cap=0.001, jitter=lambda: 1.0)
+    worker = Worker(q, process, concurrency=1)
+    task = asyncio.create_task(worker.run())
+    worker.add("a")
+    async with asyncio.timeout(5):
+        await done.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert seen == ["a"] * 3
+
+
+async def test_cancelling_the_workers_cancels_what_they_do() -> None:
+    started = asyncio.Event()
+
+    async def process(key: str) -> float | None:
+        started.set()
+        await asyncio.Event().wait()
+        return None
+
+    worker = Worker(queue(), process, concurrency=2)
+    task = asyncio.create_task(worker.run())
+    worker.add("a")
+    async with asyncio.timeout(5):
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task

@@ -1,0 +1,124 @@
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import kube_objects as k
+import pytest
+from sheaf_operator import scaling
+from sheaf_operator.autoscale import Decision, History, Sample, Signal
+from sheaf_operator.observed import Observed
+from sheaf_operator.scrape import Reading
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+OURS = k.revision(k.spec())
+
+
+def reading(blocks: int = 0, running: int = 0, **more: Any) -> Reading:
+    return Reading(Sample(waiting=0, running=running, kv=0.0, slots=8), blocks_live=blocks, **more)
+
+
+def decision(desired: int = 2, limiting: str = "QueueDepth", **more: Any) -> Decision:
+    signals = (
+        Signal("QueueDepth", 4, 2.5, 2, 3, "w"),
+        Signal("KVCacheUtilizationPercent", 0.8, 0.333, 1, 1, "w"),
+    )
+    return Decision(desired, desired, limiting, "because", signals, History(), **more)
+
+
+def test_the_policy_speaks_the_specs_language() -> None:
+    given = k.spec(
+        autoscaling={
+            "minReplicas": 2,
+            "maxReplicas": 5,
+            "metrics": [{"type": "KVCacheUtilizationPercent", "target": 70}],
+            "behavior": {
+                "scaleDown": {
+                    "stabilizationWindowSeconds": 60,
+                    "policies": [{"type": "Pods", "value": 1, "periodSeconds": 30}],
+                }
+            },
+        }
+    )
+    policy = scaling.policy(given.autoscaling)
+    assert (policy.minimum, policy.maximum) == (2, 5)
+    assert policy.queue_target is None
+    assert policy.kv_target == 0.7
+    assert policy.down.window == 60
+    assert policy.down.rates[0].period == 30
+    assert policy.up.window == 0
+
+
+def test_the_defaults_are_both_signals() -> None:
+    policy = scaling.policy(k.spec().autoscaling)
+    assert (policy.queue_target, policy.kv_target, policy.down.window) == (4, 0.8, 300)
+
+
+def test_samples_tell_silent_pods_from_loading_ones() -> None:
+    observed = k.settled(k.spec(), replicas=4, ready=2)
+    samples = scaling.samples(observed, {"p0": reading(running=1), "p1": "no answer"})
+    assert (samples.current, len(samples.loads), samples.missing, samples.pending) == (4, 1, 1, 2)
+
+
+def test_only_ready_pods_are_asked() -> None:
+    assert scaling.addresses(k.settled(k.spec(), replicas=3, ready=1)) == [("p0", "10.0.0.0")]
+
+
+@pytest.mark.parametrize(
+    ("observed", "readings", "expected"),
+    [
+        (k.settled(k.spec(), replicas=2, ready=1), {"p0": reading(0)}, ("p1", False)),
+        (k.settled(k.spec(), replicas=2, ready=2), {"p0": reading(5), "p1": reading(3)}, ("p1", True)),
+        (k.settled(k.spec(), replicas=2, ready=2), {"p0": reading(3, 1), "p1": reading(3, 2)}, ("p0", True)),
+        (k.settled(k.spec(), replicas=2, ready=2), {"p0": reading(3), "p1": "silent"}, ("p1", True)),
+    ],
+    ids=["unready first", "least KV", "then fewest requests", "silent"],
+)
+def test_the_victim(observed: Observed, readings: dict[str, Any], expected: tuple[str, bool]) -> None:
+    assert scaling.victim(observed, readings) == expected
+
+
+def test_a_decision_becomes_status() -> None:
+    status = scaling.status(decision(next_change_after=None), k.settled(k.spec()), NOW)
+    assert status["desired"] == 2
+    assert status["decisions"] == [
+        {"time": "2026-01-01T00:00:00Z", "from": 1, "to": 2, "limiting": "QueueDepth", "reason": "because"}
+    ]
+    assert status["metrics"] == [
+        {"type": "QueueDepth", "target": 4, "value": 3, "replicas": 2},
+        {"type": "KVCacheUtilizationPercent", "target": 80, "value": 34, "replicas": 1},
+    ]
+
+
+def test_status_changes_only_with_the_wish_or_its_limit() -> None:
+    observed = k.settled(k.spec())
+    first = scaling.status(decision(), observed, NOW)
+    seen = replace(observed, owner=k.owner(status={"autoscaling": first}))
+    assert scaling.status(replace(decision(), reason="other numbers"), seen, NOW) == first
+    other = scaling.status(decision(limiting="StabilizationWindow"), seen, NOW)
+    assert other["limiting"] == "StabilizationWindow"
+    assert other["decisions"] == first["decisions"]
+
+
+def test_ten_decisions_are_kept_newest_first() -> None:
+    observed = k.settled(k.spec())
+    status: dict[str, Any] = {}
+    for desired in range(2, 20):
+        status = scaling.status(decision(desired), observed, NOW)
+        observed = replace(observed, owner=k.owner(status={"autoscaling": status}))
+    assert [d["to"] for d in status["decisions"]] == list(range(19, 9, -1))
+
+
+def test_capacity_is_what_a_replica_measured() -> None:
+    measured = {"p": reading(kv_tokens=100, weights_bytes=5)}
+    expected = {"weightsBytes": 5, "kvCacheTokens": 100, "maxConcurrentSequences": 8}
+    assert scaling.capacity(measured, None) == expected
+    assert scaling.capacity({"p": "silent"}, expected) == expected
+    assert scaling.capacity({}, None) is None
+
+
+def test_a_deployment_made_anew_goes_back_to_its_count() -> None:
+    spec = k.spec(autoscaling={"maxReplicas": 4}).autoscaling
+    assert scaling.reassert(decision(1), decision(3), spec).desired == 3
+    assert scaling.reassert(decision(1), decision(9), spec).desired == 4
+    assert scaling.reassert(decision(3), decision(2), spec).desired == 3
+    assert scaling.reassert(decision(1), None, spec).desired == 1

@@ -1,0 +1,133 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from aiohttp import web
+from sheaf_operator import scrape
+from sheaf_operator.scrape import Reading, Scraper, parse
+
+TEXT = """# HELP vllm:num_requests_running x
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 7.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:cache_config_info{block_size="16",num_gpu_blocks="100",engine="0"} 1.0
+vllm:e2e_request_latency_seconds_bucket{le="+Inf"} 12
+sheaf:blocks_live{engine="0",model_name="m"} 25
+sheaf:queued_tokens{engine="0",model_name="m"} 700
+sheaf:oldest_wait_seconds{engine="0",model_name="m"} 1.5
+sheaf:weights_bytes{engine="0",model_name="m"} 2.7e+08
+sheaf:max_num_seqs{engine="0",model_name="m"} 8
+"""
+
+
+def test_the_families_we_need_are_read() -> None:
+    reading = parse(TEXT)
+    sample = reading.sample
+    assert (sample.waiting, sample.running, sample.kv, sample.slots) == (7, 3, 0.25, 8)
+    assert (sample.queued_tokens, sample.oldest_wait) == (700, 1.5)
+    assert (reading.blocks_live, reading.kv_tokens, reading.weights_bytes) == (25, 1600, 270_000_000)
+
+
+def test_plain_vllm_is_enough() -> None:
+    plain = "\n".join(line for line in TEXT.splitlines() if not line.startswith("sheaf:"))
+    reading = parse(plain)
+    assert reading.sample.waiting == 7
+    assert reading.sample.slots is None
+    assert reading.kv_tokens == 1600
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no vllm:num_requests_waiting"),
+        (TEXT.replace("vllm:kv_cache_usage_perc", "other"), "no vllm:kv_cache_usage_perc"),
+        (TEXT.replace(" 7.0", " NaN"), "NaN"),
+        (TEXT.replace(" 7.0", " -1"), "-1"),
+        (TEXT.replace(" 7.0", " +Inf"), "Inf"),
+        ("<html>404</html>", "no vllm:"),
+    ],
+)
+def test_a_metric_that_is_missing_or_odd_is_not_read_as_zero(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")):
+        parse(text)
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def good(_: web.Request) -> web.StreamResponse:
+    return web.Response(text=TEXT)
+
+
+async def broken(_: web.Request) -> web.StreamResponse:
+    return web.Response(status=503)
+
+
+async def hanging(_: web.Request) -> web.StreamResponse:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b"x" * 65536)
+
+
+async def trickle(request: web.Request) -> web.StreamResponse:
+    """In two pieces, as a large body arrives."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    half = len(TEXT) // 2
+    await response.write(TEXT[:half].encode())
+    await asyncio.sleep(0)
+    await response.write(TEXT[half:].encode())
+    return response
+
+
+@pytest.fixture
+async def pods(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, str]]:
+    """One server per address 127.0.0.x, all on one port."""
+    runners = []
+    port = 0
+    addresses = {}
+    handlers: dict[str, Handler] = {
+        "good": good,
+        "broken": broken,
+        "hanging": hanging,
+        "endless": endless,
+        "trickle": trickle,
+    }
+    for number, (name, handler) in enumerate(handlers.items()):
+        app = web.Application()
+        app.router.add_get("/metrics", handler)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        ip = f"127.0.0.{number + 2}"
+        site = web.TCPSite(runner, ip, port)
+        await site.start()
+        port = port or runner.addresses[0][1]
+        runners.append(runner)
+        addresses[name] = ip
+    monkeypatch.setattr(scrape, "PORT", port)
+    yield {**addresses, "absent": "127.0.0.99"}
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def test_one_bad_pod_holds_nobody_up(pods: dict[str, str]) -> None:
+    scraper = Scraper(timeout=0.5)
+    try:
+        async with asyncio.timeout(5):
+            answers = await scraper.read(pods.items())
+    finally:
+        await scraper.close()
+    assert set(answers) == set(pods)
+    assert isinstance(answers["good"], Reading)
+    assert isinstance(answers["trickle"], Reading)
+    assert answers["broken"] == "HTTP 503"
+    assert answers["hanging"] == "no answer within 0.5 s"
+    for bad in ("absent", "endless"):
+        assert isinstance(answers[bad], str), bad

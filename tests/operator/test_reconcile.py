@@ -1,0 +1,322 @@
+"""The order of writes in one run, with a fake in place of the API server and of the pods."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import kube_objects as k
+import pytest
+from sheaf_operator import names
+from sheaf_operator.autoscale import Sample
+from sheaf_operator.cluster import ApiError, Unreachable
+from sheaf_operator.lease import Lease, NotHolder
+from sheaf_operator.observed import Observed
+from sheaf_operator.plan import Apply, Delete, Scale
+from sheaf_operator.reconcile import Reconciler
+from sheaf_operator.scrape import Reading
+from sheaf_operator.settings import Settings
+from sheaf_operator.telemetry import Telemetry
+
+KEY = ("ns", "m")
+
+
+class FakeCluster:
+    """Serves `observed` and records every write as a short tuple."""
+
+    def __init__(self, observed: Observed | None) -> None:
+        self.observed = observed
+        self.writes: list[tuple[Any, ...]] = []
+        self.reads = 0
+        self.fail: Exception | None = None
+        self.status: dict[str, Any] = {}
+
+    def _write(self, *what: Any) -> None:
+        if self.fail is not None:
+            raise self.fail
+        self.writes.append(what)
+
+    async def observe(self, namespace: str, name: str) -> Observed | None:
+        self.reads += 1
+        return copy.deepcopy(self.observed)
+
+    async def apply(self, action: Apply) -> None:
+        self._write("apply", action.obj["kind"])
+
+    async def delete_runtime(self, namespace: str, action: Delete) -> None:
+        self._write("delete", action.name)
+
+    async def scale(self, namespace: str, name: str, action: Scale) -> None:
+        self._write("scale", action.replicas)
+
+    async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
+        self._write("cost", pod, cost)
+
+    async def apply_status(self, observed: Observed, status: dict[str, Any]) -> None:
+        self.status = status
+        self.writes.append(("status",))
+        if self.observed is not None:
+            self.observed.owner["status"] = copy.deepcopy(status)
+
+    async def create_event(self, namespace: str, event: dict[str, Any]) -> None:
+        self.writes.append(("event", event["reason"]))
+
+    def children(self) -> list[tuple[Any, ...]]:
+        """The writes so far that are neither status nor events; forgets them."""
+        found = [w for w in self.writes if w[0] not in ("status", "event")]
+        self.writes = []
+        return found
+
+
+class FakeScraper:
+    def __init__(self) -> None:
+        self.load: dict[str, Reading | str] = {}
+
+    async def read(self, addresses: Iterable[tuple[str, str]]) -> dict[str, Reading | str]:
+        return {pod: self.load.get(pod, reading()) for pod, _ in addresses}
+
+
+class HeldLease:
+    held = True
+
+    def check(self) -> None:
+        if not self.held:
+            raise NotHolder
+
+
+def reading(waiting: int = 0, running: int = 0, blocks: int = 0) -> Reading:
+    return Reading(Sample(waiting, running, 0.0, slots=8), blocks_live=blocks, kv_tokens=100)
+
+
+class World:
+    def __init__(self, given: Any, observed: Observed) -> None:
+        self.now = 0.0
+        observed.owner["spec"] = given.model_dump(by_alias=True, exclude_none=True)
+        self.cluster = FakeCluster(observed)
+        self.scraper = FakeScraper()
+        self.lease = HeldLease()
+        self.reconciler = Reconciler(
+            self.cluster,  # type: ignore[arg-type]
+            self.scraper,  # type: ignore[arg-type]
+            self.lease,  # type: ignore[arg-type]
+            Telemetry(),
+            Settings(runtime_image=k.IMAGE),
+            clock=lambda: self.now,
+        )
+
+    async def run(self, after: float = 0.0) -> list[tuple[Any, ...]]:
+        """One run `after` seconds later; the children's writes it made."""
+        self.now += after
+        self.again = await self.reconciler.process(KEY)
+        return self.cluster.children()
+
+    def change(self, **fields: Any) -> None:
+        assert self.cluster.observed is not None
+        self.cluster.observed = replace(self.cluster.observed, **fields)
+        self.reconciler.touch(KEY)
+
+
+def scaling_world(replicas: int, window: int = 0) -> World:
+    behavior = {"scaleDown": {"stabilizationWindowSeconds": window}}
+    given = k.spec(autoscaling={"maxReplicas": 5, "behavior": behavior})
+    return World(given, k.settled(given, replicas=replicas, ready=replicas))
+
+
+async def test_a_settled_deployment_is_not_written_and_hardly_read() -> None:
+    world = scaling_world(1)
+    assert await world.run() == []
+    assert await world.run(5) == []
+    assert world.cluster.writes == []
+    reads = world.cluster.reads
+    for _ in range(5):
+        assert await world.run(5) == []
+    assert world.cluster.reads == reads
+    assert world.again == Settings().autoscale_interval
+
+
+async def test_everything_is_read_again_after_the_resync_interval() -> None:
+    world = scaling_world(1)
+    await world.run()
+    reads = world.cluster.reads
+    await world.run(Settings().resync_interval + 1)
+    assert world.cluster.reads == reads + 1
+
+
+async def test_load_scales_up_at_once() -> None:
+    world = scaling_world(1)
+    world.scraper.load = {"p0": reading(waiting=30, running=8)}
+    assert await world.run() == [("scale", 4)]
+    assert world.cluster.status["autoscaling"]["desired"] == 4
+    assert "30 requests waiting" in world.cluster.status["autoscaling"]["reason"]
+
+
+async def test_scale_down_marks_looks_again_and_takes_one() -> None:
+    world = scaling_world(3)
+    world.scraper.load = {"p0": reading(blocks=9), "p1": reading(blocks=2), "p2": reading(blocks=5)}
+    assert await world.run() == [("cost", "p1", "-1000")]
+    assert world.again == Settings().victim_wait
+    assert await world.run(1) == []
+    assert await world.run(1.1) == [("scale", 2)]
+
+
+async def test_a_victim_that_got_busy_is_spared() -> None:
+    world = scaling_world(3)
+    world.scraper.load = {"p0": reading(blocks=9), "p1": reading(blocks=2), "p2": reading(blocks=5)}
+    await world.run()
+    marked = k.settled(k.spec(), replicas=3, ready=3).pods
+    marked[1]["metadata"]["annotations"] = {names.DELETION_COST: "-1000"}
+    world.change(pods=marked)
+    world.scraper.load["p1"] = reading(blocks=50)
+    assert await world.run(2.1) == [("cost", "p1", None), ("cost", "p2", "-1000")]
+    assert await world.run(2.1) == [("scale", 2)]
+
+
+async def test_an_unready_pod_goes_without_a_mark() -> None:
+    world = scaling_world(3)
+    world.change(pods=k.settled(k.spec(), replicas=3, ready=2).pods)
+    assert await world.run() == [("scale", 2)]
+
+
+async def test_the_next_step_down_waits_for_the_last() -> None:
+    world = scaling_world(3)
+    # The count is 2 already, and the third pod has not begun to terminate.
+    world.change(deployment=k.deployment(2))
+    assert await world.run() == []
+
+
+async def test_no_step_down_while_two_revisions_are_live() -> None:
+    world = scaling_world(3)
+    pods = k.settled(k.spec(), replicas=3, ready=3).pods
+    pods[0]["metadata"]["labels"]["pod-template-hash"] = "t2"
+    world.change(pods=pods)
+    assert await world.run() == []
+
+
+async def test_a_mark_is_taken_back_when_nobody_has_to_go() -> None:
+    world = scaling_world(2)
+    pods = k.settled(k.spec(), replicas=2, ready=2).pods
+    pods[0]["metadata"]["annotations"] = {names.DELETION_COST: "-1000"}
+    world.change(pods=pods)
+    world.scraper.load = {"p0": reading(running=8), "p1": reading(running=8)}
+    assert await world.run() == [("cost", "p0", None)]
+
+
+async def test_somebody_elses_deletion_cost_is_left_alone() -> None:
+    world = scaling_world(1)
+    pods = k.settled(k.spec()).pods
+    pods[0]["metadata"]["annotations"] = {names.DELETION_COST: "100"}
+    world.change(pods=pods)
+    assert await world.run() == []
+
+
+async def test_a_deployment_made_anew_gets_its_count_back() -> None:
+    world = scaling_world(3, window=300)
+    await world.run()
+    fresh = k.deployment(1)
+    fresh["metadata"]["uid"] = "another"
+    world.change(deployment=None, pods=())
+    assert await world.run(5) == []
+    world.change(deployment=fresh, pods=(k.pod("q", k.revision(k.spec())),))
+    assert await world.run(5) == [("scale", 3)]
+
+
+@pytest.mark.parametrize("mode", ["Advisory", "Disabled"])
+async def test_other_modes_write_no_count(mode: str) -> None:
+    given = k.spec(autoscaling={"mode": mode, "maxReplicas": 5})
+    world = World(given, k.settled(given))
+    world.scraper.load = {"p0": reading(waiting=99, running=8)}
+    assert await world.run() == []
+    decided = world.cluster.status.get("autoscaling", {}).get("desired")
+    assert decided == (5 if mode == "Advisory" else None)
+
+
+async def test_without_the_lease_nothing_is_written() -> None:
+    world = World(k.spec(), Observed(k.owner()))
+    world.lease.held = False
+    assert await world.run() == []
+    assert world.cluster.reads == 0
+    assert world.again is not None
+
+
+async def test_a_refused_object_is_stalled_with_the_servers_words() -> None:
+    world = World(k.spec(), Observed(k.owner()))
+    world.cluster.fail = ApiError(422, "Invalid", "spec.x is wrong")
+    with pytest.raises(ApiError):
+        await world.run()
+    stalled = {c["type"]: c for c in world.cluster.status["conditions"]}["Stalled"]
+    assert (stalled["status"], stalled["reason"]) == ("True", "Rejected")
+    assert "spec.x is wrong" in stalled["message"]
+
+
+async def test_a_server_that_does_not_answer_is_retried_and_not_stalled() -> None:
+    world = World(k.spec(), Observed(k.owner()))
+    world.cluster.fail = Unreachable("timeout")
+    with pytest.raises(Unreachable):
+        await world.run()
+    said = {c["type"]: c for c in world.cluster.status["conditions"]}
+    assert said["Stalled"]["status"] == "False"
+    assert said["Reconciling"]["reason"] == "ApplyFailed"
+    world.cluster.fail = None
+    assert await world.run(1) == [("apply", "ServingRuntime"), ("apply", "InferenceService")]
+
+
+async def test_a_clash_at_creation_is_a_name_conflict() -> None:
+    world = World(k.spec(), Observed(k.owner()))
+    world.cluster.fail = ApiError(409, "Conflict", "conflict with kubectl")
+    await world.run()
+    said = {c["type"]: c["reason"] for c in world.cluster.status["conditions"]}
+    assert said["Stalled"] == "NameConflict"
+    assert world.again == 10
+
+
+async def test_a_problem_stays_in_the_status_until_it_is_gone() -> None:
+    world = World(k.spec(), Observed(k.owner(), kserve=False))
+    for _ in range(3):
+        await world.run(1)
+        said = {c["type"]: c["reason"] for c in world.cluster.status["conditions"]}
+        assert said["Stalled"] == "KServeMissing"
+    world.change(kserve=True)
+    assert await world.run(1) == [("apply", "ServingRuntime"), ("apply", "InferenceService")]
+
+
+async def test_a_spec_that_cannot_be_read_is_stalled() -> None:
+    world = World(k.spec(), Observed(k.owner()))
+    assert world.cluster.observed is not None
+    world.cluster.observed.owner["spec"] = {"model": {"uri": 5}}
+    assert await world.run() == []
+    stalled = {c["type"]: c for c in world.cluster.status["conditions"]}["Stalled"]
+    assert stalled["reason"] == "InvalidSpec"
+    assert "spec.model.uri" in stalled["message"]
+
+
+async def test_a_resource_that_is_gone_is_forgotten() -> None:
+    world = scaling_world(1)
+    await world.run()
+    world.cluster.observed = None
+    world.reconciler.touch(KEY)
+    assert await world.run() == []
+    assert world.again is None
+
+
+async def test_the_status_stays_small_at_a_hundred_replicas() -> None:
+    given = k.spec(autoscaling={"maxReplicas": 100})
+    world = World(given, k.settled(given, replicas=100, ready=60))
+    world.scraper.load = {f"p{n}": reading(waiting=n, running=8) for n in range(60)}
+    await world.run()
+    assert len(str(world.cluster.status)) < 16 * 1024
+
+
+async def test_events_tell_of_transitions_once() -> None:
+    world = scaling_world(1)
+    world.scraper.load = {"p0": reading(waiting=30, running=8)}
+    await world.reconciler.process(KEY)
+    events = [w[1] for w in world.cluster.writes if w[0] == "event"]
+    assert events == ["Ready", "Scaling"]
+    world.cluster.writes = []
+    world.now += 5
+    await world.reconciler.process(KEY)
+    assert [w for w in world.cluster.writes if w[0] == "event"] == []
+
+
+def test_the_fake_lease_stands_for_the_real_one() -> None:
+    assert {"held", "check"} <= set(dir(Lease))

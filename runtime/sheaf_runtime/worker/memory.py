@@ -45,7 +45,7 @@ def cpu_pool_memory(available: int, requested: int | None) -> int:
 def describe_pool(num_pages: int, page_bytes: int, *, max_len: int, block_size: int) -> str:
     tokens = (num_pages - 1) * block_size
     return (
-        f"KV cache of {gib(num_pages * page_bytes)}: {num_pages - 1} blocks of {block_size} = {tokens} tokens, "
+        f"KV cache {gib(num_pages * page_bytes)}: {num_pages - 1} blocks of {block_size}: {tokens} tokens, "
         f"{tokens / max_len:.1f} sequences at the full length of {max_len}"
     )
 

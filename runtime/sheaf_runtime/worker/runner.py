@@ -78,6 +78,11 @@ class Runner:
             self._targets = targets
             self._logits_SV = self._decoder.logits(hidden_TC[targets.logit_rows_S])
 
+    @property
+    def logits(self) -> Tensor | None:
+        """What ``sample`` is about to choose from, [S, V]; rows are in the order of its result."""
+        return self._logits_SV
+
     @torch.inference_mode()
     def sample(self) -> Callable[[], StepResult]:
         """Choose the tokens of the last ``forward``; the result waits for the device when it is called."""

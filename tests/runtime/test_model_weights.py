@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.models.config import UnsupportedModelError
+from sheaf_runtime.models.weights import load_weights, weight_files
+from sheaf_runtime.worker.loading import load_model
+
+
+@pytest.fixture
+def folder(tiny_llama: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy of a sharded tiny Llama that the test may damage."""
+    copy: Path = shutil.copytree(tiny_llama(), tmp_path / "model")
+    return copy
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return load_model(EngineConfig(model=str(folder), device="cpu", **options))
+
+
+def rewrite(shard: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(shard)
+    change(tensors)
+    save_file(tensors, shard, metadata={"format": "pt"})
+
+
+def shard_of(folder: Path, name: str) -> Path:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    return folder / index["weight_map"][name]
+
+
+def test_every_shard_is_read(folder: Path) -> None:
+    assert len(weight_files(folder)) > 3
+    total = sum(t.numel() * 4 for f in weight_files(folder) for t in load_file(f).values())
+    assert load(folder).weights_bytes == total
+
+
+def test_a_single_file_needs_no_index(folder: Path) -> None:
+    tensors = {k: v for f in weight_files(folder) for k, v in load_file(f).items()}
+    for file in [*weight_files(folder), folder / "model.safetensors.index.json"]:
+        file.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    load(folder)
+
+
+def test_converts_while_copying(folder: Path) -> None:
+    assert load(folder, dtype="bfloat16").dtype == torch.bfloat16
+    target = torch.empty(320, 48, dtype=torch.bfloat16)
+    shard = shard_of(folder, "model.embed_tokens.weight")
+    tensors = load_file(shard)
+    only = folder / "only"
+    only.mkdir()
+    save_file({"model.embed_tokens.weight": tensors["model.embed_tokens.weight"]}, only / "model.safetensors")
+    assert load_weights(only, [("model.embed_tokens.weight", target)]) == target.numel() * 2
+    assert torch.equal(target, tensors["model.embed_tokens.weight"].bfloat16())
+
+
+def test_auto_is_the_checkpoints_dtype(tiny_llama: Callable[..., Path]) -> None:
+    folder = tiny_llama(dtype="bfloat16")
+    assert load(folder).dtype == torch.bfloat16
+    assert load(folder, dtype="float32").dtype == torch.float32
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    shard_of(folder, "model.norm.weight").unlink()
+    with pytest.raises(
+        UnsupportedModelError, match=r"lacks 1 of \d+ weight files: model-\d+-of-\d+\.safetensors"
+    ):
+        load(folder)
+
+
+def test_a_truncated_shard_is_named(folder: Path) -> None:
+    shard = shard_of(folder, "model.norm.weight")
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(UnsupportedModelError, match=f"{shard.name} is damaged or incomplete"):
+        load(folder)
+
+
+def test_a_wrong_shape_is_named(folder: Path) -> None:
+    name = "model.layers.1.self_attn.k_proj.weight"
+    rewrite(shard_of(folder, name), lambda t: t.update({name: t[name][:-1].clone()}))
+    with pytest.raises(UnsupportedModelError, match=rf"tensor {name} is \[23, 48\].*\[24, 48\]"):
+        load(folder)
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    name = "model.layers.2.mlp.up_proj.weight"
+    rewrite(shard_of(folder, name), lambda t: t.pop(name))
+    with pytest.raises(UnsupportedModelError, match=f"lacks the tensors {name}"):
+        load(folder)
+
+
+def test_an_unknown_tensor_is_named(folder: Path) -> None:
+    name = "model.layers.0.self_attn.q_norm.weight"
+    rewrite(shard_of(folder, "model.norm.weight"), lambda t: t.update({name: torch.ones(12)}))
+    with pytest.raises(UnsupportedModelError, match=f"{name}, which this architecture has no place for"):
+        load(folder)
+
+
+def test_integer_weights_are_refused(folder: Path) -> None:
+    name = "model.norm.weight"
+    rewrite(shard_of(folder, name), lambda t: t.update({name: t[name].to(torch.int8)}))
+    with pytest.raises(UnsupportedModelError, match=rf"tensor {name} has dtype torch\.int8"):
+        load(folder)
+
+
+def test_derived_and_tied_leftovers_are_ignored(tiny_llama: Callable[..., Path], tmp_path: Path) -> None:
+    folder: Path = shutil.copytree(tiny_llama(tie_word_embeddings=True), tmp_path / "model")
+    rewrite(
+        shard_of(folder, "model.norm.weight"),
+        lambda t: t.update(
+            {
+                "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6),
+                "lm_head.weight": torch.ones(320, 48),
+            }
+        ),
+    )
+    load(folder)
+
+
+def test_pickles_are_never_read(folder: Path) -> None:
+    for file in [*weight_files(folder), folder / "model.safetensors.index.json"]:
+        file.unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+    with pytest.raises(UnsupportedModelError, match=r"pickled weights only \(pytorch_model\.bin\).*convert"):
+        load(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(UnsupportedModelError, match=r"no \*\.safetensors files"):
+        load(folder)
+
+
+def test_an_index_cannot_point_outside(folder: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "../other.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnsupportedModelError, match="outside the folder"):
+        load(folder)
+
+
+MEASURE = """
+import sys, re
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.worker.loading import load_model
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+import torch
+torch.empty(1)
+before, peak_before = anonymous(), peak()
+model = load_model(EngineConfig(model=sys.argv[1], device="cpu"))
+print(model.weights_bytes, anonymous() - before, peak() - peak_before)
+"""
+
+
+def test_weights_are_in_memory_once(tiny_llama: Callable[..., Path]) -> None:
+    """Resident memory after loading is the weights; the peak adds one shard of mapped file at most."""
+    folder = tiny_llama(
+        hidden_size=768, intermediate_size=3072, num_hidden_layers=8, vocab_size=1024, shard_size="40MB"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder)], capture_output=True, text=True, check=True
+    )
+    weights, resident, peak = map(int, run.stdout.split())
+    assert weights > 200e6
+    assert resident < 1.15 * weights
+    assert peak < 1.15 * weights + 45e6

@@ -1,0 +1,163 @@
+"""The sampler against distributions computed in numpy from the definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sheaf_runtime.worker.sampler import SamplingRows, sample, uniform
+
+DRAWS = 6000
+
+
+def rows(
+    count: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seeds: list[int] | None = None,
+    banned: list[tuple[int, tuple[int, ...]]] | None = None,
+) -> SamplingRows:
+    return SamplingRows(
+        temperature=np.full(count, temperature, dtype=np.float32),
+        top_k=np.full(count, top_k, dtype=np.int64),
+        top_p=np.full(count, top_p, dtype=np.float64),
+        uniform=uniform(seeds or list(range(count)), [0] * count),
+        banned=banned or [],
+    )
+
+
+def joined(*parts: SamplingRows) -> SamplingRows:
+    names = ("temperature", "top_k", "top_p", "uniform")
+    return SamplingRows(*(np.concatenate([getattr(p, n) for p in parts]) for n in names), banned=[])
+
+
+def expected(
+    logits: npt.NDArray[np.float64], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> npt.NDArray[np.float64]:
+    scaled = logits / temperature
+    order = np.argsort(-scaled, kind="stable")
+    probs = np.exp(scaled - scaled.max())
+    if top_k:
+        probs[order[top_k:]] = 0
+    probs /= probs.sum()
+    before = np.concatenate(([0.0], np.cumsum(probs[order])[:-1]))
+    probs[order[before >= top_p]] = 0
+    return probs / probs.sum()
+
+
+def chi_square(counts: npt.NDArray[np.int64], probs: npt.NDArray[np.float64]) -> float:
+    """Statistic over its expectation, in standard deviations; tokens expected under 5 times are pooled."""
+    wanted = probs * counts.sum()
+    rare = wanted < 5
+    wanted = np.append(wanted[~rare], wanted[rare].sum())
+    seen = np.append(counts[~rare], counts[rare].sum())
+    kept = wanted > 0
+    freedom = kept.sum() - 1
+    statistic = ((seen[kept] - wanted[kept]) ** 2 / wanted[kept]).sum()
+    return float((statistic - freedom) / np.sqrt(2 * max(1, freedom)))
+
+
+@pytest.mark.parametrize("vocab", [2, 50, 1100])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"temperature": 0.3},
+        {"temperature": 2.5},
+        {"top_k": 1},
+        {"top_k": 7},
+        {"top_k": 10**6},
+        {"top_p": 0.5},
+        {"top_p": 0.95, "temperature": 3.0},
+        {"top_p": 1e-9},
+        {"top_k": 20, "top_p": 0.8, "temperature": 0.7},
+    ],
+)
+def test_distribution(vocab: int, params: dict[str, float]) -> None:
+    logits = np.random.default_rng(vocab).normal(size=vocab) * 2
+    probs = expected(logits.astype(np.float32).astype(np.float64), **params)  # type: ignore[arg-type]
+    batch = torch.tensor(logits, dtype=torch.float32).repeat(DRAWS, 1)
+    tokens = sample(batch, rows(DRAWS, **params)).numpy()  # type: ignore[arg-type]
+    counts = np.bincount(tokens, minlength=vocab)
+    assert counts[probs == 0].sum() == 0
+    assert chi_square(counts, probs) < 4
+
+
+def test_flat_distribution_with_top_p_needs_more_than_the_first_look() -> None:
+    """A nearly flat row keeps tokens far beyond the candidates that are looked at first."""
+    vocab, draws = 1500, 8000
+    logits = np.random.default_rng(0).normal(size=vocab) * 0.1
+    probs = expected(logits.astype(np.float32).astype(np.float64), top_p=0.9)
+    assert (probs > 0).sum() > 1100
+    counts = np.zeros(vocab, dtype=np.int64)
+    for start in range(0, draws, 2000):
+        batch = torch.tensor(logits, dtype=torch.float32).repeat(2000, 1)
+        seeds = list(range(start, start + 2000))
+        counts += np.bincount(sample(batch, rows(2000, top_p=0.9, seeds=seeds)).numpy(), minlength=vocab)
+    assert counts[probs == 0].sum() == 0
+    assert chi_square(counts, probs) < 4
+
+
+def test_the_batch_changes_nothing() -> None:
+    """A row's token depends on its own logits, parameters, seed and position only."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(24, 3000, generator=generator) * torch.linspace(0.05, 4, 24)[:, None]
+    kinds = [
+        {"temperature": 0.0},
+        {"temperature": 1.3},
+        {"top_k": 5},
+        {"top_k": 2000},
+        {"top_p": 0.9},
+        {"top_p": 0.7, "top_k": 40},
+    ]
+    each = [rows(1, seeds=[i * 7], **kinds[i % len(kinds)]) for i in range(24)]  # type: ignore[arg-type]
+    together = sample(logits.clone(), joined(*each)).tolist()
+    alone = [sample(logits[i : i + 1].clone(), each[i]).item() for i in range(24)]
+    backwards = sample(logits.flip(0).clone(), joined(*reversed(each))).tolist()
+    assert together == alone == backwards[::-1]
+
+
+def test_greedy_is_the_likeliest_token() -> None:
+    logits = torch.randn(8, 1000, generator=torch.Generator().manual_seed(1))
+    assert sample(logits.clone(), rows(8, temperature=0.0)).tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_banned_tokens_never_come_out(temperature: float) -> None:
+    logits = torch.zeros(200, 4)
+    logits[:, 1] = 50
+    tokens = sample(
+        logits, rows(200, temperature=temperature, banned=[(i, (1, 3)) for i in range(100)])
+    ).tolist()
+    assert not {1, 3} & set(tokens[:100])
+    assert set(tokens[100:]) == {1}
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"top_k": 3}])
+@pytest.mark.parametrize("point", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval(params: dict[str, float], point: float) -> None:
+    """Rounding must never pick a token without mass."""
+    logits = torch.tensor([[-torch.inf, 3.0, 1.0, 2.0, -torch.inf]])
+    row = rows(1, **params)  # type: ignore[arg-type]
+    row.uniform[:] = point
+    assert sample(logits, row).item() in (1, 2, 3)
+
+
+def test_uniform_numbers_are_uniform_and_unrelated() -> None:
+    by_position = uniform([3] * 50000, list(range(50000)))
+    by_seed = uniform(list(range(50000)), [0] * 50000)
+    for numbers in (by_position, by_seed):
+        assert numbers.min() >= 0
+        assert numbers.max() < 1
+        assert chi_square(np.histogram(numbers, 64, (0, 1))[0], np.full(64, 1 / 64)) < 4
+        assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.02
+    assert abs(np.corrcoef(by_position, by_seed)[0, 1]) < 0.02
+    shifted = uniform([4] * 50000, list(range(50000)))
+    assert abs(np.corrcoef(by_position, shifted)[0, 1]) < 0.02
+
+
+def test_any_integer_is_a_seed() -> None:
+    assert len(set(uniform([-1, 2**64 - 2, 2**70 + 5, 0], [0] * 4))) == 4

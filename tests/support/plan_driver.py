@@ -1,0 +1,136 @@
+"""Drives a ``Runner`` with step plans of the test's own making, and spoils memory that nobody may read."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.worker.loading import load_model
+from sheaf_runtime.worker.plan import NewRequest, Scheduled, StepPlan
+from sheaf_runtime.worker.runner import Runner
+from torch import Tensor
+
+GREEDY = SamplingParams(temperature=0.0, seed=0, max_tokens=1000)
+
+
+@dataclass
+class Active:
+    """A request as the engine would see it: ``tokens`` are prompt and output."""
+
+    req_id: int
+    prompt: list[int]
+    sampling: SamplingParams
+    tokens: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    computed: int = 0
+    logits: list[Tensor] = field(default_factory=list)  # of each sampled token
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[len(self.prompt) :]
+
+
+class PlanDriver:
+    """``page_seed`` shuffles which physical pages are handed out; ``poison`` fills every slot that holds no
+    computed token of a live request with NaN before each step."""
+
+    def __init__(
+        self,
+        folder: str,
+        *,
+        num_blocks: int = 80,
+        page_seed: int | None = None,
+        poison: bool = False,
+        **options: Any,
+    ) -> None:
+        config = EngineConfig(model=folder, device="cpu", num_gpu_blocks_override=num_blocks, **options)
+        self.model = load_model(config)
+        self.runner = Runner(self.model, config, num_blocks)
+        self.block_size = config.block_size
+        self._poison = poison
+        self._free = list(range(num_blocks - 1, 0, -1))
+        if page_seed is not None:
+            random.Random(page_seed).shuffle(self._free)
+        self._active: dict[int, Active] = {}
+        self._ended: list[int] = []
+        self._unknown: set[int] = set()
+        self._steps = 0
+        self._next_id = 0
+
+    def add(self, prompt: list[int], sampling: SamplingParams = GREEDY) -> Active:
+        request = Active(self._next_id, prompt, sampling, list(prompt))
+        self._next_id += 1
+        self._active[request.req_id] = request
+        self._unknown.add(request.req_id)
+        return request
+
+    def end(self, request: Active) -> None:
+        del self._active[request.req_id]
+        self._free += request.pages
+        if request.req_id in self._unknown:
+            self._unknown.discard(request.req_id)
+        else:
+            self._ended.append(request.req_id)
+
+    def step(self, chunks: list[tuple[Active, int]]) -> None:
+        """Compute so many more tokens of each request."""
+        new, scheduled = [], []
+        for request, count in chunks:
+            end = request.computed + count
+            pages = [self._free.pop() for _ in range(-(-end // self.block_size) - len(request.pages))]
+            request.pages += pages
+            if request.req_id in self._unknown:
+                self._unknown.discard(request.req_id)
+                new.append(
+                    NewRequest(
+                        req_id=request.req_id,
+                        epoch=0,
+                        token_ids=list(request.tokens),
+                        num_prompt_tokens=len(request.prompt),
+                        num_computed_tokens=0,
+                        sampling=request.sampling,
+                        block_ids=[pages],
+                    )
+                )
+                pages = []
+            scheduled.append(
+                Scheduled(
+                    req_id=request.req_id,
+                    epoch=0,
+                    start=request.computed,
+                    num_tokens=count,
+                    new_block_ids=[pages],
+                    sample=end == len(request.tokens),
+                )
+            )
+        if self._poison:
+            self.spoil()
+        self.runner.forward(StepPlan(step=self._steps, ended=self._ended, new=new, scheduled=scheduled))
+        self._steps, self._ended = self._steps + 1, []
+        logits = torch.empty(0) if self.runner.logits is None else self.runner.logits
+        result = self.runner.sample()()
+        for request, count in chunks:
+            request.computed += count
+        for row, sampled in enumerate(result.sampled):
+            request = self._active[sampled.req_id]
+            request.tokens += sampled.token_ids
+            request.logits.append(logits[row])
+
+    def generate(self, requests: list[Active], max_tokens: int, *, chunk: int = 1000) -> None:
+        """Prefill in chunks and decode, all requests side by side, until each has ``max_tokens``."""
+        while todo := [r for r in requests if len(r.output) < max_tokens]:
+            self.step([(r, min(chunk, len(r.tokens) - r.computed)) for r in todo])
+
+    def spoil(self) -> None:
+        pages, _, slots, _ = self.runner.kv_caches[0][0].shape
+        held = torch.zeros(pages, slots, dtype=torch.bool)
+        for request in self._active.values():
+            for position in range(request.computed):
+                held[request.pages[position // slots], position % slots] = True
+        for caches in self.runner.kv_caches:
+            for cache in caches:
+                cache.masked_fill_(~held[:, None, :, None], torch.nan)

@@ -27,7 +27,7 @@ CHILDREN = (
 OURS = {names.LABEL_DEPLOYMENT: kopf.PRESENT}
 
 
-def configure(settings: kopf.OperatorSettings) -> None:
+def configure(settings: kopf.OperatorSettings, own: Settings) -> None:
     settings.posting.enabled = False  # Events are written by recorder.py
     settings.peering.standalone = True  # the Lease decides who writes
     settings.networking.request_timeout = 30
@@ -35,6 +35,8 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 5
+    # Namespaces and CRDs are cluster-scoped: an operator of one namespace has no right to watch them.
+    settings.scanning.disabled = bool(own.watch_namespace)
     for group, version, plural in CHILDREN:
         settings.watching.label_selectors[group, version, plural] = names.LABEL_DEPLOYMENT
 
@@ -47,8 +49,8 @@ def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
 @kopf.on.startup()
 async def start(settings: kopf.OperatorSettings, memo: Any, **indices: Any) -> None:
     deployments = indices["deployments"]
-    configure(settings)
     own = memo.get("settings") or Settings.from_env()
+    configure(settings, own)
     cluster = await Cluster.connect()
     memo.app = App(own, cluster, keys=lambda: list(deployments), on_failure=memo.get("on_failure", _exit))
     memo.app.start()

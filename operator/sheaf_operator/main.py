@@ -48,7 +48,10 @@ async def run(settings: Settings) -> bool:
         stop.set()
 
     memo = kopf.Memo(settings=settings, on_failure=on_failure)
-    await kopf.operator(clusterwide=True, standalone=True, memo=memo, stop_flag=stop)
+    watched = [settings.watch_namespace] if settings.watch_namespace else []
+    await kopf.operator(
+        clusterwide=not watched, namespaces=watched, standalone=True, memo=memo, stop_flag=stop
+    )
     return not failed.is_set()
 
 

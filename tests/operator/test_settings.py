@@ -1,0 +1,31 @@
+"""Settings from the environment, and what of them reaches kopf."""
+
+from __future__ import annotations
+
+import kopf
+import pytest
+from sheaf_operator.handlers import configure
+from sheaf_operator.settings import Settings
+
+
+def test_defaults_and_identity() -> None:
+    settings = Settings.from_env({"POD_NAME": "op-1", "POD_NAMESPACE": "elsewhere"})
+    assert (settings.identity, settings.namespace) == ("op-1", "elsewhere")
+    assert settings.watch_namespace == ""
+
+
+def test_values_take_the_kind_of_their_default() -> None:
+    settings = Settings.from_env({"SHEAF_WORKERS": "8", "SHEAF_AUTOSCALE_INTERVAL": "2.5"})
+    assert (settings.workers, settings.autoscale_interval) == (8, 2.5)
+
+
+def test_a_wrong_value_names_its_variable() -> None:
+    with pytest.raises(ValueError, match="SHEAF_WORKERS='many' is not a int"):
+        Settings.from_env({"SHEAF_WORKERS": "many"})
+
+
+@pytest.mark.parametrize(("namespace", "scans"), [("", True), ("ml", False)])
+def test_one_namespace_asks_for_nothing_cluster_scoped(namespace: str, scans: bool) -> None:
+    settings = kopf.OperatorSettings()
+    configure(settings, Settings(watch_namespace=namespace))
+    assert settings.scanning.disabled is not scans

@@ -10,7 +10,7 @@ import msgspec
 
 from sheaf_runtime.engine.kv_cache import BlockTables
 from sheaf_runtime.engine.prefix import root_digest
-from sheaf_runtime.protocol.messages import AddRequest
+from sheaf_runtime.protocol.messages import AddRequest, FinishReason
 from sheaf_runtime.protocol.sampling import SamplingParams
 
 
@@ -91,6 +91,27 @@ class Request:
         """Tokens that could be launched now: those that exist, here or on the device, and were not yet."""
         known = len(self.token_ids) + self.in_flight_samples
         return min(known, self.final_length) - self.computed - self.in_flight
+
+    def append(self, token_ids: list[int]) -> tuple[list[int], FinishReason | None, int | None]:
+        """Commit sampled tokens up to the one that ends the request.
+
+        Returns those taken, why it ends (None: it goes on) and the stop id, if that is why.
+        """
+        for count, token_id in enumerate(token_ids, 1):
+            may_stop = self.num_output_tokens >= self.sampling.min_tokens
+            self.token_ids.append(token_id)
+            if may_stop and token_id in self.stop_ids:
+                return token_ids[:count], "stop", token_id
+            if self.num_output_tokens >= self.sampling.max_tokens:
+                return token_ids[:count], "length", None
+        return token_ids, None, None
+
+    def count_prompt(self) -> int:
+        """Prompt tokens computed since the last call; each counts once, however often preemption makes
+        it run."""
+        before = self.counted_prompt
+        self.counted_prompt = max(before, min(self.computed, self.num_prompt_tokens))
+        return self.counted_prompt - before
 
     def reset(self) -> None:
         """Back to a request that has computed nothing; what is under way becomes void."""

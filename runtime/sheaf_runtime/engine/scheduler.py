@@ -267,7 +267,7 @@ class Scheduler:
                 continue
             request.in_flight -= item.num_tokens
             request.computed += item.num_tokens
-            self._count_prompt(request)
+            self.counters.prompt_tokens += request.count_prompt()
             output = None
             if item.sample:
                 request.in_flight_samples -= 1
@@ -284,32 +284,12 @@ class Scheduler:
         return outputs
 
     def _append(self, request: Request, token_ids: list[int], now: float) -> Output:
-        """Commit sampled tokens up to the one that ends the request."""
         first = request.num_output_tokens == 0
         if first:
             request.first_token_time = now
-        taken: list[int] = []
-        finish_reason: FinishReason | None = None
-        stop_token_id = None
-        for token_id in token_ids:
-            may_stop = request.num_output_tokens >= request.sampling.min_tokens
-            request.token_ids.append(token_id)
-            taken.append(token_id)
-            if may_stop and token_id in request.stop_ids:
-                finish_reason, stop_token_id = "stop", token_id
-            elif request.num_output_tokens >= request.sampling.max_tokens:
-                finish_reason = "length"
-            if finish_reason is not None:
-                break
+        taken, finish_reason, stop_token_id = request.append(token_ids)
         self.counters.generation_tokens += len(taken)
         return Output(request, taken, finish_reason, stop_token_id, first)
-
-    def _count_prompt(self, request: Request) -> None:
-        """Each prompt token counts once, however often preemption makes it run."""
-        done = min(request.computed, request.num_prompt_tokens)
-        if done > request.counted_prompt:
-            self.counters.prompt_tokens += done - request.counted_prompt
-            request.counted_prompt = done
 
     # --- ends -----------------------------------------------------------------------------------------
 

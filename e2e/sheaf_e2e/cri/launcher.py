@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from dataclasses import asdict, dataclass, field
 
 from sheaf_e2e.cri import rootfs, syscalls
@@ -137,7 +136,3 @@ def _enter_user_namespace(uid: int, gid: int) -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} 0 1"), ("gid_map", f"{gid} 0 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -13,7 +13,12 @@ from pathlib import Path
 from sheaf_e2e.cri.launcher import Spec
 
 _SOURCES = str(Path(__file__).parents[2])
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from sheaf_e2e.cri.launcher import main; main(*map(int, sys.argv[2:]))"
+_BOOT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from sheaf_e2e.cri.launcher import main
+main(int(sys.argv[2]), int(sys.argv[3]))
+"""
 _READ = 64 * 1024
 
 
@@ -105,7 +110,7 @@ async def launch(
     outputs = {stdout: on_stdout, stderr: on_stderr}
     try:
         inherited = [spec_fd, theirs.fileno(), *(fd for fd, _ in spec.namespaces)]
-        launcher = subprocess.Popen(
+        launcher = subprocess.Popen(  # noqa: ASYNC220 (it takes a millisecond)
             [sys.executable, "-I", "-S", "-c", _BOOT, _SOURCES, str(spec_fd), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=stdout_end,

@@ -65,19 +65,18 @@ class Node:
         self.socket = folder / "cri.sock"
         self.logs = folder / "logs"
         self._uid = uid
-        self._env = {**os.environ, "PYTHONPATH": str(E2E), **env}
-        (folder / "images.json").write_text(json.dumps(images))
+        self.env = {**os.environ, "PYTHONPATH": str(E2E), **env}
+        images_file = folder / "images.json"
+        images_file.write_text(json.dumps(images))
+        options = [f"--socket={self.socket}", f"--state-dir={folder / 'state'}", f"--images={images_file}"]
+        inside = ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+        self.command = [*inside, sys.executable, "-c", _NODE, *options]
         self._serial = 0
 
     def start(self) -> None:
-        arguments = ["--socket", self.socket, "--state-dir", self.folder / "state"]
-        arguments += ["--images", self.folder / "images.json"]
-        command = ["unshare", "--user", "--map-root-user", "--net", "--mount", sys.executable, "-c", _NODE]
         user = {} if self._uid is None else {"user": self._uid, "group": self._uid, "extra_groups": ()}
         with open(self.folder / "cri.log", "ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *map(str, arguments)], env=self._env, stderr=log, **user
-            )
+            self.process = subprocess.Popen(self.command, env=self.env, stderr=log, **user)
         self.channel = grpc.insecure_channel(f"unix:{self.socket}")
         self.runtime = rpc.RuntimeServiceStub(self.channel)
         self.images = rpc.ImageServiceStub(self.channel)
@@ -101,7 +100,7 @@ class Node:
         inside = ["nsenter", "--target", str(self.process.pid), "--user", "--net", "--preserve-credentials"]
         done = subprocess.run(
             [*inside, sys.executable, "-c", script],
-            env=self._env,
+            env=self.env,
             capture_output=True,
             text=True,
             timeout=30,
@@ -128,6 +127,7 @@ class Node:
 class Pod:
     def __init__(self, node: Node, pod_id: str, config: Any) -> None:
         self.node, self.id, self.config = node, pod_id, config
+        self._containers = 0
 
     @property
     def status(self) -> Any:
@@ -144,12 +144,13 @@ class Pod:
     ) -> "Container":
         config.setdefault("metadata", pb.ContainerMetadata(name="main"))
         config.setdefault("image", pb.ImageSpec(image=IMAGE))
-        config.setdefault("log_path", "main/0.log")
+        self._containers += 1
+        config.setdefault("log_path", f"main/{self._containers}.log")
         request = pb.CreateContainerRequest(
             pod_sandbox_id=self.id,
             config=pb.ContainerConfig(
                 command=command,
-                envs=[pb.KeyValue(key=key, value=value) for key, value in (env or {}).items()],
+                envs=[pb.KeyValue(key=key, value=value.encode()) for key, value in (env or {}).items()],
                 mounts=mounts,
                 linux=pb.LinuxContainerConfig(
                     resources=pb.LinuxContainerResources(memory_limit_in_bytes=memory),
@@ -211,7 +212,7 @@ class Container:
         return [tuple(line.split(" ", 3)[1:]) for line in lines]  # type: ignore[misc]
 
     def output(self) -> str:
-        """What it wrote to stdout, once it has ended."""
+        """What it wrote to stdout, once it has ended; its last line ends in a newline in any case."""
         self.wait()
         return "".join(
             text + "\n" * (tag == "F") for stream, tag, text in self.entries() if stream == "stdout"

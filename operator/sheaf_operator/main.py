@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 import time
+from typing import Any
 
 import kopf
 
@@ -49,8 +50,15 @@ async def run(settings: Settings) -> bool:
 
     memo = kopf.Memo(settings=settings, on_failure=on_failure)
     watched = [settings.watch_namespace] if settings.watch_namespace else []
+    # Left to itself, kopf asks for the user's name, which a container's numeric user does not have.
+    identity: Any = settings.identity
     await kopf.operator(
-        clusterwide=not watched, namespaces=watched, standalone=True, memo=memo, stop_flag=stop
+        identity=identity,
+        clusterwide=not watched,
+        namespaces=watched,
+        standalone=True,
+        memo=memo,
+        stop_flag=stop,
     )
     return not failed.is_set()
 

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export UV_SYSTEM_CERTS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lint format constraints test model bench clean
+.PHONY: help env lint format constraints crds manifests test model bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -26,6 +26,12 @@ format: env ## ruff format and autofix
 constraints: env ## resolve constraints.txt anew (torch and Triton stay at what the GPU machines have)
 	@uv pip compile pyproject.toml --quiet --all-extras --python-version 3.11 --python-platform linux --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate -c <(printf 'torch==2.11.*\ntriton==3.6.*\n') -o constraints.txt
+
+crds: env ## write the CRD from operator/sheaf_operator/api.py
+	@python -m sheaf_operator.crd
+
+manifests: crds ## write the plain manifests from the Helm chart
+	@python charts/manifests.py
 
 test: lint ## everything: linters, fast tests, then end to end on the local cluster
 	@pytest tests

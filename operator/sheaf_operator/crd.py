@@ -112,7 +112,12 @@ def crd() -> dict[str, Any]:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}", "labels": {"app.kubernetes.io/name": "sheaf"}},
+        "metadata": {
+            "name": f"{PLURAL}.{GROUP}",
+            "labels": {"app.kubernetes.io/name": "sheaf"},
+            # Deleting it would delete every LLMDeployment, so Helm leaves it behind.
+            "annotations": {"helm.sh/resource-policy": "keep"},
+        },
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",
@@ -158,9 +163,13 @@ def text() -> str:
 
 
 ROOT = Path(__file__).parents[2]
-# Twice, because kustomize reads nothing outside its own folder, and `kubectl apply -f crds/` wants a plain
-# one.
-PATHS = (ROOT / "crds" / "llmdeployments.yaml", ROOT / "manifests" / "crd.yaml")
+# The same file three times: kustomize and Helm read nothing outside their own folders, and `kubectl apply -f
+# crds/` wants a plain one.
+PATHS = (
+    ROOT / "crds" / "llmdeployments.yaml",
+    ROOT / "manifests" / "crd.yaml",
+    ROOT / "charts" / "sheaf" / "files" / "crd.yaml",
+)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`python -m sheaf_e2e.cri`: serve the CRI on a unix socket until SIGTERM or SIGINT, then end every container."""
+"""`python -m sheaf_e2e.cri`: serve the CRI on a unix socket until SIGTERM, then end every container."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""The CRI image service: the images of the table are always there, any other is not found, as in a registry."""
+"""The CRI image service: the images of the table are always there, any other is not found."""
 
 import os
 import time

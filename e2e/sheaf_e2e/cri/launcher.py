@@ -1,11 +1,11 @@
 """Turns a fresh process into a container's command, or into a command run inside a container.
 
-Started by `process.launch` as a small interpreter without site packages. It reads its `Spec` from one inherited
-descriptor and speaks over another, `control`:
+Started by `process.launch` as a small interpreter without site packages. It reads its `Spec` from one
+inherited descriptor and speaks over another, `control`:
 
-    launcher -> runtime   "PID\\n"   the command's process, waiting
-    runtime -> launcher   "g"       the launcher has been reaped, so the runtime is now that process's parent
-    launcher -> runtime   a message why the command could not be started, or nothing; then the end of the stream
+    launcher -> runtime  "PID\\n": the command's process, which waits
+    runtime -> launcher  "g": the launcher has been reaped, so the runtime is now that process's parent
+    launcher -> runtime  why the command could not be started, or nothing; then the end of the stream
 
 The command dies with the runtime: its parent-death signal is set once the runtime is its parent.
 """
@@ -35,8 +35,8 @@ class Root:
 class Spec:
     """A command and where it runs.
 
-    `namespaces` are descriptors to enter, each with its CLONE_NEW* flags: the pod's for a new container (`root`
-    given), a pidfd of the container for a command in a running one (`root` None).
+    `namespaces` are descriptors to enter, each with its CLONE_NEW* flags: the pod's for a new container
+    (`root` given), a pidfd of the container for a command in a running one (`root` None).
     """
 
     argv: list[str]
@@ -110,7 +110,7 @@ def _become(spec: Spec, control: socket.socket) -> None:
         os.execvpe(spec.argv[0], spec.argv, spec.env)
     except OSError as error:
         found_none = isinstance(error, FileNotFoundError) and "/" not in spec.argv[0]
-        why = "executable file not found in $PATH" if found_none else os.strerror(error.errno)
+        why = "executable file not found in $PATH" if found_none else error.strerror
         raise RuntimeError(f"exec: {json.dumps(spec.argv[0])}: {why}") from error
 
 
@@ -130,7 +130,8 @@ def _tie_to_runtime(control: socket.socket) -> None:
 def _enter_user_namespace(uid: int, gid: int) -> None:
     """Appear as `uid` and `gid`, with no privilege over the namespaces that the container is in.
 
-    All ids map to the one that this process has outside, so files of the pod's volumes belong to the container.
+    All ids map to the one that this process has outside, so files of the pod's volumes belong to the
+    container.
     """
     syscalls.unshare(syscalls.CLONE_NEWUSER)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} 0 1"), ("gid_map", f"{gid} 0 1")):

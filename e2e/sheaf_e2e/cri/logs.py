@@ -1,7 +1,7 @@
 """Container logs in the CRI format, one line per write of the container: `TIME STREAM TAG TEXT`.
 
-TIME is RFC 3339 with nanoseconds, STREAM `stdout` or `stderr`, TAG `F` for a full line and `P` for a part of a long
-one (`kubectl logs` joins the parts).
+TIME is RFC 3339 with nanoseconds, STREAM `stdout` or `stderr`, TAG `F` for a full line and `P` for a part
+of a long one (`kubectl logs` joins the parts).
 """
 
 import os

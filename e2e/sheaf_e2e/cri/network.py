@@ -1,8 +1,8 @@
 """Pod networks: a namespace per pod, joined to the node by a veth pair, with plain routes and no bridge.
 
-In the pod `eth0` has the pod's address and a default route to the node's; on the node each pod has a /32 route to
-its end of the pair, named after the address. So pods may bind 0.0.0.0 side by side, reach each other and whatever
-the node holds (ClusterIPs on `lo`, the API server), and each can be cut off alone.
+In the pod `eth0` has the pod's address and a default route to the node's; on the node each pod has a /32
+route to its end of the pair, named after the address. So pods may bind 0.0.0.0 side by side, reach each
+other and whatever the node holds (ClusterIPs on `lo`, the API server), and each can be cut off alone.
 
 Namespaces are held by descriptors only: when this process is gone and the pod's processes are, so are they.
 """
@@ -120,7 +120,7 @@ def link_name(address: IPv4Address) -> str:
 
 
 def cut(address: IPv4Address | str) -> None:
-    """Cut one pod off: nothing gets in or out, and nobody is told. Call it in the node's network namespace."""
+    """Cut one pod off: nothing gets in or out. Call it in the node's network namespace."""
     with IPRoute() as node:
         node.link("set", index=_find_link(node, IPv4Address(address)), state="down")
 
@@ -161,8 +161,8 @@ def _write_sysctls(sysctls: Mapping[str, str]) -> None:
 def _in_new_namespaces(flags: int, set_up: Callable[[], None]) -> list[tuple[int, int]]:
     """Run `set_up` in new namespaces and return descriptors that hold them.
 
-    A thread of its own enters them: namespaces of this kind belong to a thread, and it takes them with it when it
-    ends.
+    A thread of its own enters them: namespaces of this kind belong to a thread, and it takes them with it
+    when it ends.
     """
     fds: list[tuple[int, int]] = []
     failures: list[BaseException] = []

@@ -27,7 +27,7 @@ class StartError(Exception):
 
 
 class Process:
-    """A running command. `exit_code` is set when it has ended, with 128 + n for signal n, after all its output."""
+    """A running command. `exit_code` is set after its end and all its output; 128 + n stands for signal n."""
 
     def __init__(self, pid: int, outputs: dict[int, Callable[[bytes], None]]) -> None:
         self.pid = pid

@@ -1,7 +1,7 @@
 """The CRI messages and stubs, generated once per version into the cache from the Go module that go.mod pins.
 
-`ensure()` needs the network the first time (it asks `go` for the module) and nothing later, so call it at set-up,
-before entering a namespace: `python -m sheaf_e2e.cri.proto`.
+`ensure()` needs the network the first time (it asks `go` for the module) and nothing later, so call it at
+set-up, before entering a namespace: `python -m sheaf_e2e.cri.proto`.
 """
 
 import importlib

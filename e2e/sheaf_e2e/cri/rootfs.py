@@ -1,9 +1,10 @@
 """A container's view of the file system, built in the launcher before the command starts.
 
-The root is a small tmpfs that shows the host's top-level folders read-only, has folders of its own where programs
-write (`/tmp`, `/run`, ...), a minimal `/dev` and a fresh `/proc`. The pod's volumes are bound into it. A mount point
-that the host lacks is made by covering its parent with a tmpfs that shows the parent's entries: no host file is ever
-created or changed, and the container can write only to its own folders and its volumes.
+The root is a small tmpfs that shows the host's top-level folders read-only, has folders of its own where
+programs write (`/tmp`, `/run`, ...), a minimal `/dev` and a fresh `/proc`. The pod's volumes are bound into
+it. A mount point that the host lacks is made by covering its parent with a tmpfs that shows the parent's
+entries: no host file is ever created or changed, and the container can write only to its own folders and
+its volumes.
 """
 
 import os
@@ -43,10 +44,11 @@ class Mount:
 
 
 def enter(mounts: list[Mount], image_paths: list[str], *, readonly: bool, scratch: str) -> None:
-    """Make the described view this process's root. The caller has a mount namespace (and is its only process).
+    """Make the described view this process's root. The caller has a mount namespace of its own.
 
-    `scratch` is an empty folder to build on. `image_paths` are shown read-only where they are not visible anyway.
-    `readonly` is `readOnlyRootFilesystem`: only the volumes and /dev stay writable. Raises OSError or ValueError.
+    `scratch` is an empty folder to build on. `image_paths` are shown read-only where they are not visible
+    anyway. `readonly` is `readOnlyRootFilesystem`: only the volumes and /dev stay writable. Raises OSError
+    or ValueError.
     """
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     shown = [Mount(path, path, readonly=True) for path in image_paths]
@@ -70,7 +72,7 @@ def enter(mounts: list[Mount], image_paths: list[str], *, readonly: bool, scratc
 
 
 def _build_base(root: str) -> list[str]:
-    """Mount the root at `root`; return the tmpfs mounts that hold its writable folders, as seen from inside."""
+    """Mount the root at `root`; return its own tmpfs mounts, as seen from inside."""
     mount("tmpfs", root, "tmpfs", MS_NOSUID, "mode=755")
     _show_entries("/", root, skip={"proc", "sys", "dev", "var", "lost+found", *FRESH})
     os.mkdir(f"{root}/var")
@@ -132,7 +134,7 @@ def _bind_volume(source_fd: int, entry: Mount, layers: list[str]) -> None:
 
 
 def _ensure_mount_point(target: str, is_folder: bool, layers: list[str]) -> str:
-    """Make `target` exist as a folder or a file, like what is going to be bound there; return its real path."""
+    """Make `target` exist as a folder or a file, like what will be bound there; return its real path."""
     target = os.path.realpath(target)  # /var/run/secrets is in /run; resolv.conf may dangle into a fresh /run
     if os.path.exists(target):
         if os.path.isdir(target) != is_folder:

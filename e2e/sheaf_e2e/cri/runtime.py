@@ -1,8 +1,8 @@
 """Pods and their containers: what exists, in which state, and the rules for changing it.
 
-Everything runs on one event loop, so state is read and written without locks; only a container's start, which
-awaits, is guarded. Requests may come at any time and be repeated: stopping and removing succeed for what is already
-stopped or gone, as CRI demands.
+Everything runs on one event loop, so state is read and written without locks; only a container's start,
+which awaits, is guarded. Requests may come at any time and be repeated: stopping and removing succeed for
+what is already stopped or gone, as CRI demands.
 """
 
 import asyncio
@@ -244,7 +244,7 @@ class Runtime:
     async def exec_sync(
         self, container_id: str, argv: list[str], timeout_s: float
     ) -> tuple[int, bytes, bytes]:
-        """Run a command in a container: exit code, stdout, stderr. TimeoutError if it is killed for its time."""
+        """Run a command in a container: exit code, stdout, stderr. TimeoutError if it had to be killed."""
         container = self.container(container_id)
         if container.state is not State.RUNNING or container.process is None:
             raise Refused(f"container {container_id} is {container.state.value}")
@@ -305,7 +305,7 @@ class Runtime:
 
 
 def _stop_signal(config: Any) -> int:
-    """The pod's stop signal (the enumeration has the signals' own names), SIGTERM unless it says otherwise."""
+    """The pod's stop signal (the enumeration uses the signals' own names), SIGTERM by default."""
     field_type = config.DESCRIPTOR.fields_by_name["stop_signal"].enum_type
     name = field_type.values_by_number[config.stop_signal].name
     if name.startswith("SIGRTMIN"):

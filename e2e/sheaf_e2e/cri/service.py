@@ -1,4 +1,4 @@
-"""The gRPC face of `Runtime`: the CRI runtime service. Messages in, messages out; the rules are in `runtime`."""
+"""The CRI runtime service: messages in, messages out. The rules are in `runtime`."""
 
 import asyncio
 import functools
@@ -37,8 +37,10 @@ Method = Callable[[Any, Any], Awaitable[Any]]
 
 
 def answers(method: Method) -> Callable[[Any, Any, Any], Awaitable[Any]]:
-    """Make `async method(self, request)` a gRPC method: it runs to its end even if the caller gives up, and its
-    exceptions become status codes."""
+    """Make `async method(self, request)` a gRPC method.
+
+    It runs to its end even if the caller gives up, and its exceptions become status codes.
+    """
 
     @functools.wraps(method)
     async def answer(self: Any, request: Any, context: Any) -> Any:
@@ -64,7 +66,7 @@ def matches(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return all(labels.get(name) == value for name, value in wanted.items())
 
 
-class RuntimeService(rpc.RuntimeServiceServicer):  # type: ignore[misc]
+class RuntimeService(rpc.RuntimeServiceServicer):  # type: ignore[name-defined,misc]
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 

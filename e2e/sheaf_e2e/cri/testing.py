@@ -23,7 +23,7 @@ pb, rpc = proto.load()
 E2E = Path(__file__).parents[2]
 NODE_ADDRESS = "172.30.0.1"
 IMAGE = "test/tools:1"
-IMAGES = {"test/tools:*": {"entrypoint": []}}
+IMAGES: Mapping[str, Any] = {"test/tools:*": {"entrypoint": []}}
 
 # Inside the new namespaces: the node's address on `lo`, then the runtime itself in this process.
 _NODE = f"""
@@ -74,7 +74,7 @@ class Node:
         self._serial = 0
 
     def start(self) -> None:
-        user = {} if self._uid is None else {"user": self._uid, "group": self._uid, "extra_groups": ()}
+        user: Any = {} if self._uid is None else {"user": self._uid, "group": self._uid, "extra_groups": ()}
         with open(self.folder / "cri.log", "ab") as log:
             self.process = subprocess.Popen(self.command, env=self.env, stderr=log, **user)
         self.channel = grpc.insecure_channel(f"unix:{self.socket}")

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import signal
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from sheaf_e2e.proxy.addresses import Addresses, LoopbackAddresses
@@ -57,12 +58,12 @@ async def serve(server: ApiServer) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    work = [
+    work: list[asyncio.Task[None]] = [
         asyncio.create_task(proxy.run()),
         asyncio.create_task(follow(server, SERVICES, lambda objects: proxy.report(SERVICES, objects))),
         asyncio.create_task(follow(server, SLICES, lambda objects: proxy.report(SLICES, objects))),
     ]
-    stopped = asyncio.create_task(stop.wait())
+    stopped: asyncio.Task[Any] = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait([*work, stopped], return_when=asyncio.FIRST_COMPLETED)
     for task in work:
         task.cancel()

@@ -1,7 +1,8 @@
 """Listen on Service addresses and carry bytes to endpoints and back, losing none.
 
-Half-closes are passed on, resets are passed on as resets, and a side that cannot take more pauses the other. A
-connection stays with its endpoint for life, whatever becomes of the table; only new ones follow the table.
+Half-closes are passed on, resets are passed on as resets, and a side that cannot take more pauses the
+other. A connection stays with its endpoint for life, whatever becomes of the table; only new ones follow
+the table.
 """
 
 import asyncio
@@ -81,11 +82,11 @@ class _Rotation:
 async def _listen(address: Address, rotation: _Rotation) -> tuple[asyncio.Server, _Rotation]:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Client(rotation), address.ip, address.port, backlog=BACKLOG)
-    return cast(asyncio.Server, server), rotation
+    return server, rotation
 
 
 class _Side(asyncio.Protocol):
-    """One of the two connections of a pair; `other` is its counterpart once both exist, and until it is lost."""
+    """One connection of a pair; `other` is its counterpart while both exist."""
 
     transport: asyncio.Transport
     other: "_Side | None" = None
@@ -129,7 +130,7 @@ class _Side(asyncio.Protocol):
 
 
 class _Client(_Side):
-    """An accepted connection. What it sends before it has an endpoint is kept: a few reads, then it is paused."""
+    """An accepted connection. What it sends before it has an endpoint is kept, and it is paused."""
 
     def __init__(self, rotation: _Rotation) -> None:
         self._rotation = rotation
@@ -193,12 +194,12 @@ class _Upstream(_Side):
 
 
 async def _reset(transport: asyncio.Transport) -> None:
-    """Close with a reset, once the peer's kernel has all that was written: the peer learns that something broke."""
+    """Close with a reset, so that the peer learns that something broke, once it has all that was written."""
     connection: socket.socket = transport.get_extra_info("socket")
     deadline = time.monotonic() + DELIVERY_TIMEOUT_S
     with suppress(OSError):
-        while _undelivered(transport, connection) and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)
+        while _undelivered(transport, connection) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # nobody is told when the peer acknowledges
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     transport.abort()
 

@@ -25,8 +25,8 @@ Table = dict[Address, tuple[Address, ...]]
 def build_table(services: Iterable[Object], slices: Iterable[Object]) -> Table:
     """Where each Service listens (ClusterIP and port) and the endpoints new connections may go to, sorted.
 
-    The endpoints are the ready ones; if there are none, the terminating ones that still serve, as in kube-proxy.
-    Headless and ExternalName Services have no address of their own and are left out.
+    The endpoints are the ready ones; if there are none, the terminating ones that still serve, as in
+    kube-proxy. Headless and ExternalName Services have no address of their own and are left out.
     """
     slices_of: defaultdict[tuple[str, str], list[Object]] = defaultdict(list)
     for each in slices:
@@ -55,7 +55,7 @@ def cluster_ips(service: Object) -> list[str]:
 
 
 def _endpoints(slices: Iterable[Object], port_name: str) -> tuple[Address, ...]:
-    """The endpoints of one Service port. A slice names ports as the Service does, with the number in the pods."""
+    """The endpoints of one Service port. Slices name ports as the Service does, with the pods' numbers."""
     ready: set[Address] = set()
     leaving: set[Address] = set()
     for each in slices:

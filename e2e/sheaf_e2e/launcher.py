@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -113,6 +114,19 @@ class Launcher:
             log=str(self.log_path(name)),
             cwd=str(self.folder),
         )
+
+    def run(self, argv: list[str], timeout: float = 30) -> str:
+        """Run a command inside to its end and return its output; raises RuntimeError if it fails."""
+        name = f"run-{secrets.token_hex(4)}"
+        self.start(name, argv)
+        code = self.call("wait", name=name, timeout=timeout)
+        if code is None:
+            self.stop_process(name, signal_number=9)
+        output = self.log_path(name).read_text(errors="replace")
+        self.log_path(name).unlink()
+        if code != 0:
+            raise RuntimeError(f"{argv} ended with code {code}: {output}")
+        return output
 
     def restart(self, name: str) -> None:
         """Start a stopped process again as it was started before."""

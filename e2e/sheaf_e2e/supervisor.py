@@ -10,6 +10,7 @@ control socket ends, process 1 exits and everything inside is gone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -125,8 +126,20 @@ class Supervisor:
             return None
         return child.returncode
 
-    async def call_kill(self, _: list[int], pid: int, number: int) -> None:
-        os.kill(pid, number)
+    async def call_signal_tree(self, _: list[int], pid: int, number: int) -> None:
+        """Signal a process and all below it, parents first."""
+        children: dict[int, list[int]] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):  # ended while we look
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    children.setdefault(parent, []).append(int(entry.name))
+        pending = [pid]
+        while pending:
+            current = pending.pop(0)
+            pending += children.get(current, [])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(current, number)
 
     async def call_forward(self, descriptors: list[int], host: str, port: int) -> None:
         """Carry each connection accepted on the passed listening socket to ``host:port`` in here."""

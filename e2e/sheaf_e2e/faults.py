@@ -1,0 +1,150 @@
+"""Real faults in the local cluster: processes that die or freeze, pods cut off, a control plane that is away."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from sheaf_e2e import kserve
+from sheaf_e2e.api import Object
+from sheaf_e2e.cluster import OPERATOR, OPERATOR_LABELS, OPERATOR_NAMESPACE
+from sheaf_e2e.cri import proto
+from sheaf_e2e.launcher import python
+from sheaf_e2e.local import LocalCluster
+from sheaf_e2e.namespace import NODE_IP
+
+#: Names for ``stop_component``.
+COMPONENTS = (
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kserve",
+    "proxy",
+)
+
+
+class Faults:
+    """Everything takes effect before the call returns. ``with`` forms undo themselves."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self._cluster = cluster
+        self._launcher = cluster.launcher
+
+    def kill_pod(self, pod: str, namespace: str = "default", *, number: int = signal.SIGKILL) -> None:
+        """Signal every process of the pod's containers; the kubelet notices and restarts them by its rules."""
+        self._signal_pod(pod, namespace, number)
+
+    def freeze_pod(self, pod: str, namespace: str = "default") -> None:
+        """Stop the pod's processes where they are: connections stay open and nobody answers."""
+        self._signal_pod(pod, namespace, signal.SIGSTOP)
+
+    def thaw_pod(self, pod: str, namespace: str = "default") -> None:
+        self._signal_pod(pod, namespace, signal.SIGCONT)
+
+    @contextmanager
+    def frozen_pod(self, pod: str, namespace: str = "default") -> Iterator[None]:
+        """Thaws at the end, unless the kubelet has replaced the container meanwhile."""
+        pids = self._pids(pod, namespace)
+        for pid in pids:
+            self._launcher.call("signal_tree", pid=pid, number=signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                self._launcher.call("signal_tree", pid=pid, number=signal.SIGCONT)
+
+    @contextmanager
+    def cut_pod(self, pod: str, namespace: str = "default") -> Iterator[None]:
+        """Take the pod off the network: nothing gets in or out, and nobody is told. Restored at the end."""
+        address = self._cluster.api.get("v1", "Pod", pod, namespace)["status"]["podIP"]
+        self._network(f"network.cut({address!r})")
+        try:
+            yield
+        finally:
+            if self._has_address(pod, namespace, address):
+                self._network(f"network.restore({address!r}, {NODE_IP!r})")
+
+    def stop_component(self, name: str) -> None:
+        """Kill a component of the cluster (see COMPONENTS) at once, as a crash or a power cut would."""
+        self._launcher.stop_process(name, signal_number=signal.SIGKILL)
+
+    def start_component(self, name: str, timeout: float = 60) -> None:
+        """Start it again as it was and wait until it serves, where that can be seen."""
+        self._launcher.restart(name)
+        if name == "kube-apiserver":
+            self._launcher.wait_ready(name, self._cluster.api.healthy, timeout)
+        elif name == "kserve":
+            kserve.wait_ready(self._launcher, timeout)
+
+    @contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """A component is away inside the block."""
+        self.stop_component(name)
+        try:
+            yield
+        finally:
+            self.start_component(name)
+
+    def kill_operator(self) -> str:
+        """Kill the operator's process; the kubelet will start it again. Returns the pod's name."""
+        pod = self._operator_pods()[0]["metadata"]["name"]
+        self.kill_pod(pod, OPERATOR_NAMESPACE)
+        return str(pod)
+
+    @contextmanager
+    def without_operator(self, timeout: float = 60) -> Iterator[None]:
+        """The operator is scaled to zero, and its pod gone, inside the block."""
+        self._scale_operator(0)
+        self._cluster.api.wait_for(
+            "v1",
+            "Pod",
+            lambda pods: not pods,
+            namespace=OPERATOR_NAMESPACE,
+            labels=OPERATOR_LABELS,
+            timeout=timeout,
+            describe="the operator's pod is gone",
+        )
+        try:
+            yield
+        finally:
+            self._scale_operator(1)
+            self._cluster.wait_deployment(OPERATOR, OPERATOR_NAMESPACE, timeout)
+
+    def _scale_operator(self, replicas: int) -> None:
+        patch = {"spec": {"replicas": replicas}}
+        self._cluster.api.patch("apps/v1", "Deployment", OPERATOR, patch, OPERATOR_NAMESPACE)
+
+    def _operator_pods(self) -> list[Object]:
+        return self._cluster.api.list("v1", "Pod", OPERATOR_NAMESPACE, labels=OPERATOR_LABELS)
+
+    def _signal_pod(self, pod: str, namespace: str, number: int) -> None:
+        for pid in self._pids(pod, namespace):
+            self._launcher.call("signal_tree", pid=pid, number=number)
+
+    def _pids(self, pod: str, namespace: str) -> list[int]:
+        """The first process of each running container, by the namespace's process numbers."""
+        statuses = self._cluster.api.get("v1", "Pod", pod, namespace)["status"].get("containerStatuses", [])
+        identities = [s["containerID"].partition("://")[2] for s in statuses if "running" in s["state"]]
+        if not identities:
+            raise LookupError(f"no container of pod {namespace}/{pod} is running")
+        messages, stubs = proto.load()
+        with grpc.insecure_channel(f"unix:{self._launcher.folder / 'node' / 'cri.sock'}") as channel:
+            runtime = stubs.RuntimeServiceStub(channel)
+            answers = [
+                runtime.ContainerStatus(messages.ContainerStatusRequest(container_id=i, verbose=True))
+                for i in identities
+            ]
+        return [int(json.loads(answer.info["info"])["pid"]) for answer in answers]
+
+    def _network(self, call: str) -> None:
+        self._launcher.run([python(), "-c", f"from sheaf_e2e.cri import network; {call}"])
+
+    def _has_address(self, pod: str, namespace: str, address: str) -> bool:
+        found = self._cluster.api.find("v1", "Pod", pod, namespace)
+        return bool(found and found["status"].get("podIP") == address)

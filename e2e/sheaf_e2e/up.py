@@ -1,0 +1,66 @@
+"""``python -m sheaf_e2e.cluster up``: a local cluster with the operator that stays up until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import NoReturn
+
+from sheaf_e2e.cluster import to_stderr
+from sheaf_e2e.launcher import ComponentFailed
+from sheaf_e2e.local import LocalCluster
+from sheaf_e2e.model import demo_model
+from sheaf_e2e.namespace import NamespaceUnavailable
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sheaf_e2e.cluster", description=__doc__)
+    parser.add_argument("action", choices=["up"])
+    parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        model = demo_model()
+        with LocalCluster() as cluster:
+            cluster.model_volume("smollm2", model)
+            cluster.install_operator()
+            _print_usage(cluster)
+            _show_services(cluster)
+    except KeyboardInterrupt:
+        to_stderr("\nThe cluster is gone.")
+    except (NamespaceUnavailable, ComponentFailed) as error:
+        sys.exit(str(error))
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _print_usage(cluster: LocalCluster) -> None:
+    print(
+        f"""
+export KUBECONFIG={cluster.kubeconfig}
+alias kubectl={cluster.kubectl_program}
+kubectl apply -f manifests/samples/smollm2.yaml    # PersistentVolumeClaim smollm2 holds the demo model
+Logs of the control plane: {cluster.launcher.log_folder}
+Ctrl-C ends the cluster. A URL is printed here for each model that is served.
+""",
+        flush=True,
+    )
+
+
+def _show_services(cluster: LocalCluster) -> None:
+    """Print a URL for every predictor's Service that appears, for as long as we run."""
+    shown: set[str] = set()
+    day = 24 * 3600.0
+    while True:
+        for services in cluster.api.watch(
+            "v1", "Service", labels="serving.kserve.io/inferenceservice", timeout=day
+        ):
+            for service in services:
+                metadata, spec = service["metadata"], service["spec"]
+                if metadata["uid"] in shown or spec.get("clusterIP", "None") == "None":
+                    continue
+                shown.add(metadata["uid"])
+                url = cluster.url(metadata["name"], metadata["namespace"])
+                print(f"{metadata['namespace']}/{metadata['name']}: {url}/v1/chat/completions", flush=True)

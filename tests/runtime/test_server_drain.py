@@ -96,28 +96,25 @@ def test_drain_timeout_aborts_what_still_runs(folder: Path, tmp_path: Path, stre
 
 
 def test_pooled_connections_lose_no_request(folder: Path, tmp_path: Path) -> None:
-    """Clients keep connections and send all the time, across the whole drain: each request is answered, and
-    only those sent after the end find nobody."""
+    """Clients send all the time on connections that they keep, until an answer tells them to close."""
     with serving(folder, tmp_path, "--lame-duck", "1", fake={"step_seconds": 0.005}) as server:
         server.wait_ready()
-        gone = threading.Event()
         problems: list[str] = []
         served: list[int] = []
 
         def client(index: int) -> None:
-            limits = httpx.Limits(keepalive_expiry=60)
-            with httpx.Client(base_url=server.url, timeout=20, limits=limits) as http:
-                while not gone.is_set():
+            body = SHORT | {"stream": index % 2 == 0, "max_tokens": 20, "ignore_eos": True}
+            with httpx.Client(base_url=server.url, timeout=20) as http:
+                told = False
+                while not told:
                     try:
-                        body = SHORT | {"stream": index % 2 == 0, "max_tokens": 20, "ignore_eos": True}
                         response = http.post("/v1/completions", json=body)
-                    except httpx.ConnectError:
-                        return  # closed for good
                     except httpx.TransportError as error:
                         problems.append(repr(error))
                         return
+                    told = response.headers.get("connection") == "close"
                     served.append(response.status_code)
-                    if response.status_code == 200 and body["stream"] and "[DONE]" not in response.text:
+                    if body["stream"] and "[DONE]" not in response.text:
                         problems.append(response.text)
 
         threads = [threading.Thread(target=client, args=(index,)) for index in range(8)]
@@ -126,11 +123,10 @@ def test_pooled_connections_lose_no_request(folder: Path, tmp_path: Path) -> Non
         wait_for(lambda: len(served) > 50, "some load")
         server.terminate()
         assert server.wait_exit() == 0
-        gone.set()
         for thread in threads:
             thread.join()
         assert problems == []
-        assert set(served) <= {200, 503}
+        assert set(served) == {200}
         assert "ERROR" not in server.output()
 
 

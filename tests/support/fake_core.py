@@ -38,6 +38,7 @@ class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     step_seconds: float = 0.0
     load_seconds: float = 0.0
+    vocab_size: int = 320
     max_running: int = 64
     max_queued: int = 1000
     fail_loading: str | None = None
@@ -61,7 +62,7 @@ class FakeCore:
             block_size=16,
             num_blocks=100,
             max_num_seqs=self.faults.max_running,
-            vocab_size=320,
+            vocab_size=self.faults.vocab_size,
             weights_bytes=1,
             device="fake",
             dtype="float32",

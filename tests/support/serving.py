@@ -17,8 +17,12 @@ from typing import Any
 import httpx
 
 FAKE_CORE = Path(__file__).parent / "fake_core.py"
-START = "import sys; from sheaf_runtime.server.launch import main; sys.exit(main(sys.argv[2:], [sys.executable, sys.argv[1]]))"
-LIMIT = 30.0  # seconds; anything here takes far less
+START = """
+import sys
+from sheaf_runtime.server.launch import main
+sys.exit(main(sys.argv[2:], [sys.executable, sys.argv[1]]))
+"""
+LIMIT = 60.0  # seconds; anything here takes far less on a machine that has time
 
 
 def free_port() -> int:

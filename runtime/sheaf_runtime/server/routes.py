@@ -7,9 +7,9 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from sheaf_runtime.server.errors import ApiError, error_response
+from sheaf_runtime.server.exposition import CONTENT_TYPE
 from sheaf_runtime.server.lifecycle import Phase
 from sheaf_runtime.server.prompts import encode, render_chat
 from sheaf_runtime.server.schemas import DetokenizeRequest, TokenizeRequest
@@ -111,7 +111,7 @@ def probe_routes(service: Service) -> APIRouter:
     @router.get("/metrics", response_model=None)
     async def metrics() -> Response:
         """Prometheus text format."""
-        return Response(generate_latest(service.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     return router
 

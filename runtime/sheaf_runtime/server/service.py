@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from prometheus_client import CollectorRegistry
-
 from sheaf_runtime.config import EngineConfig, ServerConfig
 from sheaf_runtime.protocol.messages import EngineReady
 from sheaf_runtime.server.client import EngineClient
@@ -25,8 +23,6 @@ class Service:
         self.model_names = server.served_model_name or (engine.model,)
         self.lifecycle = Lifecycle()
         self.metrics = Metrics(self.model_names[0])
-        self.registry = CollectorRegistry(auto_describe=False)
-        self.registry.register(self.metrics)
         self.metrics.draining = lambda: self.lifecycle.draining
         self.tokenizing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "tokenize")
         self._client: EngineClient | None = None

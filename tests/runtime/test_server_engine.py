@@ -1,0 +1,131 @@
+"""The whole path with the real engine core and a tiny random model."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from serving import Served, serving, wait_for
+
+FLAGS = (
+    "--served-model-name",
+    "tiny",
+    "--device",
+    "cpu",
+    "--num-gpu-blocks-override",
+    "64",
+    "--lame-duck",
+    "0.2",
+)
+PROMPT = "A sheaf is a bundle of pages, and the pages of a sheaf are read"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama: Callable[..., Path]) -> Path:
+    return tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(model, tmp_path_factory.mktemp("out"), *FLAGS, real=True) as server:
+        server.wait_ready()
+        yield server
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0) as client:
+        yield client
+
+
+def idle(served: Served) -> bool:
+    return served.metric("sheaf:blocks_live") == 0 and served.metric("vllm:num_requests_running") == 0
+
+
+def test_streams_and_answers_are_the_same_text(client: openai.OpenAI) -> None:
+    def answer(prompt: str) -> str:
+        return (
+            client.completions.create(model="tiny", prompt=prompt, max_tokens=40, temperature=0)
+            .choices[0]
+            .text
+        )
+
+    def stream(prompt: str) -> str:
+        chunks = client.completions.create(
+            model="tiny", prompt=prompt, max_tokens=40, temperature=0, stream=True
+        )
+        return "".join(chunk.choices[0].text for chunk in chunks)
+
+    prompts = [PROMPT, "pages", "the order of the table"]
+    alone = [answer(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(6) as pool:
+        together = [*pool.map(stream, prompts), *pool.map(answer, prompts)]
+    assert together == alone * 2
+    assert all(alone)
+
+
+def test_usage_and_cached_tokens(client: openai.OpenAI, served: Served) -> None:
+    salted = {"cache_salt": "only here"}
+    for cached in (False, True):
+        answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=5, extra_body=salted)
+        assert answer.usage is not None
+        details = answer.usage.prompt_tokens_details
+        assert details is not None
+        assert details.cached_tokens == (answer.usage.prompt_tokens - 1) // 16 * 16 * cached
+        assert answer.usage.prompt_tokens > 16
+    wait_for(lambda: idle(served), "an idle engine")
+
+
+def test_seeds_repeat_and_choices_differ(client: openai.OpenAI) -> None:
+    def texts(seed: int) -> list[str]:
+        answer = client.completions.create(model="tiny", prompt="a", max_tokens=20, seed=seed, n=3)
+        return [choice.text for choice in answer.choices]
+
+    assert texts(5) == texts(5)
+    assert len(set(texts(5))) == 3
+    assert texts(5) != texts(6)
+
+
+def test_a_disconnect_frees_its_blocks(served: Served) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True, "n": 4}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body) as stream:
+        next(stream.iter_lines())
+        assert served.metric("vllm:num_requests_running") > 0
+    wait_for(lambda: idle(served), "an idle engine")
+
+
+def test_drain(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, *FLAGS, real=True) as server:
+        server.wait_ready()
+        body = {"prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.terminate()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert server.wait_exit() == 0
+
+
+def test_killed_core(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, *FLAGS, real=True) as server:
+        server.wait_ready()
+        body = {"prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            os.kill(server.core_pid(), signal.SIGKILL)
+            assert "killed by SIGKILL" in [line for line in lines if line][-1]
+        assert server.wait_exit() == 1
+
+
+def test_a_context_that_the_model_does_not_have(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, "--max-model-len", "100000", real=True) as server:
+        assert server.wait_exit() == 2
+        assert "max-model-len" in server.output()
+        assert "Traceback" not in server.output()

@@ -17,7 +17,18 @@ NAMESPACE = "kserve"
 _WEBHOOK_PORT = 9443
 _PROBE_PORT = 8081
 
+_SIDECAR = {
+    "image": "kserve/agent:v0.20.0",
+    "cpuRequest": "100m",
+    "cpuLimit": "1",
+    "memoryRequest": "100Mi",
+    "memoryLimit": "1Gi",
+}
 _CONFIG = {
+    # Never injected here, but the pod webhook refuses every pod while these cannot be parsed.
+    "agent": _SIDECAR,
+    "logger": _SIDECAR,
+    "batcher": _SIDECAR,
     "deploy": {"defaultDeploymentMode": "Standard"},
     "ingress": {
         "ingressGateway": "none/none",  # must not be empty, and is never used with creation disabled

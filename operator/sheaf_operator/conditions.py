@@ -76,7 +76,8 @@ class Situation:
         """What keeps pods of the present revision from serving."""
         wanted = self.revision.hash if self.revision else None
         pods = [pod for pod in self.observed.live_pods if revision_of(pod) == wanted]
-        return problems.worst(pods, self.spec.accelerator.resource_name)
+        found = problems.worst(pods, self.spec.accelerator.resource_name)
+        return found or problems.of_deployment(self.observed.deployment)
 
 
 def _replicas(count: int) -> str:

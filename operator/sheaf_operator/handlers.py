@@ -7,6 +7,7 @@ operator.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import kopf
@@ -14,7 +15,7 @@ import kopf
 from sheaf_operator import names
 from sheaf_operator.api import GROUP, PLURAL, VERSION
 from sheaf_operator.app import App
-from sheaf_operator.cluster import Cluster
+from sheaf_operator.cluster import Cluster, load_configuration
 from sheaf_operator.settings import Settings
 
 # Kinds that carry our label: only those objects are asked of the API server.
@@ -24,6 +25,7 @@ CHILDREN = (
     ("apps", "v1", "deployments"),
     ("", "v1", "pods"),
 )
+CREDENTIALS_AGE = timedelta(minutes=10)
 OURS = {names.LABEL_DEPLOYMENT: kopf.PRESENT}
 
 
@@ -42,8 +44,21 @@ def configure(settings: kopf.OperatorSettings, own: Settings) -> None:
 
 
 @kopf.on.login()
-def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+async def login(**_kwargs: Any) -> kopf.ConnectionInfo:
+    """The same credentials as our own requests use; kopf's own way needs cluster DNS."""
+    loaded = await load_configuration()
+    scheme, _, token = (await loaded.get_api_key_with_prefix("BearerToken") or "").partition(" ")
+    return kopf.ConnectionInfo(
+        server=loaded.host,
+        ca_path=loaded.ssl_ca_cert if loaded.verify_ssl else None,
+        insecure=not loaded.verify_ssl,
+        scheme=scheme.title() or None,
+        token=token or None,
+        certificate_path=loaded.cert_file,
+        private_key_path=loaded.key_file,
+        # Tokens of service accounts are replaced on disk before they expire.
+        expiration=datetime.now(UTC) + CREDENTIALS_AGE,
+    )
 
 
 @kopf.on.startup()

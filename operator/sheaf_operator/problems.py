@@ -115,6 +115,17 @@ def _crash(where: str, ended: Json, restarts: int, download: bool) -> Problem:
     return Problem("ContainerCrashing", f"{where} ended with exit code {code}: {detail}.{times}")
 
 
+def of_deployment(deployment: Json | None) -> Problem | None:
+    """Why no further pod can be made: a quota, a webhook, a missing service account."""
+    failure = condition(deployment or {}, "ReplicaFailure")
+    if failure is None or failure.get("status") != "True":
+        return None
+    message = clip(failure.get("message", ""))
+    if "exceeded quota" in message:
+        return Problem("QuotaExceeded", f"{message}: raise the quota or lower the resources")
+    return Problem("PodsRefused", f"no pod can be created: {message}")
+
+
 def worst(pods: list[Json], resource: str) -> Problem | None:
     """The problem to show when several pods have one: the newest pod's, as it has the present spec."""
     newest_first = sorted(pods, key=lambda p: str(p["metadata"].get("creationTimestamp", "")), reverse=True)

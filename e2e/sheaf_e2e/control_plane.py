@@ -192,5 +192,3 @@ def _start_controllers(launcher: Launcher, binaries: Binaries, credentials: Cred
                 "--node-monitor-period=5s",
             ]
         launcher.start(name, arguments)
-
-

@@ -41,34 +41,33 @@ class Launcher:
         self.log_folder.mkdir(parents=True, exist_ok=True)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._starts: dict[str, tuple[list[str], dict[str, str]]] = {}
-        errors = tempfile.TemporaryFile()  # noqa: SIM115 - the keeper writes to it until it ends
+        self._keeper_log = self.folder / "keeper.log"
+        with theirs, open(self._keeper_log, "wb") as output:
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-m", "sheaf_e2e.supervisor", str(theirs.fileno()), str(self.folder)],
+                env=self.environment(),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                start_new_session=True,
+            )
         try:
-            with theirs:
-                self._keeper = subprocess.Popen(
-                    [sys.executable, "-m", "sheaf_e2e.supervisor", str(theirs.fileno()), str(self.folder)],
-                    env=self.environment(),
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=errors,
-                    stderr=errors,
-                    cwd="/",
-                    start_new_session=True,
-                )
             self._control.settimeout(30)
-            ready = self._control.recv(16)
+            if self._control.recv(16) != b"ready":
+                self._keeper.wait(30)
+                raise NamespaceUnavailable(self._keeper_output())
+            self._control.settimeout(None)
         except BaseException:
-            self._control.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
-            raise
-        self._errors = errors
-        if ready != b"ready":
             self.stop()
-            raise NamespaceUnavailable(self._keeper_output() or "the namespace ended at once and said nothing")
-        self._control.settimeout(None)
+            raise
 
     def _keeper_output(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read().decode(errors="replace").strip()
+        try:
+            return self._keeper_log.read_text(errors="replace").strip()
+        except OSError:
+            return "the namespace ended and said nothing"
 
     def environment(self, extra: Mapping[str, str] = {}) -> dict[str, str]:  # noqa: B006 - never written
         """A small, known environment for programs of the cluster, this checkout's own programs first in PATH."""

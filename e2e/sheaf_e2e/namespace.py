@@ -23,9 +23,7 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
-ALTERNATIVE = (
-    "use a cluster that you already have instead: SHEAF_E2E_KUBECONFIG=~/.kube/config (any Kubernetes with KServe)"
-)
+ALTERNATIVE = "use a cluster that you already have instead: SHEAF_E2E_KUBECONFIG=~/.kube/config (any Kubernetes with KServe)"
 
 
 class NamespaceUnavailable(RuntimeError):

@@ -53,7 +53,9 @@ class _Pipe(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self.peer is None:
             return
-        if isinstance(error, ConnectionError):  # a reset travels on as a reset: a client sees what the server did
+        if isinstance(
+            error, ConnectionError
+        ):  # a reset travels on as a reset: a client sees what the server did
             self.peer.reset()
         else:
             self.peer.transport.close()

@@ -64,7 +64,9 @@ class Supervisor:
             message, descriptors, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 1)
             request = json.loads(message)
             try:
-                answer = {"result": await getattr(self, "call_" + request.pop("call"))(descriptors, **request)}
+                answer = {
+                    "result": await getattr(self, "call_" + request.pop("call"))(descriptors, **request)
+                }
             except Exception as error:  # the caller gets every error of its call; we must go on living
                 answer = {"error": f"{type(error).__name__}: {error}"}
             connection.setblocking(False)
@@ -148,10 +150,6 @@ class Supervisor:
         self._relays.add(relay)
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _inside(control: socket.socket, run_folder: Path) -> None:
     """Process 1: prepare the namespaces, then serve until the launcher goes. Returning ends the namespace."""
     namespace.private_mounts(run_folder)
@@ -195,8 +193,9 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     control.close()
     status = os.waitpid(child, 0)[1]
-    _remove(run_folder)
-    sys.exit(os.waitstatus_to_exitcode(status) and 1)
+    if status == 0:  # else the launcher is still there, to read what went wrong
+        shutil.rmtree(run_folder, ignore_errors=True)
+    sys.exit(status and 1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""Fixtures of the end-to-end tests: one cluster for the whole session, a namespace for each test."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sheaf_e2e.cluster import Cluster, open_cluster
+from sheaf_e2e.faults import Faults
+from sheaf_e2e.local import LocalCluster
+from sheaf_e2e.model import demo_model
+
+LOGS = Path(__file__).resolve().parents[2] / ".run" / "e2e-logs"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Kubernetes with KServe: local, or that of $SHEAF_E2E_KUBECONFIG. Local logs are left in .run/e2e-logs."""
+    for log in LOGS.glob("*.log"):
+        log.unlink()
+    options = {} if os.access(LOGS.parents[1], os.W_OK) else {"log_folder": None}
+    with open_cluster(**{"log_folder": LOGS, **options}) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def local_cluster(cluster: Cluster) -> LocalCluster:
+    """The session's cluster where it is the local one; other clusters skip the test."""
+    if not isinstance(cluster, LocalCluster):
+        pytest.skip("needs the local cluster")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def faults(local_cluster: LocalCluster) -> Faults:
+    return Faults(local_cluster)
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Cluster) -> Cluster:
+    """The cluster with Sheaf's operator running in it, as a pod from manifests/."""
+    cluster.install_operator()
+    return cluster
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace named after the test; when the test fails, what was in it is printed."""
+    prefix = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")
+    with cluster.new_namespace(prefix) as name:
+        before = request.session.testsfailed
+        yield name
+        if request.session.testsfailed > before:
+            print(cluster.describe(name))
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """The demo model, fetched and converted once into the cache."""
+    return demo_model()
+
+
+@pytest.fixture
+def model_claim(cluster: Cluster, namespace: str, model_folder: Path) -> str:
+    """The name of a PersistentVolumeClaim in the test's namespace that holds the demo model."""
+    cluster.model_volume("smollm2", model_folder, namespace)
+    return "smollm2"

@@ -311,6 +311,14 @@ def test_exec_does_not_wait_for_what_it_leaves_behind(pod):
     assert time.monotonic() - begin < 5
 
 
+def test_exec_that_leaves_a_writer_behind_does_not_hold_the_runtime_up(pod):
+    container = pod.run("sleep", "100")
+    container.exec("sh", "-c", "yes & sleep 0.2")
+    begin = time.monotonic()
+    assert container.exec("echo", "answered").stdout == b"answered\n"
+    assert time.monotonic() - begin < 5
+
+
 def test_exec_of_nothing_and_in_an_ended_container(pod):
     container = pod.run("sleep", "100")
     with pytest.raises(grpc.RpcError, match="executable file not found"):

@@ -173,6 +173,7 @@ def test_stopping_a_pod_ends_its_containers_and_can_be_repeated(node):
     pod.stop()
     pod.stop()
     assert pod.status.state == pb.SANDBOX_NOTREADY
+    assert pod.status.network.ip == ""
     assert running.status.exit_code == 137
     assert created.status.state == pb.CONTAINER_EXITED
     with pytest.raises(grpc.RpcError) as error:
@@ -231,6 +232,24 @@ def test_many_at_once(node):
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert list(pool.map(life, range(16))) == list(range(16))
+
+
+def test_descriptors_are_given_back(node):
+    def life() -> None:
+        pod = node.run_pod()
+        pod.run("sleep", "100").exec("true")
+        with pytest.raises(grpc.RpcError):
+            pod.run("no-such-program")
+        pod.remove()
+
+    def held() -> int:
+        return len(os.listdir(f"/proc/{node.process.pid}/fd"))
+
+    life()
+    before = held()
+    for _ in range(5):
+        life()
+    assert held() == before
 
 
 def test_images(node):

@@ -20,6 +20,7 @@ from sheaf_e2e.cri.launcher import main
 main(int(sys.argv[2]), int(sys.argv[3]))
 """
 _READ = 64 * 1024
+_LARGEST_PIPE = 1024 * 1024  # what can still be in a pipe when its command has ended
 
 
 class StartError(Exception):
@@ -83,9 +84,10 @@ class Process:
         if result is None:
             return
         for fd in list(self._outputs):
-            while self._read(fd):
-                pass
-        for fd in list(self._outputs):  # a process that outlived the command still holds it; it is not heard
+            for _ in range(_LARGEST_PIPE // _READ):
+                if not self._read(fd):
+                    break
+        for fd in list(self._outputs):  # a process that outlives the command may hold them; it is not heard
             self._close_output(fd)
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)

@@ -69,7 +69,8 @@ class Pod:
 
     @property
     def address(self) -> str:
-        return str(self.namespaces.address or "")
+        """Empty for a pod on the node's network, and once the pod has given its address back."""
+        return str(self.namespaces.address or "") if self.ready else ""
 
 
 @dataclass(eq=False)

@@ -1,10 +1,11 @@
 """What a container's processes use, read from /proc."""
 
 import os
+import re
 from dataclasses import dataclass
-from pathlib import Path
 
 _NANOSECONDS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+_RESIDENT = re.compile(rb"^Rss(Anon|Shmem|File):\s+(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def measure(pid: int) -> Usage:
         try:
             total += _measure_one(current)
             for task in os.listdir(f"/proc/{current}/task"):
-                pending += map(int, Path(f"/proc/{current}/task/{task}/children").read_text().split())
+                pending += map(int, _read(f"/proc/{current}/task/{task}/children").split())
         except (FileNotFoundError, ProcessLookupError):
             continue
     return total
@@ -41,18 +42,22 @@ def measure(pid: int) -> Usage:
 
 def _measure_one(pid: int) -> Usage:
     # The command's name may hold spaces and parentheses; the fields after it are fixed.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     ticks = sum(map(int, fields[11:15]))  # its own and its reaped children's, user and system
-    memory = dict(
-        line.split(":", 1)
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        if line.startswith("Rss")
-    )
-    kib = {name: int(value.split()[0]) for name, value in memory.items()}
-    anonymous = kib.get("RssAnon", 0) + kib.get("RssShmem", 0)
+    kib = {name: int(value) for name, value in _RESIDENT.findall(_read(f"/proc/{pid}/status"))}
+    anonymous = kib.get(b"Anon", 0) + kib.get(b"Shmem", 0)
     return Usage(
         cpu_ns=ticks * _NANOSECONDS_PER_TICK,
-        resident_bytes=(anonymous + kib.get("RssFile", 0)) * 1024,
+        resident_bytes=(anonymous + kib.get(b"File", 0)) * 1024,
         anonymous_bytes=anonymous * 1024,
         processes=1,
     )
+
+
+def _read(path: str) -> bytes:
+    """A small file of /proc. Called some hundred times a second, so with the plain calls."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 64 * 1024)
+    finally:
+        os.close(fd)

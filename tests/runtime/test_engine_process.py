@@ -21,7 +21,6 @@ from sheaf_runtime.protocol.messages import (
     EngineReady,
     Hello,
     Rejected,
-    StepOutput,
 )
 from sheaf_runtime.protocol.sampling import SamplingParams
 from tiny_llama import write_tiny_llama
@@ -29,7 +28,7 @@ from tiny_llama import write_tiny_llama
 VOCAB = 64
 
 
-def request(request_id, prompt=(1, 2, 3), **sampling):
+def ask(request_id, prompt=(1, 2, 3), **sampling):
     return AddRequest(
         request_id=request_id,
         prompt_token_ids=list(prompt),
@@ -55,8 +54,8 @@ def core(model, tmp_path_factory):
 
 
 @pytest.fixture
-def client(core):
-    client = Client(core.context, core.address, b"test")
+def client(core, request):
+    client = Client(core.context, core.address, request.node.name.encode())
     client.send(Hello())
     assert isinstance(client.receive(), EngineReady)
     yield client
@@ -76,9 +75,9 @@ def test_hello_is_answered_with_the_facts(core):
 
 
 def test_a_request_from_acceptance_to_its_end(client):
-    client.send(request("a", max_tokens=9))
-    assert client.receive() == Accepted(request_id="a")
-    steps = client.receive_until_idle()
+    client.send(ask("a", max_tokens=9))
+    assert client.answer() == Accepted(request_id="a")
+    steps = client.until_idle("a")
     outputs = [o for step in steps for o in step.outputs]
     assert [o.request_id for o in outputs] == ["a"] * 9
     assert sum(len(o.token_ids) for o in outputs) == 9
@@ -91,8 +90,8 @@ def test_a_request_from_acceptance_to_its_end(client):
 
 def test_one_message_per_step_for_all_requests_of_a_client(client):
     for i in range(4):
-        client.send(request(str(i), (i + 1,), max_tokens=20))
-    steps = client.receive_until_idle()
+        client.send(ask(str(i), (i + 1,), max_tokens=20))
+    steps = [s for s in client.until_idle("0", "1", "2", "3") if s.outputs]
     assert len(steps) <= 20 + 4 + 2  # the four may have come in over as many steps
     assert max(len(s.outputs) for s in steps) == 4
 
@@ -100,9 +99,9 @@ def test_one_message_per_step_for_all_requests_of_a_client(client):
 def test_tokens_do_not_depend_on_the_company(client):
     def tokens(ids):
         for i in ids:
-            client.send(request(i, (int(i), 7), max_tokens=12))
+            client.send(ask(i, (int(i), 7), max_tokens=12))
         got = {i: [] for i in ids}
-        for step in client.receive_until_idle():
+        for step in client.until_idle(*ids):
             for output in step.outputs:
                 got[output.request_id] += output.token_ids
         return got
@@ -112,8 +111,8 @@ def test_tokens_do_not_depend_on_the_company(client):
 
 
 def test_refusals_come_back_and_leave_nothing(client):
-    client.send(request("long", [1] * 600))
-    answer = client.receive()
+    client.send(ask("long", [1] * 600))
+    answer = client.answer()
     assert isinstance(answer, Rejected)
     assert (answer.request_id, answer.reason) == ("long", "invalid")
     assert "512" in answer.message
@@ -123,7 +122,7 @@ def test_a_malformed_request_is_answered_and_noise_is_survived(client):
     client.send(b"\xc1 noise")
     payload = {"type": "AddRequest", "request_id": "bad", "prompt_token_ids": "no"}
     client.send(msgspec.msgpack.encode(payload))
-    answer = client.receive()
+    answer = client.answer()
     assert isinstance(answer, Rejected)
     assert (answer.request_id, answer.reason) == ("bad", "internal")
 
@@ -131,41 +130,37 @@ def test_a_malformed_request_is_answered_and_noise_is_survived(client):
 def test_a_full_queue_is_refused_and_aborts_free_everything(client):
     ids = [str(i) for i in range(7)]
     for i in ids:
-        client.send(request(i, max_tokens=500))
-    answers = []
-    while len(answers) < 7:
-        message = client.receive()
-        if not isinstance(message, StepOutput):
-            answers.append(message)
+        client.send(ask(i, max_tokens=500))
+    answers = [client.answer() for _ in ids]
     assert [type(a) for a in answers] == [Accepted] * 6 + [Rejected]
     assert answers[-1].reason == "queue_full"
     client.send(AbortRequests(request_ids=ids))
-    last = client.receive_until_idle()[-1]
+    last = client.until_idle()[-1]
     assert last.outputs == []
     assert last.stats.blocks_live == 0
 
 
 def test_a_client_that_went_away_blocks_nobody(core, client):
     gone = Client(core.context, core.address, b"gone")
-    gone.send(request("x", max_tokens=200))
-    assert isinstance(gone.receive(), Accepted)
+    gone.send(ask("x", max_tokens=200))
+    assert isinstance(gone.answer(), Accepted)
     gone.close()
-    client.send(request("a", max_tokens=3))
-    outputs = [o for s in client.receive_until_idle() for o in s.outputs]
+    client.send(ask("a", max_tokens=3))
+    outputs = [o for s in client.until_idle("a") for o in s.outputs]
     assert outputs[-1].finish_reason == "length"
 
 
 def test_signals_are_left_to_the_api_process(core, client):
     core.process.send_signal(signal.SIGTERM)
     core.process.send_signal(signal.SIGINT)
-    client.send(request("a", max_tokens=2))
-    client.receive_until_idle()
+    client.send(ask("a", max_tokens=2))
+    client.until_idle("a")
     assert core.process.poll() is None
 
 
 def test_idle_costs_nothing(core, client):
-    client.send(request("a", max_tokens=2))
-    client.receive_until_idle()
+    client.send(ask("a", max_tokens=2))
+    client.until_idle("a")
     client._socket.poll(1500)  # past the integrity check
     before = cpu_seconds(core.process.pid)
     client._socket.poll(2000)  # nothing arrives while idle
@@ -178,7 +173,7 @@ def test_the_end_of_stdin_ends_it(model, tmp_path):
         client = Client(context, f"ipc://{tmp_path}/core", b"c")
         client.send(Hello())
         assert isinstance(client.receive(), EngineReady)
-        client.send(request("a", max_tokens=500))
+        client.send(ask("a", max_tokens=500))
         assert isinstance(client.receive(), Accepted)
         process.stdin.close()
         assert process.wait(PATIENCE) == 0
@@ -219,13 +214,11 @@ def test_a_failure_in_the_loop_is_told_and_ends_the_process(monkeypatch, tmp_pat
         clients = [Client(context, address, b"said hello"), Client(context, address, b"did not")]
         clients[0].send(Hello())
         for client in clients:
-            client.send(request("a", max_tokens=900))
+            client.send(ask("a", max_tokens=900))
         assert entry._serve(EngineConfig(model="m"), channel) == 1
         assert isinstance(clients[0].receive(), EngineReady)
         for client in clients:
-            heard = client.receive()
-            while not isinstance(heard, EngineFailed):
-                heard = client.receive()
-            assert heard.message == "the device is gone"
+            assert isinstance(client.answer(), Accepted)
+            assert client.answer() == EngineFailed(message="the device is gone")
         channel.close()
     assert "the device is gone" in capfd.readouterr().err

@@ -132,6 +132,7 @@ def test_a_late_stop_costs_one_discarded_token():
     (output,) = sched.commit(result_of(first), 0.0)
     assert (output.token_ids, output.finish_reason, output.stop_token_id) == ([7], "stop", 7)
     assert sched.kv.pool.num_live == 1, "the launched step still writes to this page"
+    assert sched.count_blocks() == (0, 0, 63), "but no request holds it"
     assert sched.schedule(0.0) is None
     assert sched.commit(result_of(second), 0.0) == []
     assert sched.kv.pool.num_live == 0
@@ -252,6 +253,20 @@ def test_the_longest_request_that_the_pool_is_said_to_hold_runs_with_windows():
     add(core, 0, [i % 90 for i in range(longest - 9)], max_tokens=10)
     assert isinstance(core.add(b"c", message(1, range(longest - 9), max_tokens=11)), Rejected)
     drain(core)
+
+
+def test_a_page_shared_with_one_that_ended_stays_live():
+    sched = scheduler(pipeline_depth=1)
+    put(sched, 0, range(9), max_tokens=3)
+    sched.commit(result_of(sched.schedule(0.0)), 0.0)
+    ended = put(sched, 1, [*range(8), 50])
+    in_flight = sched.schedule(0.0)
+    assert sched.count_blocks() == (4, 0, 59)
+    sched.abort(ended)
+    assert sched.kv.pool.num_live == 4
+    assert sched.count_blocks() == (3, 0, 60)
+    sched.commit(result_of(in_flight), 0.0)
+    assert sched.kv.pool.num_live == 3
 
 
 # --- prefix cache -----------------------------------------------------------------------------------------

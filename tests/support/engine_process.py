@@ -33,14 +33,22 @@ class Client:
         assert self._socket.poll(int(seconds * 1000)), "the core says nothing"
         return decode_core.decode(self._socket.recv())
 
-    def receive_until_idle(self) -> list[StepOutput]:
-        """All step outputs up to the one whose stats say that nothing runs or waits."""
-        seen = []
+    def answer(self) -> CoreMessage:
+        """The next message that is no step's output."""
+        while isinstance(message := self.receive(), StepOutput):
+            pass
+        return message
+
+    def until_idle(self, *request_ids: str) -> list[StepOutput]:
+        """Step outputs up to the one after which these requests have ended and nothing runs or waits."""
+        missing, seen = set(request_ids), []
         while True:
             message = self.receive()
             if isinstance(message, StepOutput):
                 seen.append(message)
-                if message.stats is not None and message.stats.running + message.stats.waiting == 0:
+                missing -= {o.request_id for o in message.outputs if o.finish_reason}
+                stats = message.stats
+                if not missing and stats is not None and stats.running + stats.waiting == 0:
                     return seen
 
     def close(self) -> None:

@@ -139,6 +139,9 @@ class BlockPool:
         block = self._by_key.get(key)
         return None if block is None else block.block_id
 
+    def is_published(self, block_id: int) -> bool:
+        return self._blocks[block_id].key is not None
+
     # --- invariants -----------------------------------------------------------------------------------
 
     def check_integrity(self) -> None:

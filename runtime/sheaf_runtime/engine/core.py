@@ -110,8 +110,12 @@ class EngineCore:
 
     @property
     def busy(self) -> bool:
-        """Whether ``step`` has something to do."""
+        """Whether ``step`` has something to do, be it to collect a step that nobody needs any more."""
         return self.scheduler.busy
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self._requests)
 
     def step(self) -> list[Output]:
         """Launch a step if one can be planned, then commit the oldest one if the pipeline is full.
@@ -141,7 +145,8 @@ class EngineCore:
 
     def take_stats(self) -> EngineStats:
         """A snapshot; the step sizes in it are those since the last one."""
-        scheduler, counters, pool = self.scheduler, self.scheduler.counters, self.scheduler.kv.pool
+        scheduler, counters = self.scheduler, self.scheduler.counters
+        live, cached, free = scheduler.count_blocks()
         iteration_tokens, self._iteration_tokens = self._iteration_tokens, []
         return EngineStats(
             time=self._clock(),
@@ -149,9 +154,9 @@ class EngineCore:
             waiting=len(scheduler.waiting),
             queued_tokens=scheduler.queued_tokens,
             oldest_arrival=scheduler.oldest_arrival,
-            blocks_live=pool.num_live,
-            blocks_cached=pool.num_cached,
-            blocks_free=pool.num_free,
+            blocks_live=live,
+            blocks_cached=cached,
+            blocks_free=free,
             last_progress=self._last_progress,
             steps=counters.steps,
             prompt_tokens=counters.prompt_tokens,

@@ -111,7 +111,7 @@ class EngineServer:
 
     def take_in(self) -> None:
         """Handle every message that has arrived."""
-        was_busy = aborted = False
+        aborted = False
         while (received := self._channel.receive()) is not None:
             client, payload = received
             self.clients.add(client)
@@ -123,20 +123,19 @@ class EngineServer:
             if isinstance(message, AddRequest):
                 self._channel.send(client, self._core.add(client, message))
             elif isinstance(message, AbortRequests):
-                was_busy = was_busy or self._core.busy
-                aborted = True
+                aborted = aborted or self._core.has_requests
                 self._core.abort(client, message.request_ids)
             elif isinstance(message, Hello):
                 self._channel.send(client, self._core.ready)
-        if aborted and was_busy and not self._core.busy:
+        if aborted and not self._core.has_requests:
             self._send_stats({})
 
     def send(self, outputs: list[Output]) -> None:
-        """Group one step's outputs by client; stats ride along when due and when this step was the last."""
+        """Group one step's outputs by client; stats ride along when due and when no requests are left."""
         by_client: dict[bytes, list[RequestOutput]] = {}
         for output in outputs:
             by_client.setdefault(output.request.client, []).append(_to_message(output))
-        if not self._core.busy or self._clock() >= self._stats_due:
+        if not self._core.has_requests or self._clock() >= self._stats_due:
             self._send_stats(by_client)
         else:
             for client, items in by_client.items():

@@ -14,7 +14,7 @@ request: they are released *late*.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -315,6 +315,16 @@ class Scheduler:
             self._late = [(step, held) for step, held in self._late if step > completed_step]
 
     # --- gauges and invariants ------------------------------------------------------------------------
+
+    def count_blocks(self) -> tuple[int, int, int]:
+        """(live, cached, free), together all pages. Pages that only wait to be released late belong to no
+        request any more and are counted as what they will be."""
+        pool = self.kv.pool
+        late = Counter(page for _, held in self._late for table in held.tables for page in table if page)
+        released = [page for page, count in late.items() if pool.ref_count(page) == count]
+        cached = sum(map(pool.is_published, released))
+        live = pool.num_live - len(released)
+        return live, pool.num_cached + cached, pool.num_free + len(released) - cached
 
     @property
     def queued_tokens(self) -> int:

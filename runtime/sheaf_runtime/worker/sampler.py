@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # top-p alone looks at this many of the likeliest tokens first: sorting the whole vocabulary costs more
-# than the forward pass of a small model. Rows that they do not cover are sorted in full.
-FIRST_LOOK = 1024
+# than the forward pass of a small model. Rows whose top-p they do not reach look at more, step by step.
+FIRST_LOOK, LOOK_FURTHER = 256, 8
+BUCKET = 128  # tokens of the vocabulary whose mass is added up first where nothing is filtered
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def sample(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
     tokens_S = torch.empty(logits_SV.shape[0], dtype=torch.int64, device=logits_SV.device)
     for mask, choose in ((~random, _greedy), (random & ~filtered, _unfiltered), (filtered, _filtered)):
         chosen = np.flatnonzero(mask)
+        if chosen.size == len(mask):
+            return choose(logits_SV, rows)
         if chosen.size:
             index = torch.from_numpy(chosen).to(logits_SV.device)
             tokens_S[index] = choose(logits_SV[index], _select(rows, chosen))
@@ -77,60 +81,62 @@ def _greedy(logits_SV: Tensor, _: SamplingRows) -> Tensor:
 
 
 def _unfiltered(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
-    probs = _probabilities(logits_SV, rows)
-    return _draw(probs.cumsum(-1), rows)
+    """Pick a bucket of the vocabulary by its mass, then a token within: one cheap pass over the row."""
+    probs = _scaled(logits_SV, rows).softmax(-1)
+    buckets_SBN = F.pad(probs, (0, -probs.shape[1] % BUCKET)).view(len(probs), -1, BUCKET)
+    mass = buckets_SBN.sum(-1).double()
+    cumulative = mass.cumsum(-1)
+    point = _points(rows, cumulative)
+    bucket = _first_beyond(cumulative, point)[:, None]
+    inside = buckets_SBN.gather(1, bucket[:, :, None].expand(-1, 1, BUCKET)).squeeze(1).double().cumsum(-1)
+    rest = point - (cumulative - mass).gather(1, bucket)
+    return bucket.squeeze(1) * BUCKET + _first_beyond(inside, rest)
 
 
 def _filtered(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
     """Work on the likeliest tokens in descending order; top-p counts within what top-k kept."""
-    device, vocab = logits_SV.device, logits_SV.shape[1]
+    vocab = logits_SV.shape[1]
     top_k = np.where(rows.top_k > 0, np.minimum(rows.top_k, vocab), vocab)
-    look = min(vocab, max([FIRST_LOOK, *top_k[top_k < vocab]]))
-    values_SN, ids_SN = logits_SV.topk(look, dim=-1)
-    # Probabilities of the candidates within what top-k keeps: the whole vocabulary where it keeps all.
-    k = torch.from_numpy(top_k).to(device)[:, None]
-    kept = torch.arange(look, device=device) < k
-    scaled = _scaled(values_SN, rows).masked_fill(~kept, -torch.inf)
-    total = torch.where(
-        k < vocab, scaled.logsumexp(-1, keepdim=True), _scaled(logits_SV, rows).logsumexp(-1, keepdim=True)
-    )
-    probs = (scaled - total).exp()
-    cumulative = probs.cumsum(-1)
-    top_p = torch.from_numpy(rows.top_p).to(device)[:, None]
-    short = (k > look) & (cumulative[:, -1:] < top_p)
-    # A token stays while those before it have not reached top_p.
-    probs = probs.masked_fill(cumulative - probs >= top_p, 0.0)
-    picked = _draw(probs.cumsum(-1), rows)
-    tokens = ids_SN.gather(1, picked[:, None]).squeeze(1)
-    if look < vocab and bool(short.any()):
-        again = np.flatnonzero(short.squeeze(1).cpu().numpy())
-        index = torch.from_numpy(again).to(device)
-        tokens[index] = _sorted_in_full(logits_SV[index], _select(rows, again))
+    look = max([FIRST_LOOK, *top_k[top_k < vocab]])
+    scaled = _scaled(logits_SV, rows)
+    whole = scaled.logsumexp(-1, keepdim=True).double() if (top_k == vocab).any() else scaled[:, :1].double()
+    tokens = torch.empty(logits_SV.shape[0], dtype=torch.int64, device=logits_SV.device)
+    left = np.arange(len(top_k))
+    while left.size:
+        look = min(look, vocab)
+        index = torch.from_numpy(left).to(logits_SV.device)
+        few, kept = _select(rows, left), torch.from_numpy(top_k[left]).to(logits_SV.device)[:, None]
+        values, ids = scaled[index].topk(look, dim=-1)
+        values = values.double().masked_fill(torch.arange(look, device=kept.device) >= kept, -torch.inf)
+        total = torch.where(kept < vocab, values.logsumexp(-1, keepdim=True), whole[index])
+        probs = (values - total).exp()
+        tokens[index] = _nucleus(probs, ids, few)
+        covered = probs.sum(-1).cpu().numpy() >= few.top_p
+        left = left[~covered & (top_k[left] > look)]
+        look *= LOOK_FURTHER
     return tokens
 
 
-def _sorted_in_full(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
-    probs, ids = _probabilities(logits_SV, rows).sort(dim=-1, descending=True, stable=True)
-    top_p = torch.from_numpy(rows.top_p).to(logits_SV.device)[:, None]
-    probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)
-    return ids.gather(1, _draw(probs.cumsum(-1), rows)[:, None]).squeeze(1)
+def _nucleus(probs_SN: Tensor, ids_SN: Tensor, rows: SamplingRows) -> Tensor:
+    """Draw among tokens in descending order; one stays while those before it have not reached top-p."""
+    top_p = torch.from_numpy(rows.top_p).to(probs_SN.device)[:, None]
+    cumulative = probs_SN.masked_fill(probs_SN.cumsum(-1) - probs_SN >= top_p, 0.0).cumsum(-1)
+    picked = _first_beyond(cumulative, _points(rows, cumulative))
+    return ids_SN.gather(1, picked[:, None]).squeeze(1)
 
 
 def _scaled(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """Logits over temperature in float64, in which 1e5 probabilities still add up to one."""
-    temperature = torch.from_numpy(rows.temperature).to(logits.device)
-    return logits.double() / temperature[:, None]
+    return logits.float() / torch.from_numpy(rows.temperature).to(logits.device)[:, None]
 
 
-def _probabilities(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
-    return _scaled(logits_SV, rows).softmax(-1)
+def _points(rows: SamplingRows, cumulative_SN: Tensor) -> Tensor:
+    """Where on the row's cumulative mass its random number falls: [S, 1]."""
+    return torch.from_numpy(rows.uniform).to(cumulative_SN.device)[:, None] * cumulative_SN[:, -1:]
 
 
-def _draw(cumulative_SN: Tensor, rows: SamplingRows) -> Tensor:
-    """Index of the first entry whose cumulative mass exceeds ``uniform`` x the row's total."""
-    total = cumulative_SN[:, -1:].contiguous()
-    point = torch.from_numpy(rows.uniform).to(cumulative_SN.device)[:, None] * total
-    picked = torch.searchsorted(cumulative_SN, point, right=True).squeeze(1)
-    # uniform < 1, but rounding may put the point on the total: step back to the last entry with mass.
-    last = torch.searchsorted(cumulative_SN, total).squeeze(1)
-    return torch.minimum(picked, last)
+def _first_beyond(cumulative_SN: Tensor, point_S1: Tensor) -> Tensor:
+    """Index [S] of the first entry whose cumulative mass exceeds the point."""
+    picked = torch.searchsorted(cumulative_SN, point_S1, right=True)
+    # Rounding may put the point on the row's total: step back to the last entry that has mass.
+    last = torch.searchsorted(cumulative_SN, cumulative_SN[:, -1:].contiguous())
+    return torch.minimum(picked, last).squeeze(1)

@@ -90,7 +90,7 @@ class Api:
                 raise
             return None
 
-    def list(
+    def list_objects(
         self, api_version: str, kind: str, namespace: str | None = None, *, labels: str | None = None
     ) -> list[Object]:
         """Objects of one kind, in one namespace or in all; ``labels`` is a selector such as ``app=x``."""

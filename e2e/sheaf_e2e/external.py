@@ -26,7 +26,9 @@ class ExternalCluster(Cluster):
         self.kubectl_program = shutil.which("kubectl") or find_or_build()["kubectl"]
         try:
             self.api = Api(self._proxy(["proxy", "--port=0"]))
-            self.api.list("serving.kserve.io/v1beta1", "InferenceService")  # fails clearly without KServe
+            self.api.list_objects(
+                "serving.kserve.io/v1beta1", "InferenceService"
+            )  # fails clearly without KServe
         except BaseException:
             self.stop()
             raise
@@ -61,7 +63,8 @@ class ExternalCluster(Cluster):
     def model_volume(self, name: str, path: Path, namespace: str = "default") -> None:
         if self.api.find("v1", "PersistentVolumeClaim", name, namespace) is None:
             raise LookupError(
-                f"this cluster cannot see {path}: create a PersistentVolumeClaim {namespace}/{name} that holds it"
+                f"this cluster cannot see {path}: "
+                f"create a PersistentVolumeClaim {namespace}/{name} that holds it"
             )
 
     def set_extended_resource(self, name: str, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Real faults in the local cluster: processes that die or freeze, pods cut off, a control plane that is away."""
+"""Real faults in the local cluster: processes die or freeze, pods are cut off, the control plane is away."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
-
 from sheaf_e2e import kserve
 from sheaf_e2e.api import Object
 from sheaf_e2e.cluster import OPERATOR, OPERATOR_LABELS, OPERATOR_NAMESPACE
@@ -37,7 +36,7 @@ class Faults:
         self._launcher = cluster.launcher
 
     def kill_pod(self, pod: str, namespace: str = "default", *, number: int = signal.SIGKILL) -> None:
-        """Signal every process of the pod's containers; the kubelet notices and restarts them by its rules."""
+        """Signal every process of the pod's containers; the kubelet restarts them by its rules."""
         self._signal_pod(pod, namespace, number)
 
     def freeze_pod(self, pod: str, namespace: str = "default") -> None:
@@ -121,7 +120,7 @@ class Faults:
         self._cluster.api.patch("apps/v1", "Deployment", OPERATOR, patch, OPERATOR_NAMESPACE)
 
     def _operator_pods(self) -> list[Object]:
-        return self._cluster.api.list("v1", "Pod", OPERATOR_NAMESPACE, labels=OPERATOR_LABELS)
+        return self._cluster.api.list_objects("v1", "Pod", OPERATOR_NAMESPACE, labels=OPERATOR_LABELS)
 
     def _signal_pod(self, pod: str, namespace: str, number: int) -> None:
         for pid in self._pids(pod, namespace):

@@ -7,7 +7,6 @@ import json
 import shutil
 
 import httpx
-
 from sheaf_e2e.api import Api, Object
 from sheaf_e2e.binaries import Binaries
 from sheaf_e2e.control_plane import Credentials
@@ -47,7 +46,7 @@ _CONFIG = {
 
 
 def install(api: Api, binaries: Binaries) -> None:
-    """Create KServe's resource definitions and its configuration, and wait until the definitions can be used."""
+    """Create KServe's resource definitions and configuration; wait until the definitions can be used."""
     definitions = json.loads((binaries.kserve / "crds.json").read_text())
     names = {definition["metadata"]["name"] for definition in definitions}
     for definition in definitions:

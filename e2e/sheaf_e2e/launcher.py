@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from sheaf_e2e.cache import cache_root
@@ -25,14 +25,15 @@ CHECKOUT = PACKAGE_ROOT.parent
 
 
 class ComponentFailed(RuntimeError):
-    """A program of the cluster ended or did not get ready; the message ends with the last lines of its log."""
+    """A program of the cluster ended or did not get ready; the message ends with the end of its log."""
 
 
 class Launcher:
     """A namespace with named processes in it.
 
-    ``folder`` is a new temporary folder, the same path inside and outside; it is removed when the namespace ends.
-    Process logs are ``log_folder/NAME.log``: inside ``folder`` unless another place is given, which then stays.
+    ``folder`` is a new temporary folder, the same path inside and outside; it is removed when the namespace
+    ends. Process logs are ``log_folder/NAME.log``: inside ``folder`` unless another place is given, which
+    then stays.
     """
 
     def __init__(self, log_folder: Path | None = None) -> None:
@@ -69,8 +70,8 @@ class Launcher:
         except OSError:
             return "the namespace ended and said nothing"
 
-    def environment(self, extra: Mapping[str, str] = {}) -> dict[str, str]:  # noqa: B006 - never written
-        """A small, known environment for programs of the cluster, this checkout's own programs first in PATH."""
+    def environment(self, extra: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+        """A small, known environment for programs of the cluster, this environment's first in PATH."""
         scripts = Path(sys.executable).parent
         return {
             "PATH": f"{scripts}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -102,7 +103,7 @@ class Launcher:
             raise RuntimeError(answer["error"])
         return answer["result"]
 
-    def start(self, name: str, argv: list[str], env: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def start(self, name: str, argv: list[str], env: Mapping[str, str] = MappingProxyType({})) -> None:
         """Start a process inside; its output goes to its log file."""
         self._starts[name] = (argv, dict(env))
         self.call(
@@ -147,7 +148,7 @@ class Launcher:
         return self.log_folder / f"{name}.log"
 
     def forward(self, host: str, port: int, local_port: int = 0) -> int:
-        """Listen on 127.0.0.1 out here and carry connections to ``host:port`` in there; returns the local port."""
+        """Carry connections from 127.0.0.1 out here to ``host:port`` in there; returns the local port."""
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", local_port))
@@ -157,7 +158,7 @@ class Launcher:
         return local
 
     def wait_ready(self, name: str, ready: Callable[[], bool], timeout: float) -> None:
-        """Poll ``ready`` until it is true. Raises ComponentFailed, with the log's end, if the process ends first."""
+        """Poll ``ready`` until it is true. Raises ComponentFailed if the process ends first or time is up."""
         deadline = time.monotonic() + timeout
         while not ready():
             code = self.call("wait", name=name, timeout=0.05)

@@ -1,4 +1,4 @@
-"""The local cluster: everything real, inside one namespace of this machine, gone without trace when it stops."""
+"""The local cluster: everything real, in a namespace of this machine, gone without trace when it stops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sheaf_e2e.launcher import Launcher
 
 
 class LocalCluster(Cluster):
-    """``with_kserve=False`` leaves KServe out until ``start_kserve``. Logs stay in ``log_folder`` if one is given."""
+    """``with_kserve=False`` leaves KServe out until ``start_kserve``; logs stay in a given ``log_folder``."""
 
     capabilities = frozenset({"faults", "volumes", "gpus"})
     launcher: Launcher

@@ -23,7 +23,7 @@ _MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
-ALTERNATIVE = "use a cluster that you already have instead: SHEAF_E2E_KUBECONFIG=~/.kube/config (any Kubernetes with KServe)"
+ALTERNATIVE = "use a cluster of yours instead: SHEAF_E2E_KUBECONFIG=~/.kube/config (with KServe in it)"
 
 
 class NamespaceUnavailable(RuntimeError):
@@ -53,7 +53,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
 
 
 def enter() -> None:
-    """Move this process into new user and network namespaces; its next child is process 1 of a new process namespace.
+    """Move this process into new user and network namespaces, and its next child into a process namespace.
 
     We become root in there, and only there: outside, we stay the user we were.
     """
@@ -78,9 +78,9 @@ def die_with_parent() -> None:
 def private_mounts(scratch: Path) -> None:
     """Give process 1 of the new process namespace its own mounts, ``/proc``, ``/var/lib`` and ``/var/log``.
 
-    The kubelet insists on ``/var/lib/kubelet/device-plugins`` and ``/var/log/containers``, whatever its flags say.
-    Both must neither need root nor appear on the machine outside. No name server can be reached from in here, so
-    ``/etc/resolv.conf`` names none: a look-up then fails at once instead of after seconds.
+    The kubelet insists on ``/var/lib/kubelet/device-plugins`` and ``/var/log/containers``, whatever its
+    flags say. Both must neither need root nor appear on the machine outside. No name server can be reached
+    from in here, so ``/etc/resolv.conf`` names none: a look-up then fails at once instead of after seconds.
     """
     _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
@@ -97,14 +97,16 @@ def private_mounts(scratch: Path) -> None:
 
 
 def _shadow(folder: str) -> None:
-    """Cover ``folder`` with an empty one in memory that shows the same subfolders; new entries stay in here."""
+    """Cover ``folder`` with one in memory that shows the same subfolders; what is new stays in here."""
     original = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
         names = os.listdir(folder)
         _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=64m")
         for name in names:
             source, target = f"/proc/self/fd/{original}/{name}", f"{folder}/{name}"
-            if os.path.isdir(source) and not os.path.islink(source):
+            if os.path.islink(source):
+                os.symlink(os.readlink(source), target)
+            elif os.path.isdir(source):
                 os.mkdir(target)
                 _mount(source, target, None, _MS_BIND | _MS_REC)
     finally:

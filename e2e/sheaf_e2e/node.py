@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from sheaf_e2e.api import Api, Object
 from sheaf_e2e.binaries import Binaries
 from sheaf_e2e.control_plane import Credentials
@@ -17,7 +16,7 @@ from sheaf_e2e.namespace import NODE_IP, NODE_NAME
 
 
 def start(launcher: Launcher, binaries: Binaries, credentials: Credentials) -> None:
-    """Start runtime, kubelet and Service proxy; the node is Ready a few seconds later (see ``wait_ready``)."""
+    """Start runtime, kubelet and Service proxy; the node is Ready soon after (see ``wait_ready``)."""
     folder = launcher.folder / "node"
     folder.mkdir()
     images, socket = folder / "images.json", folder / "cri.sock"
@@ -48,7 +47,7 @@ def start(launcher: Launcher, binaries: Binaries, credentials: Credentials) -> N
             f"--cert-dir={folder / 'pki'}",
             f"--hostname-override={NODE_NAME}",
             f"--node-ip={NODE_IP}",
-            "--housekeeping-interval=60s",  # cadvisor's look at every cgroup of the machine, which nobody reads
+            "--housekeeping-interval=60s",  # of cadvisor, which nobody asks
             "--v=0",
         ],
         env={"GOGC": "200"},
@@ -138,6 +137,6 @@ def wait_ready(launcher: Launcher, api: Api, timeout: float = 60) -> Object:
 
 
 def set_extended_resource(api: Api, name: str, count: int) -> None:
-    """Let the node claim ``count`` of a resource such as ``nvidia.com/gpu``; pods that ask for it get scheduled."""
+    """Let the node claim ``count`` of a resource such as ``nvidia.com/gpu``, so that pods get it."""
     status = {"capacity": {name: str(count)}, "allocatable": {name: str(count)}}
     api.patch("v1", "Node", NODE_NAME, {"status": status}, subresource="status")

@@ -1,4 +1,4 @@
-"""One line that says what is going on: rewritten in place on a terminal, a new line every ten seconds elsewhere."""
+"""One line that says what is going on: rewritten on a terminal, a new one every ten seconds elsewhere."""
 
 from __future__ import annotations
 

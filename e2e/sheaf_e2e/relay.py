@@ -1,7 +1,7 @@
 """Carries TCP connections from a listening socket to an address: from outside the namespace to inside.
 
-A listening socket belongs to the network namespace it was made in, whoever holds it. So the launcher makes one on
-127.0.0.1 outside, and we accept on it inside and connect from here.
+A listening socket belongs to the network namespace it was made in, whoever holds it. So the launcher makes
+one on 127.0.0.1 outside, and we accept on it inside and connect from here.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
-"""Process 1 of the local cluster's namespace: starts, signals and reaps processes, and carries connections in.
+"""Process 1 of the local cluster's namespace: starts, signals and reaps processes, carries connections in.
 
-``python -m sheaf_e2e.supervisor CONTROL_FD RUN_FOLDER`` is started by :class:`sheaf_e2e.launcher.Launcher`. It
-enters the namespaces and forks. The parent, the keeper, stays outside of the mounts, waits and removes the run
-folder; the child is process 1 inside. The launcher never sends bytes over the control socket, only one end of a
-new socket pair for each call, so calls are independent of each other; when the launcher goes, however it goes, the
-control socket ends, process 1 exits and everything inside is gone.
+``python -m sheaf_e2e.supervisor CONTROL_FD RUN_FOLDER`` is started by :class:`sheaf_e2e.launcher.Launcher`.
+It enters the namespaces and forks. The parent, the keeper, stays outside of the mounts, waits and removes
+the run folder; the child is process 1 inside. The launcher never sends bytes over the control socket, only
+one end of a new socket pair for each call, so calls are independent of each other; when the launcher goes,
+however it goes, the control socket ends, process 1 exits and everything inside is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import shutil
@@ -64,9 +65,8 @@ class Supervisor:
             message, descriptors, _, _ = socket.recv_fds(connection, MAX_MESSAGE, 1)
             request = json.loads(message)
             try:
-                answer = {
-                    "result": await getattr(self, "call_" + request.pop("call"))(descriptors, **request)
-                }
+                result = getattr(self, "call_" + request.pop("call"))(descriptors, **request)
+                answer = {"result": await result if inspect.isawaitable(result) else result}
             except Exception as error:  # the caller gets every error of its call; we must go on living
                 answer = {"error": f"{type(error).__name__}: {error}"}
             connection.setblocking(False)
@@ -89,10 +89,10 @@ class Supervisor:
                 child.returncode = child.process.returncode = os.waitstatus_to_exitcode(status)
                 child.ended.set()
 
-    async def call_start(
+    def call_start(
         self, _: list[int], name: str, argv: list[str], env: dict[str, str], log: str, cwd: str
     ) -> int:
-        """Start a process in a session of its own, its output appended to the file ``log``; returns its pid in here."""
+        """Start a process in a session of its own, output appended to the file ``log``; its pid in here."""
         running = self._children.get(name)
         if running and running.returncode is None:
             raise RuntimeError(f"{name} is already running")
@@ -109,18 +109,18 @@ class Supervisor:
         self._children[name] = Child(process)
         return process.pid
 
-    async def call_status(self, _: list[int], name: str) -> dict[str, int | None]:
+    def call_status(self, _: list[int], name: str) -> dict[str, int | None]:
         child = self._children[name]
         return {"pid": child.process.pid, "returncode": child.returncode}
 
-    async def call_signal(self, _: list[int], name: str, number: int) -> None:
+    def call_signal(self, _: list[int], name: str, number: int) -> None:
         """Signal the process and its process group; a process that has ended is no error."""
         child = self._children[name]
         if child.returncode is None:
             os.killpg(child.process.pid, number)
 
     async def call_wait(self, _: list[int], name: str, timeout: float) -> int | None:
-        """The exit code (negative for a signal) once the process has ended, None if it runs on after ``timeout``."""
+        """The exit code (negative for a signal) once it has ended, None if it runs on after ``timeout``."""
         child = self._children[name]
         try:
             await asyncio.wait_for(child.ended.wait(), timeout)
@@ -128,7 +128,7 @@ class Supervisor:
             return None
         return child.returncode
 
-    async def call_signal_tree(self, _: list[int], pid: int, number: int) -> None:
+    def call_signal_tree(self, _: list[int], pid: int, number: int) -> None:
         """Signal a process and all below it, parents first."""
         children: dict[int, list[int]] = {}
         for entry in Path("/proc").iterdir():
@@ -187,8 +187,8 @@ def main() -> None:
     if child == 0:
         namespace.die_with_parent()
         _exit_after(lambda: _inside(control, run_folder))
-    # The launcher alone decides when we end. Not before the fork: what is ignored stays ignored in every program
-    # started from here.
+    # The launcher alone decides when we end. Not before the fork: what is ignored stays ignored in every
+    # program started from here.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     control.close()

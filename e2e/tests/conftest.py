@@ -18,7 +18,7 @@ LOGS = Path(__file__).resolve().parents[2] / ".run" / "e2e-logs"
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Kubernetes with KServe: local, or that of $SHEAF_E2E_KUBECONFIG. Local logs are left in .run/e2e-logs."""
+    """Kubernetes with KServe: local, or that of $SHEAF_E2E_KUBECONFIG. Logs stay in .run/e2e-logs."""
     for log in LOGS.glob("*.log"):
         log.unlink()
     options = {} if os.access(LOGS.parents[1], os.W_OK) else {"log_folder": None}

@@ -86,7 +86,7 @@ def answers(url: str) -> str:
 
 
 def test_two_replicas_answer_through_their_cluster_ip(cluster: Cluster, web: str) -> None:
-    pods = {p["metadata"]["name"] for p in cluster.api.list("v1", "Pod", web)}
+    pods = {p["metadata"]["name"] for p in cluster.api.list_objects("v1", "Pod", web)}
     assert len(pods) == 2
     url = cluster.url("web", web)
     seen: set[str] = set()
@@ -175,7 +175,7 @@ def test_pods_for_missing_devices_wait_until_the_node_has_them(
 
 
 def test_a_killed_pod_is_restarted_by_the_kubelet(cluster: Cluster, faults: Faults, web: str) -> None:
-    name = cluster.api.list("v1", "Pod", web)[0]["metadata"]["name"]
+    name = cluster.api.list_objects("v1", "Pod", web)[0]["metadata"]["name"]
     faults.kill_pod(name, web)
 
     def restarted(pods: list[Object]) -> bool:
@@ -189,7 +189,7 @@ def test_a_killed_pod_is_restarted_by_the_kubelet(cluster: Cluster, faults: Faul
 
 
 def test_a_cut_pod_is_unreachable_and_comes_back(cluster: Cluster, faults: Faults, web: str) -> None:
-    name = cluster.api.list("v1", "Pod", web)[0]["metadata"]["name"]
+    name = cluster.api.list_objects("v1", "Pod", web)[0]["metadata"]["name"]
     url = cluster.pod_url(name, 8000, web)
     wait_until(lambda: answers(url) == name, 10, "the pod answers")
     with faults.cut_pod(name, web):
@@ -198,7 +198,7 @@ def test_a_cut_pod_is_unreachable_and_comes_back(cluster: Cluster, faults: Fault
 
 
 def test_a_frozen_pod_keeps_silent_until_it_thaws(cluster: Cluster, faults: Faults, web: str) -> None:
-    name = cluster.api.list("v1", "Pod", web)[0]["metadata"]["name"]
+    name = cluster.api.list_objects("v1", "Pod", web)[0]["metadata"]["name"]
     url = cluster.pod_url(name, 8000, web)
     wait_until(lambda: answers(url) == name, 10, "the pod answers")
     with faults.frozen_pod(name, web):
@@ -212,19 +212,21 @@ def test_services_outlive_the_api_server(cluster: Cluster, faults: Faults, web: 
         with pytest.raises(CommandFailed):
             cluster.kubectl("get", "pods")
         assert all(answers(url) for _ in range(5))
-    assert len(cluster.api.list("v1", "Pod", web)) == 2
+    assert len(cluster.api.list_objects("v1", "Pod", web)) == 2
 
 
 def test_pods_outlive_the_kubelet_and_kserve_restarts(cluster: Cluster, faults: Faults, web: str) -> None:
     before = {
-        p["metadata"]["name"]: p["status"]["containerStatuses"] for p in cluster.api.list("v1", "Pod", web)
+        p["metadata"]["name"]: p["status"]["containerStatuses"]
+        for p in cluster.api.list_objects("v1", "Pod", web)
     }
     with faults.without("kubelet"), faults.without("kserve"):
         assert answers(cluster.url("web", web))
     cluster.api.patch("apps/v1", "Deployment", "web", {"spec": {"replicas": 3}}, web)
     cluster.wait_deployment("web", web)  # only a living kubelet starts a third
     after = {
-        p["metadata"]["name"]: p["status"]["containerStatuses"] for p in cluster.api.list("v1", "Pod", web)
+        p["metadata"]["name"]: p["status"]["containerStatuses"]
+        for p in cluster.api.list_objects("v1", "Pod", web)
     }
     for name, statuses in before.items():
         assert after[name][0]["containerID"] == statuses[0]["containerID"]

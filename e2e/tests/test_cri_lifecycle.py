@@ -13,14 +13,14 @@ import pytest
 from sheaf_e2e.cri import proto
 from sheaf_e2e.cri.testing import pb, running_node, until
 
-GRACEFUL = """
-import signal, sys, time
+GRACEFUL = r"""
+import os, signal, time
 def leave(*_):
     time.sleep(0.2)
-    print("left", flush=True)
-    sys.exit(7)
+    os.write(1, b"left\n")
+    os._exit(7)
 signal.signal(signal.SIGTERM, leave)
-print("up", flush=True)
+os.write(1, b"up\n")
 while True:
     signal.pause()
 """

@@ -37,7 +37,7 @@ from sheaf_e2e.cri.usage import measure
 log = logging.getLogger("cri")
 
 MEMORY_CHECK_S = 0.5
-MAX_EXEC_OUTPUT = 16 * 1024 * 1024  # bytes per stream, as in containerd
+MAX_EXEC_OUTPUT = 1024 * 1024  # bytes per stream; the answer must fit a gRPC message
 _KILLED = 128 + signal.SIGKILL
 _OTHER_NAMESPACES = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
 

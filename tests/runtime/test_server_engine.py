@@ -13,22 +13,13 @@ import openai
 import pytest
 from serving import Served, serving, wait_for
 
-FLAGS = (
-    "--served-model-name",
-    "tiny",
-    "--device",
-    "cpu",
-    "--num-gpu-blocks-override",
-    "64",
-    "--lame-duck",
-    "0.2",
-)
-PROMPT = "A sheaf is a bundle of pages, and the pages of a sheaf are read"
+FLAGS = ("--served-model-name", "tiny", "--num-gpu-blocks-override", "1200", "--lame-duck", "0.2")
+PROMPT = "A sheaf is a bundle of pages, and the pages of a sheaf are read in the order of the table. " * 2
 
 
 @pytest.fixture(scope="module")
 def model(tiny_llama: Callable[..., Path]) -> Path:
-    return tiny_llama()
+    return tiny_llama(max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +84,12 @@ def test_seeds_repeat_and_choices_differ(client: openai.OpenAI) -> None:
 
 
 def test_a_disconnect_frees_its_blocks(served: Served) -> None:
-    body = {"prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True, "n": 4}
+    body = {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True, "stream": True, "n": 4}
     with httpx.stream("POST", f"{served.url}/v1/completions", json=body) as stream:
-        next(stream.iter_lines())
-        assert served.metric("vllm:num_requests_running") > 0
+        assert stream.status_code == 200
+        lines = stream.iter_lines()  # closes the connection when it is collected
+        next(lines)
+        wait_for(lambda: served.metric("vllm:num_requests_running") == 4, "all to run")
     wait_for(lambda: idle(served), "an idle engine")
 
 
@@ -106,6 +99,7 @@ def test_drain(model: Path, tmp_path: Path) -> None:
         body = {"prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as stream:
             lines = stream.iter_lines()
+            assert stream.status_code == 200
             next(lines)
             server.terminate()
             assert [line for line in lines if line][-1] == "data: [DONE]"
@@ -115,9 +109,10 @@ def test_drain(model: Path, tmp_path: Path) -> None:
 def test_killed_core(model: Path, tmp_path: Path) -> None:
     with serving(model, tmp_path, *FLAGS, real=True) as server:
         server.wait_ready()
-        body = {"prompt": PROMPT, "max_tokens": 200, "ignore_eos": True, "stream": True}
+        body = {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as stream:
             lines = stream.iter_lines()
+            assert stream.status_code == 200
             next(lines)
             os.kill(server.core_pid(), signal.SIGKILL)
             assert "killed by SIGKILL" in [line for line in lines if line][-1]

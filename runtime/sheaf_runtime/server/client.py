@@ -99,6 +99,7 @@ class EngineClient:
         self.failure: str | None = None
         self._stall_timeout = stall_timeout
         self._on_ready, self._on_stats, self._on_failure = on_ready, on_stats, on_failure
+        self._closed = False
         self._queues: dict[str, OutputQueue] = {}
         self._admissions: dict[str, asyncio.Future[None]] = {}
         self._heard = time.monotonic()  # of the last sign of progress
@@ -138,6 +139,8 @@ class EngineClient:
         if self.failure is not None:
             raise EngineDeadError(self.failure)
         id_ = request.request_id
+        if self._closed:
+            raise RejectedError(Rejected(request_id=id_, reason="draining", message="shutting down; retry"))
         admission: asyncio.Future[None] = self._loop.create_future()
         self._admissions[id_] = admission
         if not self._queues:
@@ -154,7 +157,9 @@ class EngineClient:
             self._send(AbortRequests(request_ids=known))
 
     def abort_all(self) -> None:
-        """Ends everything in flight; each request's reader sees finish reason ``abort``."""
+        """Ends everything in flight; each request's reader sees finish reason ``abort``. Later ones, which
+        may be in the tokenizer now, are rejected."""
+        self._closed = True
         queues = dict(self._queues)
         self.abort(queues)
         for id_, queue in queues.items():

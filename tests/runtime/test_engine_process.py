@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -178,6 +182,26 @@ def test_the_end_of_stdin_ends_it(model, tmp_path):
         process.stdin.close()
         assert process.wait(PATIENCE) == 0
         assert not (tmp_path / "core").exists()
+
+
+def test_it_dies_with_its_parent(model, tmp_path):
+    """Even if the parent is killed; nobody reaps the core here, so its pidfd is watched."""
+    config = msgspec.json.encode(EngineConfig(model=str(model), kv_cache_memory=1 << 20)).decode()
+    script = (
+        "import subprocess, sys, time\n"
+        "core = subprocess.Popen([sys.executable, '-m', 'sheaf_runtime.engine', '--address', sys.argv[1]],\n"
+        "                        stdin=subprocess.PIPE)\n"
+        "core.stdin.write(sys.argv[2].encode() + b'\\n'); core.stdin.flush()\n"
+        "print(core.pid, flush=True)\n"
+        "core.wait()\n"
+    )
+    command = [sys.executable, "-c", script, f"ipc://{tmp_path}/core", config]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        pidfd = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+    ended, _, _ = select.select([pidfd], [], [], PATIENCE)
+    os.close(pidfd)
+    assert ended
 
 
 def test_a_missing_model_is_told_to_the_client_and_on_stderr(tmp_path):

@@ -67,10 +67,11 @@ def _serve(config: EngineConfig, channel: Channel) -> int:
     except Exception as error:
         message = str(error) or type(error).__name__
         print(f"engine: {message}", file=sys.stderr, flush=True)
-        if server is not None:
+        misconfigured = server is None and isinstance(error, (ValueError, OSError))
+        if not misconfigured:
             traceback.print_exc()
         channel.fail(server.clients if server else set(), message)
-        return 2 if server is None and isinstance(error, (ValueError, OSError)) else 1
+        return 2 if misconfigured else 1
     return 0
 
 

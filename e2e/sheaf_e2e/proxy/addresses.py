@@ -13,13 +13,19 @@ _LOOPBACK = 1
 
 class Addresses(Protocol):
     def hold(self, ips: Set[str]) -> None:
-        """Hold these addresses from now on, and no others."""
+        """Hold these addresses from now on, and no others. Raises OSError."""
 
 
 class LoopbackAddresses:
     """Needs the network namespace to be the caller's own (CAP_NET_ADMIN)."""
 
     def hold(self, ips: Set[str]) -> None:
+        try:
+            self._hold(ips)
+        except NetlinkError as error:
+            raise OSError(error.code, str(error)) from error
+
+    def _hold(self, ips: Set[str]) -> None:
         with IPRoute() as route:
             held = {
                 str(entry.get_attr("IFA_LOCAL"))

@@ -40,6 +40,9 @@ test: lint ## everything: linters, fast tests, then end to end on the local clus
 model: env ## fetch and convert the demo model once, print its folder
 	@PYTHONPATH=e2e python -m sheaf_e2e.model
 
+demo: env ## the whole story on this machine: cluster, model, tokens, 1 to 3 replicas and back (KEEP=1 stays up)
+	@PYTHONPATH=e2e:benchmarks python -m sheaf_e2e.demo $(if $(KEEP),--keep)
+
 bench: env ## our server against transformers on the demo model; writes benchmarks/results/cpu.json
 	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.model)"
 

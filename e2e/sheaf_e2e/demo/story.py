@@ -1,0 +1,193 @@
+"""The demo's chapters, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import openai
+import yaml
+from loadgen import Outcome, summarize
+from sheaf_e2e.api import Object
+from sheaf_e2e.cluster import Cluster
+from sheaf_e2e.demo.console import Console
+from sheaf_e2e.demo.load import OpenLoop
+from sheaf_e2e.demo.watch import API_VERSION, KIND, Follower, Recording, condition
+from sheaf_e2e.launcher import CHECKOUT
+
+SAMPLE = CHECKOUT / "manifests" / "samples" / "smollm2.yaml"
+QUESTION = "What is the capital of France?"
+LOAD_SECONDS = 45  # at most; less if all replicas are there before
+LOAD_RATE = 2.0  # requests per second: more than one replica's slots, so a queue grows
+TRICKLE_RATE = 0.4  # goes on through the scale-down, on the same pooled connections
+MAX_TOKENS = 48
+READY_TIMEOUT = 240
+SCALE_TIMEOUT = 240
+
+
+class StoryFailed(RuntimeError):
+    """Something did not happen; the message says what, with what the cluster knows of it."""
+
+
+def apply_sample(cluster: Cluster, console: Console) -> Object:
+    """Apply the sample as it is, and wait until it is Ready: the resource then."""
+    resource = yaml.safe_load(SAMPLE.read_text())
+    name, namespace = resource["metadata"]["name"], resource["metadata"]["namespace"]
+    console.say(f"$ kubectl apply -f {SAMPLE.relative_to(CHECKOUT)}")
+    console.say(cluster.kubectl("apply", "-f", str(SAMPLE)).strip())
+    shown: list[str] = []
+
+    def ready(objects: list[Object]) -> Object | None:
+        for found in objects:
+            state = condition(found, "Ready")
+            line = f"Ready={state['status']} {state['reason']}: {state['message']}"
+            if state["reason"] and line not in shown:
+                shown.append(line)
+                console.say(line)
+            if state["status"] == "True":
+                return found
+        return None
+
+    try:
+        found: Object = cluster.api.wait_for(
+            API_VERSION,
+            KIND,
+            ready,
+            namespace=namespace,
+            name=name,
+            timeout=READY_TIMEOUT,
+            describe=f"LLMDeployment {name} is Ready",
+        )
+    except TimeoutError as error:
+        raise StoryFailed(f"{error}\n{cluster.describe(namespace)}") from None
+    console.good(f"Ready. Inside the cluster it is {found['status']['url']}")
+    phases = "  ".join(f"{p['phase']} {p['seconds']} s" for p in found["status"].get("timeline", []))
+    console.say(f"timeline: {phases}")
+    capacity = found["status"].get("capacity", {})
+    if capacity:
+        console.say("capacity of a replica: " + ", ".join(f"{k} {v:,}" for k, v in capacity.items()))
+    return found
+
+
+def ask(base_url: str, model: str, console: Console) -> str:
+    """Stream one answer through the official client, as it comes; returns it."""
+    client = openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0)
+    console.say(f"question: {QUESTION}")
+    console.stream("             answer: ")
+    answer = ""
+    with client:
+        stream = client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": QUESTION}],
+            max_tokens=40,
+            temperature=0,
+            stream=True,
+        )
+        for chunk in stream:
+            if chunk.choices and (piece := chunk.choices[0].delta.content):
+                answer += piece
+                console.stream(piece)
+    console.stream("\n")
+    if "Paris" not in answer:
+        raise StoryFailed(f"the model answered {answer!r}, which is not what it answers in transformers")
+    return answer
+
+
+class Users(threading.Thread):
+    """The open-loop load in a thread with an event loop of its own. ``rate`` may be changed at any time."""
+
+    def __init__(self, base_url: str, model: str, rate: float) -> None:
+        super().__init__(daemon=True)
+        self.rate = rate
+        self.error: BaseException | None = None
+        self._stop_sending: Callable[[], object] = lambda: None
+        self._started = threading.Event()
+        self._loop = OpenLoop(f"{base_url}/v1", model, MAX_TOKENS, lambda: self.rate)
+        self.start()
+        self._started.wait()
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return self._loop.outcomes
+
+    def run(self) -> None:
+        async def main() -> None:
+            stop, loop = asyncio.Event(), asyncio.get_running_loop()
+            self._stop_sending = lambda: loop.call_soon_threadsafe(stop.set)
+            self._started.set()
+            await self._loop.run(stop)
+
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            self.error = error
+
+    def finish(self, timeout: float) -> None:
+        """Send nothing more and wait for every answer that is under way."""
+        self._stop_sending()
+        self.join(timeout)
+        if self.is_alive():
+            raise StoryFailed(f"{self._loop.in_flight} requests had no answer after {timeout:.0f} s")
+        if self.error is not None:
+            raise self.error
+
+
+def scale_up_and_down(
+    cluster: Cluster, resource: Object, base_url: str, console: Console
+) -> tuple[list[Outcome], Recording]:
+    """Load until there are as many replicas as allowed, then a trickle until there is one again."""
+    spec, metadata = resource["spec"], resource["metadata"]
+    most, least = spec["autoscaling"]["maxReplicas"], spec["autoscaling"]["minReplicas"]
+    model = spec["model"]["servedName"]
+
+    def available(count: int) -> Callable[[Object], bool]:
+        return lambda o: o.get("status", {}).get("readyReplicas") == count == o["status"].get("replicas")
+
+    with Follower(cluster, metadata["name"], metadata["namespace"], console) as follower:
+        console.say(f"open loop: {LOAD_RATE:g} requests/s of {MAX_TOKENS} tokens each")
+        users = Users(base_url, model, LOAD_RATE)
+        there = follower.wait(available(most), LOAD_SECONDS)
+        users.rate = TRICKLE_RATE
+        console.say(f"the rush is over: {TRICKLE_RATE:g} requests/s go on, on the same connections")
+        if not there and not follower.wait(available(most), SCALE_TIMEOUT):
+            raise StoryFailed(f"{most} replicas did not come\n{cluster.describe(metadata['namespace'])}")
+        console.good(f"{most} replicas serve")
+        if not follower.wait(available(least), SCALE_TIMEOUT):
+            raise StoryFailed(f"it did not go back to {least}\n{cluster.describe(metadata['namespace'])}")
+        console.good(f"back to {least}; the last answers come in")
+        users.finish(SCALE_TIMEOUT)
+    return users.outcomes, follower.recording
+
+
+def summary(outcomes: list[Outcome], console: Console) -> None:
+    """Counts and times as the clients saw them. Raises StoryFailed if a single request failed."""
+    s = summarize(outcomes)
+    ttft = s["ttft_s"]
+    console.say(
+        f"{s['requests']} requests, {s['failures']} failures; "
+        f"TTFT p50 {ttft['p50']:.2f} s, p99 {ttft['p99']:.2f} s; "
+        f"{s['output_tokens']} tokens at {s['output_tok_per_s']:.0f} tok/s"
+    )
+    cores = os.cpu_count() or 1
+    if cores < 8:
+        console.say(
+            f"On {cores} cores more replicas show the mechanism, not more throughput: they share the cores."
+        )
+    if s["failures"]:
+        raise StoryFailed(f"{s['failures']} requests failed; the first: {s['first_error']}")
+    console.good("no request failed, every answer came complete with [DONE]")
+
+
+def keep(cluster: Cluster, resource: Object, base_url: str, console: Console) -> None:
+    """Stay up until Ctrl-C."""
+    model = resource["spec"]["model"]["servedName"]
+    console.step("It stays up; Ctrl-C ends it")
+    console.say(f"export KUBECONFIG={cluster.kubeconfig}")
+    console.say(f"alias kubectl={Path(cluster.kubectl_program)}")
+    console.say("kubectl get llmd,isvc,pods")
+    body = f'{{"model":"{model}","messages":[{{"role":"user","content":"Hello!"}}],"max_tokens":40}}'
+    console.say(f"curl {base_url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    threading.Event().wait()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sheaf_e2e.cri import proto
 from sheaf_e2e.cri.images import DEFAULT_UID, parse_images
 from sheaf_e2e.cri.launcher import Root, Spec
-from sheaf_e2e.cri.logs import MAX_LINE, format_entries, timestamp
+from sheaf_e2e.cri.logs import MAX_LINE, ContainerLog, format_entries, timestamp
 from sheaf_e2e.cri.network import AddressPool, link_name
 from sheaf_e2e.cri.rootfs import Mount
 from sheaf_e2e.cri.spec import container_env, container_spec, write_pod_files
@@ -55,6 +55,14 @@ def test_log_entries_hold_every_byte_however_it_is_cut(pieces):
         text += content + (b"\n" if tag == b"F" else b"")
     whole = b"".join(pieces)
     assert text == (whole if whole.endswith(b"\n") or not whole else whole + b"\n")
+
+
+def test_a_full_disk_costs_log_lines_only(tmp_path, caplog):
+    (tmp_path / "0.log").symlink_to("/dev/full")
+    log = ContainerLog(tmp_path / "0.log")
+    log.write("stdout", b"one\ntwo")
+    log.close()
+    assert "No space left on device" in caplog.text
 
 
 def test_images_are_found_by_pattern_and_keep_the_name_they_were_asked_by():

@@ -4,9 +4,12 @@ TIME is RFC 3339 with nanoseconds, STREAM `stdout` or `stderr`, TAG `F` for a fu
 of a long one (`kubectl logs` joins the parts).
 """
 
+import logging
 import os
 import time
 from pathlib import Path
+
+log = logging.getLogger("cri.logs")
 
 MAX_LINE = 16 * 1024  # bytes of text per entry, as in containerd
 
@@ -77,5 +80,9 @@ class ContainerLog:
         entries, self._unfinished[stream] = format_entries(
             text, stream, timestamp(time.time_ns()), final=final
         )
-        if entries:
+        if not entries:
+            return
+        try:
             os.write(self._file, entries)
+        except OSError as error:  # a full disk costs log lines, not the container
+            log.error("%s: output is lost: %s", self.path, error)

@@ -120,6 +120,11 @@ async def launch(
             pass_fds=inherited,
             env={},
         )
+    except OSError:
+        ours.close()
+        for fd in outputs:
+            os.close(fd)
+        raise
     finally:
         theirs.close()
         for fd in (spec_fd, stdout_end, stderr_end):

@@ -257,6 +257,15 @@ def test_chat_stream(client: openai.OpenAI) -> None:
         assert mine[-1].finish_reason == "stop"
 
 
+def test_usage_in_every_chunk(http: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True, "include_obfuscation": False}
+    body = {"prompt": "abc", "max_tokens": 4, "stream": True, "stream_options": options}
+    lines = [line for line in http.post("/v1/completions", json=body).text.splitlines() if line]
+    usages = [json.loads(line.removeprefix("data: "))["usage"]["completion_tokens"] for line in lines[:-1]]
+    assert usages == sorted(usages)
+    assert usages[-2:] == [4, 4]
+
+
 async def test_async_client(served: Served) -> None:
     async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
         answer = await client.chat.completions.create(model=MODEL, messages=HI)  # type: ignore[arg-type]
@@ -315,6 +324,7 @@ CHAT: dict[str, Any] = {"messages": HI}
         (COMPLETION, {"top_k": -2}, "top_k"),
         (COMPLETION, {"n": 0}, "n"),
         (COMPLETION, {"n": 1000}, "n"),
+        (COMPLETION, {"n": 100, "prompt": ["a"] * 11}, "n"),
         (COMPLETION, {"seed": 2**70}, "seed"),
         (COMPLETION, {"stop": ""}, "stop"),
         (COMPLETION, {"stop": [""]}, "stop"),

@@ -206,6 +206,18 @@ def test_the_port_is_open_while_the_core_loads(folder: Path, tmp_path: Path) -> 
         assert not Path(f"/proc/{core}").exists()
 
 
+def test_sigterm_as_soon_as_the_port_is_open(folder: Path, tmp_path: Path) -> None:
+    def connected() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", server.port)) == 0
+
+    with serving(folder, tmp_path, fake={"load_seconds": 60}) as server:
+        wait_for(connected, "the port")
+        server.terminate()
+        assert server.wait_exit(10) == 0
+        assert "Traceback" not in server.output()
+
+
 def test_the_core_ends_with_a_killed_api_process(folder: Path, tmp_path: Path) -> None:
     with serving(folder, tmp_path) as server:
         server.wait_ready()

@@ -7,16 +7,23 @@ import uuid
 from collections.abc import Callable
 
 from fastapi import APIRouter, Request, Response
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from sheaf_runtime.protocol.messages import FinishReason
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.server import answers
 from sheaf_runtime.server.answers import Usage, encode
+from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import ClientDisconnected, Generation, Piece
 from sheaf_runtime.server.prompts import check_token_ids, render_chat, sampling_params
 from sheaf_runtime.server.prompts import encode as encode_prompt
-from sheaf_runtime.server.schemas import ChatCompletionRequest, CompletionRequest, Generate
+from sheaf_runtime.server.schemas import (
+    MAX_PROMPTS,
+    ChatCompletionRequest,
+    CompletionRequest,
+    Generate,
+    StreamOptions,
+)
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.server.stream import EventStream, event, usage
 
@@ -32,6 +39,8 @@ def completion_routes(service: Service) -> APIRouter:
         arrival = time.time()
         model = service.check_model(body.model)
         service.admit()
+        if len(body.prompt) * (body.n or 1) > MAX_PROMPTS:
+            raise ApiError(400, f"n: prompts times n may be at most {MAX_PROMPTS}", param="n")
         prompts: list[tuple[list[int], SamplingParams]] = []
         for prompt in body.prompt:
             if isinstance(prompt, str):
@@ -103,6 +112,9 @@ async def _whole(generation: Generation, body: Callable[[Ends, Usage], bytes]) -
                     ends[piece.choice] = piece.finish_reason, piece.stop_reason
     except ClientDisconnected:
         return Response(status_code=499)  # nobody reads it
+    except ApiError:
+        generation.close("error")
+        raise
     finally:
         generation.close()
     parts = [(text, *end) for text, end in zip(texts, ends, strict=True)]
@@ -114,9 +126,17 @@ class _Answer:
 
     def __init__(self, generation: Generation, created: float, model: str, body: Generate) -> None:
         self.id, self.created, self.model = generation.request_id, int(created), model
-        self.include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        # OpenAI: with include_usage, every chunk but the last has a null there
-        self.no_usage = None if self.include_usage else UNSET
+        options = body.stream_options or StreamOptions()
+        self.include_usage = options.include_usage
+        self._continuous = options.include_usage and options.continuous_usage_stats
+        self._generation = generation
+
+    @property
+    def usage_so_far(self) -> Usage | UnsetType | None:
+        """What a chunk says about usage. OpenAI: with ``include_usage``, null in every chunk but the last."""
+        if self._continuous:
+            return usage(self._generation)
+        return None if self.include_usage else UNSET
 
 
 class _Completion(_Answer):
@@ -133,7 +153,7 @@ class _Completion(_Answer):
         if self._echoed and self._echoed[index]:
             text, self._echoed[index] = self._echoed[index] + text, ""
         choice = answers.CompletionChoice(index, text, finish, stop)
-        return event(answers.Completion(self.id, self.created, self.model, [choice], usage=self.no_usage))
+        return event(answers.Completion(self.id, self.created, self.model, [choice], usage=self.usage_so_far))
 
     def usage_chunk(self, total: Usage) -> bytes:
         return event(answers.Completion(self.id, self.created, self.model, [], usage=total))
@@ -165,7 +185,7 @@ class _Chat(_Answer):
         return events
 
     def _event(self, choice: answers.ChunkChoice) -> bytes:
-        return event(answers.ChatChunk(self.id, self.created, self.model, [choice], usage=self.no_usage))
+        return event(answers.ChatChunk(self.id, self.created, self.model, [choice], usage=self.usage_so_far))
 
     def usage_chunk(self, total: Usage) -> bytes:
         return event(answers.ChatChunk(self.id, self.created, self.model, [], usage=total))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 
@@ -31,6 +32,8 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
         sock = _bind(server.host, server.port)
     except OSError as error:
         return _refuse(f"cannot listen on port {server.port}: {error.strerror}; choose another --port")
+    # Nothing is running yet, so there is nothing to drain. The event loop replaces this handler.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Imported only now: probes can connect while this takes its half second.
     import uvloop
 

@@ -34,6 +34,18 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "reasoning_effort": (),
     "web_search_options": (),
     "verbosity": (),
+    # vLLM's
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "prompt_logprobs": (),
+    "truncate_prompt_tokens": (),
+    "spaces_between_special_tokens": (True,),
+    "return_tokens_as_token_ids": (False,),
+    "return_token_ids": (False,),
+    "include_reasoning": (True,),
+    "structured_outputs": (),
+    "documents": ([],),
+    "chat_template": (),
 }
 # Bookkeeping of OpenAI's own service; nothing about the answer depends on it.
 HARMLESS = frozenset(
@@ -64,6 +76,8 @@ class Body(BaseModel):
 
 class StreamOptions(Body):
     include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: bool = False  # padding against traffic analysis, at the server's choice
 
 
 def _stop_list(value: Any) -> list[str]:

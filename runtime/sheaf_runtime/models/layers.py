@@ -1,6 +1,6 @@
 """The layers a decoder is built of. They hold plain tensors: nothing here is ever trained.
 
-Legend: T tokens of the step, Q query heads, K key/value heads, D head size, H = D/2, C channels.
+Legend: T tokens of the step, Q query heads, K key/value heads, N = Q + 2K, D head size, C channels.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ PACK_FOR_ROWS = 512
 class Attention(Protocol):
     """What a model needs of the worker: paged attention over all requests of the step."""
 
-    def write_kv(
-        self, layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cos_TH: Tensor, sin_TH: Tensor
-    ) -> Tensor:
+    def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         """Rotate q and k, store k and v in the layer's pages, return the rotated q [T, Q, D]."""
         ...
 
@@ -111,11 +109,13 @@ class RMSNorm:
 
     def __init__(self, features: int, eps: float, *, dtype: torch.dtype, device: torch.device) -> None:
         self.weight = torch.empty(features, dtype=dtype, device=device)
-        self._eps = eps
+        self._eps = torch.full((1, 1), eps, device=device)
 
     def __call__(self, x_TC: Tensor) -> Tensor:
         x = x_TC.float()
-        scale = x.square().mean(-1, keepdim=True).add_(self._eps).rsqrt_()
+        # Few launches count more than few operations here: norm^2 / C + eps in one.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
         return (x * scale).to(x_TC.dtype).mul_(self.weight)
 
 
@@ -131,16 +131,17 @@ class Rope:
     def __init__(self, config: RopeConfig, head_dim: int, max_position: int, device: torch.device) -> None:
         inv_freq = rope_frequencies(config, head_dim)
         angles = torch.arange(max_position, dtype=torch.float32)[:, None] * inv_freq
-        self._cos = angles.cos().to(device)
-        self._sin = angles.sin().to(device)
+        cos, sin = angles.cos(), angles.sin()
+        self._cos = torch.cat((cos, cos), dim=-1).unsqueeze(1).to(device)
+        self._sin = torch.cat((-sin, sin), dim=-1).unsqueeze(1).to(device)
 
     def __call__(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, [T, H] each."""
+        """cos and sin as ``rotate`` wants them, [T, 1, D] each: both halves, sin negative in the first."""
         return self._cos[positions_T], self._sin[positions_T]
 
 
 def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
-    """Radians per position of each channel pair: [H]."""
+    """Radians per position of each channel pair: [D / 2]."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
     inv_freq = 1.0 / (config.theta**exponents)
     if config.kind == "linear":
@@ -155,13 +156,8 @@ def rope_frequencies(config: RopeConfig, head_dim: int) -> Tensor:
     return inv_freq
 
 
-def rotate(x_TND: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
-    """Rotate channel d with channel d + H of every head, in float32."""
-    half = x_TND.shape[-1] // 2
+def rotate(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    """Rotate channel d with channel d + D/2 of every head, in float32."""
     x = x_TND.float()
-    first, second = x[..., :half], x[..., half:]
-    cos, sin = cos_TH.unsqueeze(1), sin_TH.unsqueeze(1)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=y[..., half:]).addcmul_(first, sin)
-    return y.to(x_TND.dtype)
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return (x * cos_T1D).addcmul_(swapped, sin_T1D).to(x_TND.dtype)

@@ -35,11 +35,10 @@ class DecoderLayer:
         self.gate_up = linear(hidden, 2 * inner, config.mlp_bias)
         self.down = linear(inner, hidden, config.mlp_bias)
 
-    def __call__(self, x_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, attention: Attention) -> Tensor:
+    def __call__(self, x_TC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attention: Attention) -> Tensor:
         heads, kv_heads = self._heads, self._kv_heads
         qkv = self.qkv(self.input_norm(x_TC)).view(-1, heads + 2 * kv_heads, self._head_dim)
-        q, k, v = qkv[:, :heads], qkv[:, heads:-kv_heads], qkv[:, -kv_heads:]
-        q = attention.write_kv(self._index, q, k, v, cos_TH, sin_TH)
+        q = attention.write_kv(self._index, qkv, cos_T1D, sin_T1D)
         attended = attention.attend(self._index, q).view(-1, heads * self._head_dim)
         x_TC = self.output(attended, x_TC)
         return self.down(swiglu(self.gate_up(self.mlp_norm(x_TC))), x_TC)

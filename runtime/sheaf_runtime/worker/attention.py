@@ -63,17 +63,16 @@ class TorchAttention:
         self._written = self._on_device(rows.reshape(-1))
         self._groups = [self._group(inputs, start, stop) for start, stop in self._partition(inputs)]
 
-    def write_kv(
-        self, layer: int, q_TQD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cos_TH: Tensor, sin_TH: Tensor
-    ) -> Tensor:
+    def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         keys, values = self._slots[layer]
-        keys.index_copy_(0, self._written, rotate(k_TKD, cos_TH, sin_TH).view(-1, self._head_dim))
-        values.index_copy_(0, self._written, v_TKD.reshape(-1, self._head_dim))
-        return rotate(q_TQD, cos_TH, sin_TH)
+        qk = rotate(qkv_TND[:, : -self._kv_heads], cos_T1D, sin_T1D)
+        keys.index_copy_(0, self._written, qk[:, -self._kv_heads :].reshape(-1, self._head_dim))
+        values.index_copy_(0, self._written, qkv_TND[:, -self._kv_heads :].reshape(-1, self._head_dim))
+        return qk[:, : -self._kv_heads]
 
     def attend(self, layer: int, q_TQD: Tensor) -> Tensor:
         keys, values = self._pages[layer]
-        out_TQD = torch.empty_like(q_TQD)
+        out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
         for group in self._groups:
             self._attend_group(group, q_TQD, keys, values, out_TQD)
         return out_TQD

@@ -4,7 +4,6 @@ import asyncio
 import functools
 import json
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import grpc
 from sheaf_e2e.cri import proto
 from sheaf_e2e.cri.runtime import Container, NotFound, Pod, Refused, Runtime, State
-from sheaf_e2e.cri.usage import Usage, measure
+from sheaf_e2e.cri.stats import container_stats, pod_stats
 
 pb, rpc = proto.load()
 log = logging.getLogger("cri.service")
@@ -267,15 +266,13 @@ class RuntimeService(rpc.RuntimeServiceServicer):  # type: ignore[name-defined,m
 
     @answers
     async def ContainerStats(self, request: Any) -> Any:
-        return pb.ContainerStatsResponse(
-            stats=_container_stats(self._runtime.container(request.container_id))
-        )
+        return pb.ContainerStatsResponse(stats=container_stats(self._runtime.container(request.container_id)))
 
     @answers
     async def ListContainerStats(self, request: Any) -> Any:
         wanted = request.filter
         stats = [
-            _container_stats(container)
+            container_stats(container)
             for container in self._runtime.containers.values()
             if container.state is State.RUNNING
             and wanted.id in ("", container.id)
@@ -286,13 +283,13 @@ class RuntimeService(rpc.RuntimeServiceServicer):  # type: ignore[name-defined,m
 
     @answers
     async def PodSandboxStats(self, request: Any) -> Any:
-        return pb.PodSandboxStatsResponse(stats=_pod_stats(self._runtime.pod(request.pod_sandbox_id)))
+        return pb.PodSandboxStatsResponse(stats=pod_stats(self._runtime.pod(request.pod_sandbox_id)))
 
     @answers
     async def ListPodSandboxStats(self, request: Any) -> Any:
         wanted = request.filter
         stats = [
-            _pod_stats(pod)
+            pod_stats(pod)
             for pod in self._runtime.pods.values()
             if wanted.id in ("", pod.id) and matches(wanted.label_selector, pod.config.labels)
         ]
@@ -314,56 +311,3 @@ def _pod_state(pod: Pod) -> Any:
 
 def _image_spec(container: Container) -> Any:
     return pb.ImageSpec(image=container.config.image.user_specified_image or container.image.name)
-
-
-def _usage(container: Container) -> Usage:
-    running = container.state is State.RUNNING and container.process
-    return measure(container.process.pid) if running and container.process else Usage()
-
-
-def _cpu(usage: Usage, now: int) -> Any:
-    return pb.CpuUsage(timestamp=now, usage_core_nano_seconds=pb.UInt64Value(value=usage.cpu_ns))
-
-
-def _memory(usage: Usage, now: int, limit: int) -> Any:
-    return pb.MemoryUsage(
-        timestamp=now,
-        working_set_bytes=pb.UInt64Value(value=usage.resident_bytes),
-        usage_bytes=pb.UInt64Value(value=usage.resident_bytes),
-        rss_bytes=pb.UInt64Value(value=usage.anonymous_bytes),
-        available_bytes=pb.UInt64Value(value=max(0, limit - usage.anonymous_bytes)) if limit else None,
-    )
-
-
-def _container_stats(container: Container) -> Any:
-    usage, now = _usage(container), time.time_ns()
-    return pb.ContainerStats(
-        attributes=pb.ContainerAttributes(
-            id=container.id,
-            metadata=container.config.metadata,
-            labels=container.config.labels,
-            annotations=container.config.annotations,
-        ),
-        cpu=_cpu(usage, now),
-        memory=_memory(usage, now, container.memory_limit),
-    )
-
-
-def _pod_stats(pod: Pod) -> Any:
-    usage, now = sum((_usage(each) for each in pod.containers.values()), Usage()), time.time_ns()
-    return pb.PodSandboxStats(
-        attributes=pb.PodSandboxAttributes(
-            id=pod.id,
-            metadata=pod.config.metadata,
-            labels=pod.config.labels,
-            annotations=pod.config.annotations,
-        ),
-        linux=pb.LinuxPodSandboxStats(
-            cpu=_cpu(usage, now),
-            memory=_memory(usage, now, 0),
-            process=pb.ProcessUsage(timestamp=now, process_count=pb.UInt64Value(value=usage.processes)),
-            containers=[
-                _container_stats(each) for each in pod.containers.values() if each.state is State.RUNNING
-            ],
-        ),
-    )

@@ -100,6 +100,13 @@ class Api:
         document = answer.json()
         return [{"apiVersion": api_version, "kind": kind, **item} for item in document["items"]]
 
+    def create(self, manifest: Object) -> Object:
+        """Create an object; one of that name must not exist. Costs the API server less than ``apply``."""
+        path = self.path(
+            manifest["apiVersion"], manifest["kind"], manifest["metadata"].get("namespace")
+        )
+        return dict(self.request("POST", path, json=manifest).json())
+
     def apply(self, manifest: Object, *, field_manager: str = _FIELD_MANAGER) -> Object:
         """Create or update by server-side apply, taking over fields of other managers; returns the object."""
         metadata = manifest["metadata"]

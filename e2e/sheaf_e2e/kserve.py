@@ -52,7 +52,7 @@ def install(api: Api, binaries: Binaries) -> None:
     for definition in definitions:
         definition.pop("status", None)
         definition["metadata"].pop("creationTimestamp", None)
-        api.apply(definition)
+        api.create(definition)
     api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     api.apply(
         {

@@ -68,7 +68,9 @@ def _kubelet_config(folder: Path, socket: Path) -> Object:
         "podLogsDir": str(folder / "pod-logs"),
         "volumePluginDir": str(folder / "volume-plugins"),
         "staticPodPath": "",
-        "clusterDNS": [],
+        # No name server runs; this address refuses at once, where none at all would mean a warning per pod.
+        "clusterDNS": [NODE_IP],
+        "clusterDomain": "cluster.local",
         "resolvConf": "",
         "cgroupsPerQOS": False,
         "enforceNodeAllocatable": [],

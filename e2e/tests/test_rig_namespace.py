@@ -1,4 +1,4 @@
-"""The namespace under the local cluster: rootless, private, and gone without trace, however its owner ends."""
+"""The namespace under the local cluster: rootless, private, gone without trace however its owner ends."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ def test_connections_are_carried_in_with_half_close(launcher: Launcher) -> None:
 
     def converse() -> bytes:
         received = bytearray()
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-            try:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
                 for start in range(0, len(payload), 1 << 14):
                     connection.sendall(payload[start : start + (1 << 14)])
                     # Read as we go: the echo stops reading when nobody takes its answers.
@@ -154,8 +154,8 @@ def test_connections_are_carried_in_with_half_close(launcher: Launcher) -> None:
                 connection.shutdown(socket.SHUT_WR)
                 while data := connection.recv(1 << 16):
                     received.extend(data)
-            except ConnectionError:
-                return b""  # not listening yet
+        except ConnectionError:
+            return b""  # not listening yet
         return bytes(received)
 
     for _ in range(3):

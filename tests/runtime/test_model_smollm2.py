@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +59,35 @@ def llm(request: pytest.FixtureRequest, smollm2: Path) -> Iterator[LLM]:
         yield llm
 
 
+Reference = Callable[[list[int]], torch.Tensor]
+
+
 @pytest.fixture(scope="module")
-def reference(smollm2: Path) -> Any:
+def reference(smollm2: Path) -> Reference:
+    """Logits of a text's last MAX_TOKENS + 1 positions by transformers; equal texts are computed once."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    known: dict[tuple[int, ...], torch.Tensor] = {}
+
+    @torch.inference_mode()
+    def logits(tokens: list[int]) -> torch.Tensor:
+        key = tuple(tokens)
+        if key not in known:
+            known[key] = model(torch.tensor([tokens]), logits_to_keep=MAX_TOKENS + 1).logits[0]
+        return known[key]
+
+    return logits
 
 
-def assert_greedy(reference: Any, prompt: list[int], output: list[int]) -> None:
+def assert_greedy(reference: Reference, prompt: list[int], output: list[int]) -> None:
     """Every token is the reference's choice after the tokens before it.
 
     One forward over the whole text asks the same as token-by-token generation: as long as all
     choices agree, the texts do.
     """
     assert len(output) == MAX_TOKENS
-    with torch.inference_mode():
-        logits = reference(torch.tensor([prompt + output])).logits[0, len(prompt) - 1 : -1]
+    logits = reference(prompt + output)[-MAX_TOKENS - 1 : -1]
     best = logits.max(dim=-1).values
     lost = best - logits.gather(1, torch.tensor(output)[:, None]).squeeze(1)
     assert lost.max() < GAP, (
@@ -82,13 +95,13 @@ def assert_greedy(reference: Any, prompt: list[int], output: list[int]) -> None:
     )
 
 
-def test_all_at_once(llm: LLM, reference: Any) -> None:
+def test_all_at_once(llm: LLM, reference: Reference) -> None:
     listed = prompts(llm)
     for prompt, completion in zip(listed, llm.generate(listed, PARAMS), strict=True):
         assert_greedy(reference, prompt, completion.token_ids)
 
 
-def test_alone(llm: LLM, reference: Any, request: pytest.FixtureRequest) -> None:
+def test_alone(llm: LLM, reference: Reference, request: pytest.FixtureRequest) -> None:
     """Half of the prompts at each depth, to save time."""
     depth = int("depth-1" in request.node.name)
     for prompt in prompts(llm)[depth::2]:
@@ -96,7 +109,7 @@ def test_alone(llm: LLM, reference: Any, request: pytest.FixtureRequest) -> None
         assert_greedy(reference, prompt, completion.token_ids)
 
 
-def test_a_tiny_pool_that_forces_preemption(smollm2: Path, reference: Any) -> None:
+def test_a_tiny_pool_that_forces_preemption(smollm2: Path, reference: Reference) -> None:
     with LLM(
         str(smollm2),
         dtype="float32",

@@ -103,6 +103,7 @@ def test_a_full_queue_is_429(folder: Path, tmp_path: Path) -> None:
     ("fake", "flags", "reason"),
     [
         ({"exit_at_step": 3}, (), "the engine core has died: exit status 7"),
+        ({"garble_at_step": 3}, (), "the engine core sent what is no message"),
         ({"fail_at_step": 3}, (), "the engine core failed: the device is on fire"),
         ({"hang_at_step": 3}, ("--stall-timeout", "0.5"), "made no progress"),
     ],

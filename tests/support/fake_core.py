@@ -45,6 +45,7 @@ class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     fail_at_step: int | None = None
     exit_at_step: int | None = None
     hang_at_step: int | None = None
+    garble_at_step: int | None = None
     log: str | None = None  # a file that gets one line per request added or aborted
 
 
@@ -98,6 +99,8 @@ class FakeCore:
         self.steps += 1
         if self.steps == self.faults.hang_at_step:
             time.sleep(3600)
+        if self.steps == self.faults.garble_at_step:
+            self.socket.send_multipart((self.client, b"\xc1 no message"))
         if self.steps == self.faults.exit_at_step:
             os._exit(7)
         if self.steps == self.faults.fail_at_step:

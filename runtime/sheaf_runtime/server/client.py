@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
+import msgspec
 import zmq
 
 from sheaf_runtime.protocol.messages import (
@@ -201,7 +202,11 @@ class EngineClient:
             self._handle(frame)
 
     def _handle(self, frame: bytes) -> None:
-        message = decode_core.decode(frame)
+        try:
+            message = decode_core.decode(frame)
+        except msgspec.DecodeError as error:
+            self.fail(f"the engine core sent what is no message: {error}")
+            return
         if self.failure is not None:
             return
         if isinstance(message, StepOutput):

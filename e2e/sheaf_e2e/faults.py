@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+
 from sheaf_e2e import kserve
 from sheaf_e2e.api import Object
 from sheaf_e2e.cluster import OPERATOR, OPERATOR_LABELS, OPERATOR_NAMESPACE
@@ -38,6 +39,16 @@ class Faults:
     def kill_pod(self, pod: str, namespace: str = "default", *, number: int = signal.SIGKILL) -> None:
         """Signal every process of the pod's containers; the kubelet restarts them by its rules."""
         self._signal_pod(pod, namespace, number)
+
+    def signal_process(self, pod: str, match: str, number: int, namespace: str = "default") -> None:
+        """Signal only those of the pod's processes that have ``match`` in their command line.
+
+        Raises LookupError if there is none.
+        """
+        pids = self._pids(pod, namespace)
+        found = [self._launcher.call("signal_tree", pid=p, number=number, match=match) for p in pids]
+        if not any(found):
+            raise LookupError(f"no process of pod {namespace}/{pod} has {match!r} in its command line")
 
     def freeze_pod(self, pod: str, namespace: str = "default") -> None:
         """Stop the pod's processes where they are: connections stay open and nobody answers."""

@@ -128,20 +128,26 @@ class Supervisor:
             return None
         return child.returncode
 
-    def call_signal_tree(self, _: list[int], pid: int, number: int) -> None:
-        """Signal a process and all below it, parents first."""
+    def call_signal_tree(self, _: list[int], pid: int, number: int, match: str = "") -> int:
+        """Signal a process and all below it, parents first; of these only the ones with ``match`` in their
+        command line. Returns how many there were.
+        """
         children: dict[int, list[int]] = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):  # ended while we look
                     parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                     children.setdefault(parent, []).append(int(entry.name))
-        pending = [pid]
+        pending, signalled = [pid], 0
         while pending:
             current = pending.pop(0)
             pending += children.get(current, [])
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(current, number)
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                command = Path(f"/proc/{current}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if match in command:
+                    os.kill(current, number)
+                    signalled += 1
+        return signalled
 
     async def call_forward(self, descriptors: list[int], host: str, port: int) -> None:
         """Carry each connection accepted on the passed listening socket to ``host:port`` in here."""

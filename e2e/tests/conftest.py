@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from model_folders import byte_level, write_folder
 from sheaf_e2e.cluster import Cluster, open_cluster
 from sheaf_e2e.faults import Faults
 from sheaf_e2e.local import LocalCluster
 from sheaf_e2e.model import demo_model
+from tiny_llama import write_tiny_llama
 
 LOGS = Path(__file__).resolve().parents[2] / ".run" / "e2e-logs"
 
@@ -61,6 +63,17 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
 def model_folder() -> Path:
     """The demo model, fetched and converted once into the cache."""
     return demo_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of a few thousand random weights, 16384 tokens long: for what does not need sense."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = byte_level()
+    write_folder(folder, tokenizer)
+    write_tiny_llama(folder, vocab_size=tokenizer.get_vocab_size(), max_len=16384)
+    folder.chmod(0o755)  # pods run as another user
+    return folder
 
 
 @pytest.fixture

@@ -1,0 +1,201 @@
+"""One LLMDeployment in a cluster as a test looks at it: its status, its replicas, its pods, its URL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+from typing import Any
+
+from sheaf_e2e.api import Object
+from sheaf_e2e.cluster import Cluster
+from sheaf_e2e.waiting import wait_until
+
+API = "sheaf.dev/v1alpha1"
+KIND = "LLMDeployment"
+LABEL = "sheaf.dev/deployment"
+
+
+def manifest(
+    name: str, namespace: str, uri: str, max_model_len: int, *extra_args: str, **spec: Any
+) -> Object:
+    """An LLMDeployment on CPU with a small request, so that several replicas fit a small machine."""
+    return {
+        "apiVersion": API,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "model": {"uri": uri},
+            "engine": {"maxModelLen": max_model_len, "extraArgs": list(extra_args)},
+            "accelerator": {"count": 0},
+            "resources": {"cpu": "250m", "memory": "2Gi"},
+            "termination": {"drainTimeoutSeconds": 30},
+            **spec,
+        },
+    }
+
+
+def scaling(status: Object) -> Object:
+    """``status.autoscaling`` of an object's status, empty before the first decision."""
+    found: Object = status.get("autoscaling", {})
+    return found
+
+
+def is_ready(pod: Object) -> bool:
+    conditions = pod["status"].get("conditions") or []
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+
+class Deployed:
+    """Waits watch; each raises TimeoutError that says what was awaited, with the last status."""
+
+    def __init__(self, cluster: Cluster, resource: Object) -> None:
+        self.cluster = cluster
+        self.name = str(resource["metadata"]["name"])
+        self.namespace = str(resource["metadata"]["namespace"])
+        cluster.api.apply(resource)
+
+    # The resource itself
+
+    def get(self) -> Object:
+        return self.cluster.api.get(API, KIND, self.name, self.namespace)
+
+    def patch(self, spec: Object) -> int:
+        """Merge into the spec, as a user would; returns the new generation."""
+        patched = self.cluster.api.patch(API, KIND, self.name, {"spec": spec}, self.namespace)
+        return int(patched["metadata"]["generation"])
+
+    def wait(self, judge: Callable[[Object], Any], describe: str, timeout: float = 60) -> Any:
+        """What ``judge(status)`` says once that is truthy."""
+        try:
+            return self.cluster.api.wait_for(
+                API,
+                KIND,
+                lambda objects: next((r for o in objects if (r := judge(o.get("status", {})))), None),
+                namespace=self.namespace,
+                name=self.name,
+                timeout=timeout,
+                describe=f"{self.name}: {describe}",
+            )
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.cluster.describe(self.namespace)}") from None
+
+    def wait_limiting(self, limiting: str, timeout: float = 60) -> Object:
+        """``status.autoscaling`` once it names ``limiting``."""
+        found: Object = self.wait(
+            lambda s: scaling(s).get("limiting") == limiting and scaling(s), f"limited by {limiting}", timeout
+        )
+        return found
+
+    def wait_ready(self, replicas: int, timeout: float = 180) -> None:
+        """Until this many pods serve and no other is wanted; pods that drain may still be there."""
+        self.wait(
+            lambda s: s.get("readyReplicas") == replicas == s.get("replicas"),
+            f"{replicas} replicas serve",
+            timeout,
+        )
+
+    # What belongs to it
+
+    @property
+    def url(self) -> str:
+        """Of the Service, without ``/v1``. Known once KServe has made the Service."""
+        service = f"{self.name}-predictor"
+        wait_until(
+            lambda: self.cluster.api.find("v1", "Service", service, self.namespace), 60, f"Service {service}"
+        )
+        return self.cluster.url(service, self.namespace)
+
+    def deployment(self) -> Object | None:
+        return self.cluster.api.find("apps/v1", "Deployment", f"{self.name}-predictor", self.namespace)
+
+    def pods(self) -> list[Object]:
+        """Pods that have not been told to go, oldest first."""
+        labels = f"{LABEL}={self.name}"
+        found = self.cluster.api.list_objects("v1", "Pod", self.namespace, labels=labels)
+        live = [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+        return sorted(live, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+
+    def pod_names(self) -> list[str]:
+        return [pod["metadata"]["name"] for pod in self.pods()]
+
+    def wait_pod(self, pod: str, judge: Callable[[Object], Any], describe: str, timeout: float = 120) -> Any:
+        """What ``judge(pod)`` says once that is truthy."""
+        return self.cluster.api.wait_for(
+            "v1",
+            "Pod",
+            lambda pods: next((r for p in pods if (r := judge(p))), None),
+            namespace=self.namespace,
+            name=pod,
+            timeout=timeout,
+            describe=f"pod {pod}: {describe}",
+        )
+
+    def wait_gone(self, pod: str, timeout: float = 120) -> None:
+        self.cluster.api.wait_for(
+            "v1",
+            "Pod",
+            lambda pods: not pods,
+            namespace=self.namespace,
+            name=pod,
+            timeout=timeout,
+            describe=f"pod {pod} is gone",
+        )
+
+    def left(self) -> list[str]:
+        """KIND/NAME of everything in the namespace that this LLMDeployment brought there."""
+        kinds = {
+            "apps/v1": ("Deployment", "ReplicaSet"),
+            "v1": ("Pod", "Service"),
+            "serving.kserve.io/v1beta1": ("InferenceService",),
+            "serving.kserve.io/v1alpha1": ("ServingRuntime",),
+            API: (KIND,),
+            "autoscaling/v2": ("HorizontalPodAutoscaler",),
+            "networking.k8s.io/v1": ("Ingress",),
+        }
+        return [
+            f"{kind}/{obj['metadata']['name']}"
+            for version, names in kinds.items()
+            for kind in names
+            for obj in self.cluster.api.list_objects(version, kind, self.namespace)
+            if obj["metadata"]["name"].startswith(self.name)
+        ]
+
+    @contextmanager
+    def replica_counts(self) -> Iterator[list[int]]:
+        """Every value that the Deployment's ``spec.replicas`` takes inside the block, in order."""
+        seen: list[int] = []
+        stop, started = Event(), Event()
+
+        def follow() -> None:
+            while not stop.is_set():
+                for objects in self.cluster.api.watch(
+                    "apps/v1",
+                    "Deployment",
+                    self.namespace,
+                    name=f"{self.name}-predictor",
+                    timeout=1,
+                ):
+                    for count in (int(o["spec"]["replicas"]) for o in objects):
+                        if seen[-1:] != [count]:
+                            seen.append(count)
+                    started.set()
+
+        thread = Thread(target=follow, daemon=True)
+        thread.start()
+        started.wait(30)
+        try:
+            yield seen
+        finally:
+            stop.set()
+            thread.join(30)
+
+
+def evict(cluster: Cluster, pod: str, namespace: str) -> None:
+    """What ``kubectl drain`` does to each pod."""
+    eviction = {
+        "apiVersion": "policy/v1",
+        "kind": "Eviction",
+        "metadata": {"name": pod, "namespace": namespace},
+    }
+    cluster.api.request("POST", cluster.api.path("v1", "Pod", namespace, pod) + "/eviction", json=eviction)

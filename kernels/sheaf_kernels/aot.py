@@ -28,7 +28,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sheaf_kernels import paged_decode, paged_prefill, rms_norm, rope_kv_write, swiglu
+from sheaf_kernels import paged_decode, paged_prefill, rms_norm, rope_kv_write, sample, swiglu
 from sheaf_kernels.numerics import INTERPRETED, next_power_of_2
 
 ARCHS = (80, 90, 100)
@@ -122,7 +122,8 @@ def paged_prefill_variants() -> Iterator[Variant]:
             {
                 "q_ptr": p, "k_cache_ptr": p, "v_cache_ptr": p, "block_table_ptr": "*i32",
                 "query_start_ptr": "*i32", "context_len_ptr": "*i32", "out_ptr": p,
-                "q_stride": "i32", "out_stride": "i32", "block_table_stride": "i32", "num_seqs": "i32", "scale_log2": "fp32",
+                "q_stride": "i32", "out_stride": "i32", "block_table_stride": "i32",
+                "num_seqs": "i32", "scale_log2": "fp32",
             },
             {
                 "Q": q, "K": k, "B": page, "D": d, "MIN_QUERY_LEN": 2, "BLOCK_D": next_power_of_2(d),
@@ -134,7 +135,10 @@ def paged_prefill_variants() -> Iterator[Variant]:
 
 
 def rope_kv_write_variants() -> Iterator[Variant]:
-    for dtype, d, page in product(POINTER, (64, 96, 128), (16, 32, 64)):
+    for dtype, d, page in [
+        *product(POINTER, (64, 96, 128), (16,)),
+        *product([torch.bfloat16], [128], (32, 64)),
+    ]:
         p = POINTER[dtype]
         yield Variant(
             rope_kv_write.rope_kv_write_kernel, f"{SHORT[dtype]} Q32 K8 D{d} page {page}",
@@ -177,12 +181,30 @@ def row_variants() -> Iterator[Variant]:
         )  # fmt: skip
 
 
+def sample_variants() -> Iterator[Variant]:
+    for dtype, vocab in product(POINTER, (32000, 49152, 128256, 151936)):
+        yield Variant(
+            sample.sample_kernel, f"{SHORT[dtype]} V{vocab}",
+            {
+                "logits_ptr": POINTER[dtype], "temperature_ptr": "*fp32", "top_k_ptr": "*i32",
+                "top_p_ptr": "*fp64",
+                "seed_ptr": "*i64", "position_ptr": "*i64", "token_ptr": "*i64", "logits_stride": "i32",
+            },
+            {
+                "V": vocab, "BLOCK_V": sample.MAX_BLOCK_V, "BITS": sample.DIGIT_BITS,
+                "num_warps": sample.NUM_WARPS,
+            },
+            dtype == torch.bfloat16 and vocab == 128256,
+        )  # fmt: skip
+
+
 def all_variants() -> list[Variant]:
     return [
         *paged_decode_variants(),
         *paged_prefill_variants(),
         *rope_kv_write_variants(),
         *row_variants(),
+        *sample_variants(),
     ]
 
 

@@ -197,7 +197,7 @@ def merge_kernel(
 def launch_options(dtype: torch.dtype) -> dict[str, int | str]:
     """Tile of keys, warps, stages. Three stages prefetch the block table too; float32 is not for speed."""
     if dtype == torch.float32:
-        return {"BLOCK_N": 32, "PRECISION": "ieee", "num_warps": 4, "num_stages": 2}
+        return {"BLOCK_N": 32, "PRECISION": "ieee", "num_warps": 8, "num_stages": 2}
     return {"BLOCK_N": 64, "PRECISION": "tf32", "num_warps": 4, "num_stages": 3}
 
 

@@ -149,7 +149,7 @@ def paged_prefill_kernel(
 def launch_options(dtype: torch.dtype) -> dict[str, int | str]:
     """Tile, warps, stages. 128 rows compile to wgmma on sm_90; float32 is for checks, not speed."""
     if dtype == torch.float32:
-        return {"BLOCK_M": 64, "BLOCK_N": 32, "PRECISION": "ieee", "num_warps": 8, "num_stages": 2}
+        return {"BLOCK_M": 32, "BLOCK_N": 16, "PRECISION": "ieee", "num_warps": 8, "num_stages": 2}
     return {"BLOCK_M": 128, "BLOCK_N": 64, "PRECISION": "tf32", "num_warps": 8, "num_stages": 3}
 
 

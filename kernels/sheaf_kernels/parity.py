@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sheaf_kernels import paged_decode, paged_prefill, rms_norm, rope_kv_write, swiglu
+from sheaf_kernels import paged_decode, paged_prefill, rms_norm, rope_kv_write, sample, swiglu
 
 # (rtol, atol): |kernel - reference| <= atol + rtol * |reference|, for inputs of unit variance.
 TOLERANCE = {
@@ -209,3 +209,53 @@ def check_swiglu(
     gen = torch.Generator().manual_seed(seed)
     gate_up = (3.0 * torch.randn(tokens, 2 * channels, generator=gen)).to(device, dtype)
     assert_close("swiglu", op.swiglu(gate_up), swiglu.swiglu_reference(gate_up))
+
+
+def check_sample(
+    rows: int,
+    vocab: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    op: ModuleType = sample,
+    seed: int = 0,
+) -> None:
+    """Tokens must be equal: rounding moves about one draw in a million, and seeds are fixed."""
+    x = sample_inputs(rows, vocab, dtype, device, seed)
+    got, want = op.sample(*x), sample.sample_reference(*x)
+    wrong = (got != want).nonzero().flatten().tolist()
+    described = [(s, int(got[s]), int(want[s]), *(float(v[s]) for v in x[1:4])) for s in wrong[:5]]
+    if wrong:
+        raise AssertionError(
+            f"sample: {len(wrong)} of {rows} rows differ; "
+            f"(row, got, want, temperature, top_k, top_p): {described}"
+        )
+
+
+# (temperature, top_k, top_p)
+SAMPLING = [
+    (0.0, 0, 1.0), (1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 1000000, 1.0), (1.0, 1, 1.0), (1.0, 3, 1.0),
+    (2.0, 5, 1.0), (1.0, 0, 0.5), (2.0, 0, 0.9), (0.7, 0, 1e-6), (2.0, 3, 0.6), (1.0, 5, 0.3), (1.0, 2, 1e-6),
+]  # fmt: skip
+
+
+def sample_inputs(
+    rows: int, vocab: int, dtype: torch.dtype, device: torch.device | str, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Arguments of ``sample``: every entry of SAMPLING, on rows of which some are full of ties, some are
+    negative throughout; some tokens are banned. Logits are close to each other, so that a wrong set of tokens
+    draws a wrong token.
+    """
+    gen = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, vocab, generator=gen)
+    logits[::3] = logits[::3].round()
+    logits[1::4] -= 6.0
+    logits[:, 2::7] = -torch.inf
+    params = [SAMPLING[s % len(SAMPLING)] for s in range(rows)]
+    return (
+        logits.to(device, dtype),
+        torch.tensor([t for t, _, _ in params], dtype=torch.float32, device=device),
+        torch.tensor([k for _, k, _ in params], dtype=torch.int32, device=device),
+        torch.tensor([p for _, _, p in params], dtype=torch.float64, device=device),
+        torch.randint(-(2**63), 2**63 - 1, (rows,), generator=gen).to(device),
+        (torch.arange(rows) * 37).to(device),
+    )

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from sheaf_kernels import paged_decode, paged_prefill, paging, rms_norm, rope_kv_write, swiglu
+from sheaf_kernels import paged_decode, paged_prefill, paging, rms_norm, rope_kv_write, sample, swiglu
 from sheaf_kernels.parity import (
     AttentionCase,
     RopeCase,
@@ -22,6 +22,7 @@ from sheaf_kernels.parity import (
     check_paged_prefill,
     check_rms_norm,
     check_rope_kv_write,
+    check_sample,
     check_swiglu,
 )
 
@@ -49,6 +50,10 @@ def norm(op: ModuleType) -> None:
 
 def gated(op: ModuleType) -> None:
     check_swiglu(2, 70, F32, "cpu", op)
+
+
+def sampled(op: ModuleType) -> None:
+    check_sample(39, 12, F32, "cpu", op)
 
 
 def mutate(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
@@ -112,7 +117,7 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("slot off by one", paging, decode, "+ (tile + n) % B * D", "+ (tile + n + 1) % B * D"),
     ("first head read for all", paging, decode, "(page * K + kv_head)", "(page * K)"),
     ("heads swapped with slots", paging, decode, "(page * K + kv_head) * (B * D) + (tile + n) % B * D", "page * (K * B * D) + kv_head * D + (tile + n) % B * (K * D)"),
-    ("page off by one", paging, prefill, "tl.load(pages_ptr + (tile + n) // B,", "tl.load(pages_ptr + (tile + n) // B + 1,"),
+    ("page of a whole tile off by one", paging, prefill, "tl.load(pages_ptr + tile // B)", "tl.load(pages_ptr + tile // B + 1)"),
     ("queries turned backwards", rope_kv_write, rope, "round_to(x1 * cos - x2 * sin, q_ptr.dtype.element_ty)", "round_to(x1 * cos + x2 * sin, q_ptr.dtype.element_ty)"),
     ("second half of keys unrotated", rope_kv_write, rope, "round_to(x2 * cos + x1 * sin, k_cache_ptr.dtype.element_ty)", "round_to(x2, k_cache_ptr.dtype.element_ty)"),
     ("angle of another token", rope_kv_write, rope, "tl.load(cos_ptr + token * H", "tl.load(cos_ptr + 0 * H"),
@@ -124,6 +129,19 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("eps forgotten", rms_norm, norm, "/ C + eps", "/ C"),
     ("mean over the padded row", rms_norm, norm, "tl.sum(h * h, axis=0) / C", "tl.sum(h * h, axis=0) / BLOCK_C"),
     ("weight forgotten", rms_norm, norm, "round_to(weight * normed, dtype)", "round_to(normed, dtype)"),
+    ("seed not mixed", sample, sampled, "mix(mix(seed) + position)", "mix(seed + position)"),
+    ("position forgotten", sample, sampled, "mix(mix(seed) + position)", "mix(mix(seed))"),
+    ("temperature forgotten", sample, sampled, "scale = _LOG2_E / temperature", "scale = _LOG2_E * (temperature / temperature)"),
+    ("log2(e) forgotten", sample, sampled, "scale = _LOG2_E / temperature", "scale = 1.0 / temperature"),
+    ("one more than k", sample, sampled, "(top_k - 1).to(tl.float64)", "top_k.to(tl.float64)"),
+    ("top-p of everything", sample, sampled, "row_ptr, least, top_p * kept", "row_ptr, zero, top_p * kept"),
+    ("top-k lost to top-p", sample, sampled, "least = tl.maximum(least, low)", "least = low"),
+    ("negative logits in float order", sample, sampled, "(bits ^ ((bits >> 31) & 0x7FFFFFFF))", "bits"),
+    ("negative zero below zero", sample, sampled, "logit = tl.where(logit == 0.0, 0.0, logit)", "pass"),
+    ("ties to the highest id", sample, sampled, "(0xFFFFFFFF - v.to(tl.int64)).to(tl.uint64)", "(v.to(tl.int64)).to(tl.uint64)"),
+    ("always drawn by probability", sample, sampled, "by_id = (top_k == V) & (top_p >= 1.0)", "by_id = (top_k == V) & (top_p >= 2.0)"),
+    ("draw among everything", sample, sampled, "row_ptr, least, u * kept", "row_ptr, zero, u * kept"),
+    ("mass above forgotten", sample, sampled, "above += tl.sum(", "above += 0 * tl.sum("),
     ("gate and up swapped", swiglu, gated, "y = gate / (1.0 + tl.exp(-gate)) * up", "y = up / (1.0 + tl.exp(-up)) * gate"),
     ("sigmoid without the gate", swiglu, gated, "y = gate / (", "y = 1.0 / ("),
 ]  # fmt: skip
@@ -158,9 +176,10 @@ def test_parity_check_kills(
         (paged_prefill, prefill),
         (rope_kv_write, rope),
         (rms_norm, norm),
+        (sample, sampled),
         (swiglu, gated),
     ],
-    ids=["decode", "prefill", "rope", "norm", "swiglu"],
+    ids=["decode", "prefill", "rope", "norm", "sample", "swiglu"],
 )
 def test_parity_check_passes_the_original(module: ModuleType, check: Callable[[ModuleType], None]) -> None:
     check(module)

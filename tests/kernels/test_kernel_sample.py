@@ -1,0 +1,105 @@
+"""The sampling kernel against its reference, the sampler on CPU and the distribution it should draw from."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sheaf_kernels.parity import check_sample, sample_inputs
+from sheaf_kernels.sample import MAX_BLOCK_V, sample, sample_reference, uniform_reference
+from sheaf_runtime.worker.sampler import SamplingRows, uniform
+from sheaf_runtime.worker.sampler import sample as sample_on_cpu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_sample_matches_the_reference(dtype: torch.dtype) -> None:
+    check_sample(26, 200, dtype, "cpu")
+
+
+def test_two_bits_a_pass_as_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sheaf_kernels.sample.DIGIT_BITS", 2)
+    check_sample(13, 50, torch.float32, "cpu")
+
+
+def test_sample_over_several_blocks() -> None:
+    check_sample(13, 2 * MAX_BLOCK_V + 5, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("vocab", [4, 16, 17])
+def test_sample_from_small_vocabularies(vocab: int) -> None:
+    check_sample(13, vocab, torch.float32, "cpu")
+
+
+def test_randomness_is_the_cpu_samplers_to_the_bit() -> None:
+    seeds = [0, 1, 2**63 - 1, 2**64 - 1, 12345678901234567890]
+    positions = [0, 1, 7, 1000, 2**31]
+    wrapped = torch.tensor([s - (s >> 63 << 64) for s in seeds])
+    assert uniform_reference(wrapped, torch.tensor(positions)).tolist() == uniform(seeds, positions).tolist()
+
+
+def test_tokens_are_the_cpu_samplers() -> None:
+    # Without equal logits: which of them torch's top-k prefers is not specified.
+    logits, temperature, top_k, top_p, seed, position = sample_inputs(28, 200, torch.float32, "cpu")
+    logits = 3.0 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
+    rows = SamplingRows(
+        temperature=temperature.numpy(),
+        top_k=top_k.numpy().astype(np.int64),
+        top_p=top_p.numpy(),
+        uniform=uniform(seed.tolist(), position.tolist()),
+        banned=[],
+    )
+    want = sample_on_cpu(logits.clone(), rows)
+    assert sample(logits, temperature, top_k, top_p, seed, position).tolist() == want.tolist()
+
+
+CASES: list[tuple[dict[str, float], list[float]]] = [
+    ({}, [0.5, 0.25, 0.125, 0.125]),
+    ({"temperature": 0.5}, [0.727, 0.182, 0.0455, 0.0455]),
+    ({"top_k": 2}, [2 / 3, 1 / 3, 0, 0]),
+    ({"top_p": 0.6}, [2 / 3, 1 / 3, 0, 0]),
+    ({"top_p": 0.75}, [2 / 3, 1 / 3, 0, 0]),  # reached exactly: nothing more is kept
+    ({"top_p": 0.5}, [1, 0, 0, 0]),
+    ({"top_k": 3, "top_p": 0.8}, [2 / 3, 1 / 3, 0, 0]),  # of the 7/8 that top-k kept, 3/4 are 0.857
+    ({"top_k": 3}, [4 / 7, 2 / 7, 1 / 7, 0]),  # equal logits: the lower id is kept
+]
+
+
+def arguments(params: dict[str, float], count: int) -> tuple[torch.Tensor, ...]:
+    """``count`` positions of one seed, over probabilities that are exact in binary."""
+    return (
+        torch.tensor([[0.0, -1.0, -2.0, -2.0]]).mul(math.log(2)).expand(count, -1).contiguous(),
+        torch.full((count,), params.get("temperature", 1.0)),
+        torch.full((count,), int(params.get("top_k", 0)), dtype=torch.int32),
+        torch.full((count,), params.get("top_p", 1.0), dtype=torch.float64),
+        torch.full((count,), 7),
+        torch.arange(count),
+    )
+
+
+@pytest.mark.parametrize(("params", "want"), CASES, ids=str)
+def test_distribution(params: dict[str, float], want: list[float]) -> None:
+    count = 1000
+    tokens = sample_reference(*arguments(params, count))
+    got = (torch.bincount(tokens, minlength=4) / count).tolist()
+    assert got == pytest.approx(want, abs=4 * (0.25 / count) ** 0.5)
+    assert all(g == 0 for g, w in zip(got, want, strict=True) if w == 0)
+    # The kernel draws the same; the interpreter is too slow for a thousand rows of it.
+    assert sample(*arguments(params, 6)).tolist() == tokens[:6].tolist()
+
+
+def test_greedy_takes_the_lowest_of_equals() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, -1.0], [-2.0, -1.0, -1.0, -3.0]])
+    zeros = torch.zeros(2)
+    args = (zeros, zeros.int(), zeros.double() + 1, zeros.long(), zeros.long())
+    assert sample(logits, *args).tolist() == [1, 1]
+
+
+def test_wrong_arguments_are_named() -> None:
+    logits, *rest = sample_inputs(3, 10, torch.float32, "cpu")
+    with pytest.raises(TypeError, match="sample: top_p must be float64, got float32"):
+        sample(logits, rest[0], rest[1], rest[2].float(), rest[3], rest[4])
+    with pytest.raises(
+        ValueError, match=r"sample: seed must have shape \[S\] with S=3 from logits, got \(2,\)"
+    ):
+        sample(logits, rest[0], rest[1], rest[2], rest[3][:2], rest[4])
+    assert sample(logits[:0], *(r[:0] for r in rest)).shape == (0,)

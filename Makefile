@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export UV_SYSTEM_CERTS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lint format constraints crds manifests test model bench clean
+.PHONY: help env lint format constraints crds manifests test model cluster bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -42,6 +42,9 @@ model: env ## fetch and convert the demo model once, print its folder
 
 demo: env ## the whole story on this machine: cluster, model, tokens, 1 to 3 replicas and back (KEEP=1 stays up)
 	@PYTHONPATH=e2e:benchmarks python -m sheaf_e2e.demo $(if $(KEEP),--keep)
+
+cluster: env ## start the local cluster with the operator, print its kubeconfig and URLs, stay up until Ctrl-C
+	@PYTHONPATH=e2e python -m sheaf_e2e.cluster up
 
 bench: env ## our server against transformers on the demo model; writes benchmarks/results/cpu.json
 	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.model)"

@@ -102,9 +102,7 @@ class Api:
 
     def create(self, manifest: Object) -> Object:
         """Create an object; one of that name must not exist. Costs the API server less than ``apply``."""
-        path = self.path(
-            manifest["apiVersion"], manifest["kind"], manifest["metadata"].get("namespace")
-        )
+        path = self.path(manifest["apiVersion"], manifest["kind"], manifest["metadata"].get("namespace"))
         return dict(self.request("POST", path, json=manifest).json())
 
     def apply(self, manifest: Object, *, field_manager: str = _FIELD_MANAGER) -> Object:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
 from sheaf_e2e.api import Api
 from sheaf_e2e.binaries import Binaries
 from sheaf_e2e.launcher import Launcher
@@ -38,6 +39,7 @@ _CONTROLLERS = (
     "pod-garbage-collector-controller",
     "deployment-controller",
     "replicaset-controller",
+    "endpoints-controller",  # for the Service proxy of the API server itself
     "endpointslice-controller",
     "disruption-controller",
     "node-lifecycle-controller",
@@ -166,8 +168,6 @@ def _start_api_server(launcher: Launcher, binaries: Binaries, folder: Path) -> N
             "--shutdown-delay-duration=0s",
             "--v=0",
         ],
-        # Memory is there, processor time is not: let the heap grow before it is swept.
-        env={"GOGC": "200"},
     )
 
 

@@ -1,4 +1,4 @@
-"""Any cluster that the user has, through a kubeconfig: nothing is started but kubectl's proxies to it."""
+"""Any cluster that the user has, through a kubeconfig: nothing is started but ``kubectl proxy``."""
 
 from __future__ import annotations
 
@@ -13,22 +13,26 @@ from sheaf_e2e.cluster import Cluster, Report, to_stderr
 
 
 class ExternalCluster(Cluster):
-    """kubectl carries all requests, so every way to log in that it knows works here too."""
+    """kubectl carries all requests, so every way to log in that it knows works here too.
+
+    URLs lead through the API server, which spreads requests over a Service's pods; ``kubectl port-forward``
+    would pick one pod for all of them.
+    """
 
     def __init__(self, kubeconfig: Path, report: Report = to_stderr) -> None:
         super().__init__(report)
         if not kubeconfig.is_file():
             raise FileNotFoundError(f"there is no kubeconfig {kubeconfig}: set SHEAF_E2E_KUBECONFIG to one")
         self.kubeconfig = kubeconfig
-        self._proxies: list[subprocess.Popen[str]] = []
+        self._proxy: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         self.kubectl_program = shutil.which("kubectl") or find_or_build()["kubectl"]
         try:
-            self.api = Api(self._proxy(["proxy", "--port=0"]))
-            self.api.list_objects(
-                "serving.kserve.io/v1beta1", "InferenceService"
-            )  # fails clearly without KServe
+            self._proxy_url = self._start_proxy()
+            self.api = Api(self._proxy_url)
+            # Without KServe in it, this fails and says so.
+            self.api.list_objects("serving.kserve.io/v1beta1", "InferenceService")
         except BaseException:
             self.stop()
             raise
@@ -36,29 +40,25 @@ class ExternalCluster(Cluster):
     def stop(self) -> None:
         if hasattr(self, "api"):
             self.api.close()
-        for proxy in self._proxies:
-            proxy.terminate()
-            proxy.wait()
-            if proxy.stdout:
-                proxy.stdout.close()
-        self._proxies.clear()
+        if self._proxy is not None:
+            self._proxy.terminate()
+            self._proxy.communicate()
+            self._proxy = None
 
-    def _proxy(self, arguments: list[str]) -> str:
+    def _start_proxy(self) -> str:
         """Start a kubectl that listens on 127.0.0.1 until ``stop``; returns its URL."""
-        proxy = subprocess.Popen(
-            [self.kubectl_program, f"--kubeconfig={self.kubeconfig}", *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
+        arguments = [f"--kubeconfig={self.kubeconfig}", "proxy", "--port=0"]
+        self._proxy = subprocess.Popen(
+            [self.kubectl_program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        self._proxies.append(proxy)
-        assert proxy.stdout is not None
-        for line in proxy.stdout:
-            if match := re.search(r"127\.0\.0\.1:(\d+)", line):
-                return f"http://127.0.0.1:{match[1]}"
-        raise RuntimeError(f"kubectl {' '.join(arguments)} ended with code {proxy.wait()}")
+        assert self._proxy.stdout is not None
+        first = self._proxy.stdout.readline()
+        if match := re.search(r"127\.0\.0\.1:\d+", first):
+            return f"http://{match[0]}"
+        raise RuntimeError(f"kubectl proxy: {first}{self._proxy.stdout.read()}")
 
     def _forward(self, namespace: str, kind: str, name: str, address: str, port: int) -> str:
-        return self._proxy(["port-forward", "-n", namespace, f"{kind}/{name}", f":{port}"])
+        return f"{self._proxy_url}/api/v1/namespaces/{namespace}/{kind}s/{name}:{port}/proxy"
 
     def model_volume(self, name: str, path: Path, namespace: str = "default") -> None:
         if self.api.find("v1", "PersistentVolumeClaim", name, namespace) is None:

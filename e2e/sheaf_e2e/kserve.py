@@ -7,6 +7,7 @@ import json
 import shutil
 
 import httpx
+
 from sheaf_e2e.api import Api, Object
 from sheaf_e2e.binaries import Binaries
 from sheaf_e2e.control_plane import Credentials

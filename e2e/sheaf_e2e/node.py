@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from sheaf_e2e.api import Api, Object
 from sheaf_e2e.binaries import Binaries
 from sheaf_e2e.control_plane import Credentials
@@ -50,7 +51,6 @@ def start(launcher: Launcher, binaries: Binaries, credentials: Credentials) -> N
             "--housekeeping-interval=60s",  # of cadvisor, which nobody asks
             "--v=0",
         ],
-        env={"GOGC": "200"},
     )
 
 

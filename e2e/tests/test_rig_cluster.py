@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from sheaf_e2e.api import ApiError, Object
 from sheaf_e2e.cluster import Cluster, CommandFailed
+from sheaf_e2e.external import ExternalCluster
 from sheaf_e2e.faults import Faults
+from sheaf_e2e.local import LocalCluster
 from sheaf_e2e.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -137,11 +140,11 @@ except urllib.error.HTTPError as error:
 
 
 def test_kserve_defaults_and_validates(cluster: Cluster, namespace: str) -> None:
-    """The webhooks are KServe's own: it refuses a container name that is none."""
+    """The webhooks are KServe's own: they refuse a name that makes no DNS label."""
     bad = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": "Not-A-Name".lower() + ".x", "namespace": namespace},
+        "metadata": {"name": "dots.are.refused", "namespace": namespace},
         "spec": {"predictor": {"containers": [{"name": "kserve-container", "image": "sheaf/tool:1"}]}},
     }
     with pytest.raises(ApiError, match="denied the request"):
@@ -172,6 +175,19 @@ def test_pods_for_missing_devices_wait_until_the_node_has_them(
         timeout=60,
         describe="the pod has run",
     )
+
+
+def test_any_cluster_can_be_used_through_a_kubeconfig(local_cluster: LocalCluster, web: str) -> None:
+    """The same cluster once more, now as somebody else's."""
+    with ExternalCluster(local_cluster.kubeconfig) as external:
+        pods = {p["metadata"]["name"] for p in external.api.list_objects("v1", "Pod", web)}
+        url = external.url("web", web) + "/"
+        wait_until(lambda: answers(url) in pods, 20, f"a pod answers at {url}")
+        one = min(pods)
+        assert answers(external.pod_url(one, 8000, web) + "/") == one
+        assert "serving" in external.logs(one, web)
+        with pytest.raises(LookupError, match=f"create a PersistentVolumeClaim {web}/smollm2"):
+            external.model_volume("smollm2", Path("/models"), web)
 
 
 def test_a_killed_pod_is_restarted_by_the_kubelet(cluster: Cluster, faults: Faults, web: str) -> None:

@@ -15,9 +15,12 @@ from sheaf_e2e.binaries import BuildFailed
 from sheaf_e2e.cluster import CommandFailed, open_cluster
 from sheaf_e2e.demo import story
 from sheaf_e2e.demo.console import Console
-from sheaf_e2e.launcher import ComponentFailed
+from sheaf_e2e.demo.picture import draw
+from sheaf_e2e.launcher import CHECKOUT, ComponentFailed
 from sheaf_e2e.model import demo_model
 from sheaf_e2e.namespace import NamespaceUnavailable
+
+PICTURE = CHECKOUT / ".run" / "demo.svg"
 
 
 def tell(console: Console, keep: bool) -> None:
@@ -36,8 +39,10 @@ def tell(console: Console, keep: bool) -> None:
         console.step("A question")
         story.ask(base_url, resource["spec"]["model"]["servedName"], console)
         console.step("Load, and what the autoscaler makes of it")
-        outcomes, _ = story.scale_up_and_down(cluster, resource, base_url, console)
+        outcomes, recording = story.scale_up_and_down(cluster, resource, base_url, console)
         console.step("What the users saw")
+        draw(recording, outcomes, PICTURE)
+        console.say(f"drawn from this run's samples: {PICTURE}")
         story.summary(outcomes, console)
         if keep:
             story.keep(cluster, resource, base_url, console)

@@ -11,6 +11,7 @@ from pathlib import Path
 import openai
 import yaml
 from loadgen import Outcome, summarize
+
 from sheaf_e2e.api import Object
 from sheaf_e2e.cluster import Cluster
 from sheaf_e2e.demo.console import Console

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
 from sheaf_e2e.api import Object
 from sheaf_e2e.cluster import Cluster
 from sheaf_e2e.demo.console import Console
@@ -51,10 +52,27 @@ class Sample:
     kv: float = 0.0
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A decision of the operator, ``seconds`` after the start."""
+
+    seconds: float
+    before: int
+    after: int
+    reason: str
+
+
 @dataclass
 class Recording:
+    """``start`` is on the clock of ``time.perf_counter``, as the outcomes' times are."""
+
+    start: float
     samples: list[Sample] = field(default_factory=list)
-    decisions: list[tuple[float, int, int, str]] = field(default_factory=list)  # seconds, from, to, reason
+    decisions: list[Decided] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
 
 
 class Follower:
@@ -65,8 +83,7 @@ class Follower:
         self._stop = threading.Event()
         self._changed = threading.Condition()
         self._latest: Object = {}
-        self._start = time.monotonic()
-        self.recording = Recording()
+        self.recording = Recording(time.perf_counter())
         self._threads = [threading.Thread(target=f, daemon=True) for f in (self._follow, self._sample)]
 
     def __enter__(self) -> Follower:
@@ -113,7 +130,8 @@ class Follower:
         found = resource.get("status", {}).get("autoscaling", {}).get("decisions", [])
         fresh = [d for d in reversed(found) if d["time"] > after]
         for d in fresh:
-            self.recording.decisions.append((time.monotonic() - self._start, d["from"], d["to"], d["reason"]))
+            decided = Decided(self.recording.seconds, d["from"], d["to"], d["reason"])
+            self.recording.decisions.append(decided)
         return fresh
 
     def _sample(self) -> None:
@@ -121,7 +139,7 @@ class Follower:
             while not self._stop.wait(1.0):
                 status = self._latest.get("status", {})
                 sample = Sample(
-                    seconds=time.monotonic() - self._start,
+                    seconds=self.recording.seconds,
                     desired=status.get("autoscaling", {}).get("desired", status.get("replicas", 0)),
                     ready=status.get("readyReplicas", 0),
                 )

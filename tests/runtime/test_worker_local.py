@@ -199,7 +199,9 @@ def test_close_ends_the_thread_and_may_be_repeated(executor: LocalExecutor) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_model_len": 300}, "--max-model-len must be between 1 and the model's own 256, got 300"),
+        ({"max_model_len": 300}, "--max-model-len must be between 2 and the model's own 256, got 300"),
+        ({"max_model_len": 1}, "--max-model-len must be between 2 and"),
+        ({"num_gpu_blocks_override": 1}, "--num-gpu-blocks-override must be at least 2"),
         ({"kv_cache_memory": 0}, "--kv-cache-memory must be a positive number"),
         (
             {"kv_cache_memory": 100_000},
@@ -223,3 +225,12 @@ def test_cuda_without_a_device(tiny_llama: Callable[..., Path]) -> None:
     assert (
         LocalExecutor(EngineConfig(model=str(tiny_llama()), num_gpu_blocks_override=4)).info.device == "cpu"
     )
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_gpu_blocks_override": 2}, {"max_model_len": 2}, {"max_num_batched_tokens": 1}]
+)
+def test_warm_up_of_the_smallest_engines(options: dict[str, int], tiny_llama: Callable[..., Path]) -> None:
+    executor = LocalExecutor(EngineConfig(model=str(tiny_llama()), device="cpu", **options))  # type: ignore[arg-type]
+    executor.warm_up()
+    executor.close()

@@ -123,8 +123,12 @@ def _check_backend(config: EngineConfig) -> None:
 
 
 def _num_blocks(model: LoadedModel, config: EngineConfig) -> int:
-    if config.num_gpu_blocks_override is not None:
-        return config.num_gpu_blocks_override
+    if (override := config.num_gpu_blocks_override) is not None:
+        if override < 2:
+            raise ValueError(
+                f"--num-gpu-blocks-override must be at least 2 (one is the null page), got {override}"
+            )
+        return override
     if model.device.type == "cuda":
         memory, flag = _cuda_pool_memory(model, config), "--gpu-memory-utilization"
     else:

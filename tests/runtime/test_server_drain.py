@@ -15,7 +15,7 @@ from model_folders import byte_level, write_folder
 from serving import serving, wait_for
 
 SHORT = {"prompt": "abc", "max_tokens": 3}
-LONG = {"prompt": "abc", "max_tokens": 30, "ignore_eos": True}
+LONG = {"prompt": "abc", "max_tokens": 60, "ignore_eos": True}
 SLOW = {"step_seconds": 0.05}
 
 
@@ -29,7 +29,7 @@ def events(response: httpx.Response) -> list[str]:
 
 
 def test_lame_duck_then_refusal_then_exit(folder: Path, tmp_path: Path) -> None:
-    with serving(folder, tmp_path, "--lame-duck", "0.6", fake={"step_seconds": 0.1}) as server:
+    with serving(folder, tmp_path, "--lame-duck", "2", fake={"step_seconds": 0.1}) as server:
         server.wait_ready()
         with httpx.Client(base_url=server.url) as client:
             with client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as running:
@@ -55,7 +55,7 @@ def test_lame_duck_then_refusal_then_exit(folder: Path, tmp_path: Path) -> None:
                 rest = [line.removeprefix("data: ") for line in lines if line]
                 assert rest[-1] == "[DONE]"
                 assert json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
-            assert server.wait_exit(5) == 0
+            assert server.wait_exit(20) == 0
 
 
 def test_exit_comes_as_soon_as_the_lame_duck_is_over(folder: Path, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_exit_comes_as_soon_as_the_lame_duck_is_over(folder: Path, tmp_path: Pat
         server.wait_ready()
         began = time.monotonic()
         server.terminate()
-        assert server.wait_exit(5) == 0
-        assert 0.5 <= time.monotonic() - began < 1.5
+        assert server.wait_exit(20) == 0
+        assert 0.5 <= time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -81,8 +81,8 @@ def test_drain_timeout_aborts_what_still_runs(folder: Path, tmp_path: Path, stre
         wait_for(lambda: server.metric("vllm:num_requests_running") == 1, "it to run")
         began = time.monotonic()
         server.terminate()
-        assert server.wait_exit(10) == 0
-        assert 0.5 <= time.monotonic() - began < 2
+        assert server.wait_exit(20) == 0
+        assert 0.5 <= time.monotonic() - began < 5
         thread.join()
         if stream:
             lines = [line.removeprefix("data: ") for line in answers[0].text.splitlines() if line]
@@ -97,7 +97,7 @@ def test_drain_timeout_aborts_what_still_runs(folder: Path, tmp_path: Path, stre
 
 def test_pooled_connections_lose_no_request(folder: Path, tmp_path: Path) -> None:
     """Clients send all the time on connections that they keep, until an answer tells them to close."""
-    with serving(folder, tmp_path, "--lame-duck", "1", fake={"step_seconds": 0.005}) as server:
+    with serving(folder, tmp_path, "--lame-duck", "4", fake={"step_seconds": 0.005}) as server:
         server.wait_ready()
         problems: list[str] = []
         served: list[int] = []
@@ -138,7 +138,7 @@ def test_a_second_signal_exits_at_once(folder: Path, tmp_path: Path) -> None:
             server.terminate(first)
             wait_for(lambda server=server: server.status("/ready") == 503, "the drain")
             server.terminate(second)
-            assert server.wait_exit(2) == 128 + second
+            assert server.wait_exit(10) == 128 + second
             wait_for(lambda core=core: not core.exists(), "the core to end")
 
 
@@ -163,4 +163,4 @@ def test_a_core_that_dies_while_draining(folder: Path, tmp_path: Path) -> None:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | {"stream": True}) as stream:
             server.terminate()
             assert "engine core has died" in events(stream)[-1]
-        assert server.wait_exit(5) == 1
+        assert server.wait_exit(20) == 1

@@ -131,16 +131,19 @@ def test_from_apply_to_answer_to_nothing(operator: Cluster, namespace: str, mode
     # Drift is repaired, and no pod is restarted by it.
     pods = {p["metadata"]["uid"] for p in objects(operator, "pods", namespace)}
     operator.kubectl("delete", "servingruntimes", "--all", "-n", namespace)
-    operator.kubectl("label", "-n", namespace, "inferenceservice/life", "app.kubernetes.io/managed-by-")
+    # Not a label: KServe would carry it into the pods.
+    drift = {"spec": {"predictor": {"deploymentStrategy": {"type": "Recreate", "rollingUpdate": None}}}}
+    operator.api.patch(SERVICE, "InferenceService", "life", drift, namespace)
     wait_until(
         lambda: (
             len(objects(operator, "servingruntimes", namespace)) == 1
-            and objects(operator, "inferenceservices", namespace)[0]["metadata"]["labels"].get(
-                "app.kubernetes.io/managed-by"
-            )
+            and objects(operator, "inferenceservices", namespace)[0]["spec"]["predictor"][
+                "deploymentStrategy"
+            ]["type"]
+            == "RollingUpdate"
         ),
         30,
-        "runtime and label are back",
+        "runtime and strategy are back",
     )
     time.sleep(2)
     assert {p["metadata"]["uid"] for p in objects(operator, "pods", namespace)} == pods

@@ -17,8 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import yaml
+
 from sheaf_e2e.api import Api, Object
 from sheaf_e2e.launcher import CHECKOUT
+from sheaf_e2e.release import Helm
 
 OPERATOR_NAMESPACE = "sheaf-system"
 OPERATOR = "sheaf-operator"
@@ -113,11 +116,16 @@ class Cluster(ABC):
         return self.kubectl("logs", "-n", namespace, pod, *arguments)
 
     def install_operator(self, timeout: float = 120) -> None:
-        """Apply ``manifests/`` as a user would and wait until the operator's pod is Ready."""
-        self.kubectl(
-            "apply", "--server-side", "--force-conflicts", "-k", str(CHECKOUT / "manifests"), timeout=timeout
-        )
+        """Install the Helm chart as a user would (or upgrade), and wait until the operator's pod is Ready."""
+        namespace = yaml.safe_load((CHECKOUT / "manifests" / "namespace.yaml").read_text())
+        self.api.apply(namespace)  # with the restricted Pod Security Standard
+        with self.helm() as helm:
+            helm.deploy()
         self.wait_deployment(OPERATOR, OPERATOR_NAMESPACE, timeout)
+
+    def helm(self) -> Helm:
+        """Helm for the operator's release; to be closed, or used as a context manager."""
+        return Helm(self.kubeconfig, OPERATOR_NAMESPACE)
 
     def wait_deployment(self, name: str, namespace: str = "default", timeout: float = 60) -> Object:
         """The Deployment once all its replicas are of the newest revision and available."""
@@ -159,8 +167,11 @@ class Cluster(ABC):
 
     @contextmanager
     def new_namespace(self, prefix: str = "test") -> Iterator[str]:
-        """A namespace of its own, deleted (without waiting for it) at the end."""
-        name = f"{prefix[:40].rstrip('-')}-{secrets.token_hex(3)}"
+        """A namespace of its own, deleted (without waiting for it) at the end.
+
+        Its name is short: KServe refuses a model whose NAME-predictor-NAMESPACE is over 63 characters.
+        """
+        name = f"{prefix[:28].rstrip('-')}-{secrets.token_hex(3)}"
         self.api.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         try:
             yield name

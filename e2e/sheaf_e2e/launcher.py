@@ -37,7 +37,7 @@ class Launcher:
     """
 
     def __init__(self, log_folder: Path | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="sheaf-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="sheaf-rig-"))
         self.log_folder = log_folder or self.folder / "logs"
         self.log_folder.mkdir(parents=True, exist_ok=True)
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -18,7 +18,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sheaf_e2e.cluster", description=__doc__)
     parser.add_argument("action", choices=["up"])
     parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell that starts us with "&" ignores it
+        signal.signal(number, _interrupt)
     try:
         model = demo_model()
         with LocalCluster() as cluster:

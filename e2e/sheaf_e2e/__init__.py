@@ -2,6 +2,6 @@
 
 From the bottom up: ``binaries`` finds or builds the programs; ``namespace`` makes a private machine, in which
 ``supervisor`` is process 1 and which ``launcher`` drives from outside; ``control_plane``, ``node`` (with its
-``cri`` and ``proxy``) and ``kserve`` start the parts; ``cluster`` is what tests and the demo use, ``local`` and
-``external`` are its two kinds; ``faults`` breaks things.
+``cri`` and ``proxy``) and ``kserve`` start the parts; tests and the demo use ``cluster``, of which ``local``
+and ``external`` are the two kinds; ``faults`` breaks things.
 """

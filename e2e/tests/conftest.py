@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,13 +20,22 @@ from tiny_llama import write_tiny_llama
 LOGS = Path(__file__).resolve().parents[2] / ".run" / "e2e-logs"
 
 
+def log_folder() -> Path | None:
+    """A new folder for this session's logs, the last few sessions' beside it; None where we may not write."""
+    try:
+        for old in sorted(LOGS.glob("*"))[:-4]:
+            shutil.rmtree(old, ignore_errors=True)
+        folder = LOGS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        folder.mkdir(parents=True)
+    except OSError:
+        return None
+    return folder
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Kubernetes with KServe: local, or that of $SHEAF_E2E_KUBECONFIG. Logs stay in .run/e2e-logs."""
-    for log in LOGS.glob("*.log"):
-        log.unlink()
-    options = {} if os.access(LOGS.parents[1], os.W_OK) else {"log_folder": None}
-    with open_cluster(**{"log_folder": LOGS, **options}) as running:
+    with open_cluster(log_folder=log_folder()) as running:
         yield running
 
 

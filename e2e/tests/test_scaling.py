@@ -19,9 +19,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.model]
 WINDOW = 6  # seconds that a scale-down waits here; a little more than the autoscaler's interval of 5
 BEHAVIOR = {"scaleDown": {"stabilizationWindowSeconds": WINDOW}}
 KV_TARGET = 20
-# 256 bytes of keys and values per token of the tiny model: 16384 tokens. A request of PROMPT and OUTPUT
+# 256 bytes of keys and values per token of the tiny model: 16800 tokens. A request of PROMPT and OUTPUT
 # tokens therefore holds 13 to 18 % of a replica's pool all its life.
-KV_POOL = "4MiB"
+KV_POOL = "4200KiB"
 PROMPT, OUTPUT = 2200, 800
 
 
@@ -170,13 +170,13 @@ def test_a_replica_that_does_not_answer_is_no_reason_to_shrink(two: Deployed, fa
 
 def scrape_failures(deployed: Deployed) -> float:
     """Of the operator's own metrics: how often a ready pod did not answer."""
-    text = httpx.get(
-        deployed.cluster.url("sheaf-operator", "sheaf-system") + "/metrics", trust_env=False, timeout=10
-    ).text
-    series = (
-        f'sheaf_operator_scrape_failures_total{{name="{deployed.name}",namespace="{deployed.namespace}"}}'
-    )
-    return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(series)), 0.0)
+    url = deployed.cluster.url("sheaf-operator", "sheaf-system")
+    text = httpx.get(f"{url}/metrics", trust_env=False, timeout=10).text
+    ours = (f'name="{deployed.name}"', f'namespace="{deployed.namespace}"')
+    for line in text.splitlines():
+        if line.startswith("sheaf_operator_scrape_failures_total{") and all(label in line for label in ours):
+            return float(line.split()[-1])
+    return 0.0
 
 
 def test_scale_down_waits_and_takes_the_replica_with_the_least_kv(two: Deployed) -> None:

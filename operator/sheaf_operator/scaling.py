@@ -101,7 +101,7 @@ def status(decision: Decision, observed: Observed, now: datetime) -> Json:
         "desired": decision.desired,
         "limiting": decision.limiting,
         "reason": decision.reason[:1000],
-        "metrics": [_metric(signal) for signal in decision.signals],
+        "metrics": [_metric(signal, observed.replicas or 0) for signal in decision.signals],
         "decisions": decisions[:MAX_DECISIONS],
     }
     if decision.next_change_after is not None:
@@ -110,13 +110,13 @@ def status(decision: Decision, observed: Observed, now: datetime) -> Json:
     return result
 
 
-def _metric(signal: autoscale.Signal) -> Json:
+def _metric(signal: autoscale.Signal, current: int) -> Json:
     scale = 100 if signal.type == "KVCacheUtilizationPercent" else 1
     return {
         "type": signal.type,
         "target": round(signal.target * scale),
         "value": math.ceil(signal.value * scale - 1e-9),
-        "replicas": signal.at_least,
+        "replicas": min(max(current, signal.at_least), signal.at_most),
     }
 
 

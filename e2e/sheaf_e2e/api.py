@@ -47,8 +47,15 @@ class Api:
         self._http.close()
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """Any request; raises ApiError for a status of 400 and above."""
-        response = self._http.request(method, path, **arguments)
+        """Any request; raises ApiError for a status of 400 and above.
+
+        "Too many requests" is tried again as the server asks: it also says so while a new resource starts.
+        """
+        for _ in range(10):
+            response = self._http.request(method, path, **arguments)
+            if response.status_code != 429 or "Retry-After" not in response.headers:
+                break
+            time.sleep(min(float(response.headers["Retry-After"]), 5.0))
         if response.status_code >= 400:
             raise ApiError(response)
         return response

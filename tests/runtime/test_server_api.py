@@ -350,7 +350,8 @@ CHAT: dict[str, Any] = {"messages": HI}
         (CHAT, {"messages": "hi"}, "messages"),
         (CHAT, {"messages": [{"role": "alien", "content": "x"}]}, "messages.0.role"),
         (CHAT, {"messages": [{"role": "user"}]}, "messages.0"),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+        (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         (CHAT, {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0"),
         (CHAT, {"logprobs": True}, "logprobs"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs"),
@@ -397,7 +398,8 @@ def test_neutral_values_are_accepted(http: httpx.Client, neutral: dict[str, Any]
 
 
 def test_neutral_values_are_accepted_in_chat(http: httpx.Client) -> None:
-    neutral = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "logprobs": False}
+    neutral: dict[str, Any] = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}}
+    neutral |= {"logprobs": False, "top_logprobs": 0, "echo": False, "add_special_tokens": False}
     assert http.post("/v1/chat/completions", json=CHAT | neutral).status_code == 200
 
 
@@ -449,6 +451,25 @@ def test_chunked_bodies_are_limited_too(http: httpx.Client) -> None:
 def test_bodies_that_are_no_request(http: httpx.Client, content: bytes) -> None:
     headers = {"content-type": "application/json"}
     error_of(http.post("/v1/completions", content=content, headers=headers), 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("/v1/completions", b'{"prompt": "\\ud800"}'),
+        ("/v1/completions", b'{"prompt": "a", "\\ud800": 1}'),
+        ("/v1/completions", b'{"prompt": "a", "stop": "\\udfff"}'),
+        (
+            "/v1/chat/completions",
+            b'{"messages": [{"role": "user", "content": "\\ud83d", "name": "\\ud83d"}]}',
+        ),
+        ("/v1/completions", b'{"prompt": ' + b"[" * 100_000),
+        ("/tokenize", b'{"prompt": "\\ud800"}'),
+    ],
+)
+def test_text_that_is_no_unicode(http: httpx.Client, path: str, content: bytes) -> None:
+    response = http.post(path, content=content, headers={"content-type": "application/json"})
+    assert "JSON" in error_of(response, 400)["message"]
 
 
 def test_routes_that_do_not_exist(http: httpx.Client) -> None:

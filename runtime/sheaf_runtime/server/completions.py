@@ -15,6 +15,7 @@ from sheaf_runtime.server import answers
 from sheaf_runtime.server.answers import Usage, encode
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import ClientDisconnected, Generation, Piece
+from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.prompts import check_token_ids, render_chat, sampling_params
 from sheaf_runtime.server.prompts import encode as encode_prompt
 from sheaf_runtime.server.schemas import (
@@ -31,7 +32,7 @@ COMPLETION_MAX_TOKENS = 16  # OpenAI's default; a chat may use all that is left 
 
 
 def completion_routes(service: Service) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["generation"])
+    router = APIRouter(prefix="/v1", tags=["generation"], route_class=JsonRoute)
 
     @router.post("/completions", response_model=None)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:

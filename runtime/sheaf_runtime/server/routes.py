@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 
 from sheaf_runtime.server.errors import ApiError, error_response
 from sheaf_runtime.server.exposition import CONTENT_TYPE
+from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.lifecycle import Phase
 from sheaf_runtime.server.prompts import encode, render_chat
 from sheaf_runtime.server.schemas import DetokenizeRequest, TokenizeRequest
@@ -46,7 +47,7 @@ def model_routes(service: Service) -> APIRouter:
 
 
 def tokenizer_routes(service: Service) -> APIRouter:
-    router = APIRouter(tags=["tokenizer"])
+    router = APIRouter(tags=["tokenizer"], route_class=JsonRoute)
 
     @router.post("/tokenize", response_model=None)
     async def tokenize(body: TokenizeRequest) -> Response:

@@ -15,7 +15,7 @@ Prompt = str | list[int]
 # Parameters that exist elsewhere but not here yet, and the values that ask for nothing.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "logprobs": (False,),
-    "top_logprobs": (),
+    "top_logprobs": (0,),
     "logit_bias": ({},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -46,6 +46,10 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "structured_outputs": (),
     "documents": ([],),
     "chat_template": (),
+    "bad_words": ([],),
+    # completions' alone
+    "echo": (False,),
+    "add_special_tokens": (False,),
 }
 # Bookkeeping of OpenAI's own service; nothing about the answer depends on it.
 HARMLESS = frozenset(
@@ -153,9 +157,24 @@ class CompletionRequest(Generate):
     add_special_tokens: bool = True
 
 
-class TextPart(Body):
-    type: Literal["text"]
-    text: str
+def _content(value: Any) -> str | None:
+    """Text parts are joined by line breaks: most templates expect one string."""
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise ValueError("must be a string or a list of text parts")
+    for part in value:
+        known = isinstance(part, dict) and part.keys() == {"type", "text"}
+        if not (known and part["type"] == "text" and isinstance(part["text"], str)):
+            raise ValueError('only text parts are supported: {"type": "text", "text": "..."}')
+    return "\n".join(part["text"] for part in value)
+
+
+Content = Annotated[
+    str | None,
+    PlainValidator(_content),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
+]
 
 
 class Message(BaseModel):
@@ -164,7 +183,7 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[TextPart] | None = None
+    content: Content = None
 
     @model_validator(mode="after")
     def _supported(self) -> Message:
@@ -176,11 +195,8 @@ class Message(BaseModel):
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """Text parts are joined by line breaks: most templates expect one string."""
-        content = self.content
-        text = content if isinstance(content, str) else "\n".join(part.text for part in content or ())
         extra = {key: value for key, value in (self.model_extra or {}).items() if value is not None}
-        return {"role": self.role, "content": text, **extra}
+        return {"role": self.role, "content": self.content, **extra}
 
 
 class ChatInput(Body):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from sheaf_e2e.cache import build_once, cache_root
 from sheaf_e2e.cri import proto
 from sheaf_e2e.progress import Progress

@@ -9,6 +9,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import grpc
+
 from sheaf_e2e.cri import network, syscalls
 from sheaf_e2e.cri.image_service import ImageService
 from sheaf_e2e.cri.images import read_images

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+
 from sheaf_e2e.cri import syscalls
 
 log = logging.getLogger("cri.network")

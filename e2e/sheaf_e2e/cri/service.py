@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from sheaf_e2e.cri import proto
 from sheaf_e2e.cri.runtime import Container, NotFound, Pod, Refused, Runtime, State
 from sheaf_e2e.cri.stats import container_stats, pod_stats

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from sheaf_e2e.cri import proto
 
 pb, rpc = proto.load()

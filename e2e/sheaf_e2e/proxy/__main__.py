@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+
 from sheaf_e2e.proxy.addresses import Addresses, LoopbackAddresses
 from sheaf_e2e.proxy.relay import Relay
 from sheaf_e2e.proxy.table import build_table, cluster_ips

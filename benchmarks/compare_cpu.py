@@ -13,17 +13,15 @@ import asyncio
 import json
 import os
 import platform
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import loadgen
+from local_server import Server
 
 HERE = Path(__file__).parent
 STREAMS = (1, 4, 16)
@@ -81,40 +79,6 @@ class Baseline:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-
-
-class Server:
-    """``sheaf serve`` on a free port."""
-
-    def __init__(self, model: Path, flags: list[str]) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "sheaf_runtime", "serve", str(model), "--host", "127.0.0.1"]
-        self.process = subprocess.Popen([*command, "--port", str(port), "--served-model-name", "m", *flags])
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/ready", timeout=2).close()
-                break
-            except OSError:
-                if self.process.poll() is not None:
-                    raise SystemExit("the server did not start; its error is above") from None
-                time.sleep(0.1)
-        self.start_s = time.perf_counter() - start
-
-    def processes(self) -> dict[str, int]:
-        """Pids of the API process and of the engine core."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return {"api": self.process.pid, "core": int(children[0])}
-
-    def close(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
 
 
 def cpu_seconds(pid: int) -> float:

@@ -61,13 +61,22 @@ def find_or_build() -> Binaries:
     """Return every program, building what is missing. Raises BuildFailed."""
     programs = {name: path for name in PROGRAMS if (path := _users_own(name))}
     if missing := [name for name in PROGRAMS if name not in programs]:
-        folder = build_once(
-            cache_root() / "bin" / f"kubernetes-{_key('control-plane')}", _build_control_plane
-        )
+        folder = build_once(_folder("kubernetes", "control-plane"), _build_control_plane)
         programs |= {name: folder / name for name in missing}
-    kserve = build_once(cache_root() / "bin" / f"kserve-{_key('kserve')}", _build_kserve)
+    kserve = build_once(_folder("kserve", "kserve"), _build_kserve)
     proto.ensure()
     return Binaries(programs, kserve)
+
+
+def anything_to_build() -> bool:
+    """Whether ``find_or_build`` would take minutes."""
+    if not _folder("kserve", "kserve").is_dir():
+        return True
+    return not _folder("kubernetes", "control-plane").is_dir() and not all(map(_users_own, PROGRAMS))
+
+
+def _folder(name: str, module: str) -> Path:
+    return cache_root() / "bin" / f"{name}-{_key(module)}"
 
 
 def _users_own(name: str) -> Path | None:
@@ -238,3 +247,12 @@ def _go_shown(arguments: list[str], module: str, on_line: Callable[[str], None],
             raise BuildFailed(f"go {arguments[0]} failed in {module}:\n" + "\n".join(recent))
         printed.seek(0)
         return printed.read()
+
+
+if __name__ == "__main__":
+    try:
+        find_or_build()
+    except BuildFailed as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -7,16 +7,18 @@ make demo KEEP=1     # stay up afterwards and say how to talk to it
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
-from sheaf_e2e.binaries import BuildFailed
-from sheaf_e2e.cluster import CommandFailed, open_cluster
-from sheaf_e2e.demo import story
+from sheaf_e2e.binaries import BuildFailed, anything_to_build
+from sheaf_e2e.cluster import KUBECONFIG_VARIABLE, CommandFailed, open_cluster
+from sheaf_e2e.demo import first, story
 from sheaf_e2e.demo.console import Console
 from sheaf_e2e.demo.picture import draw
-from sheaf_e2e.launcher import CHECKOUT, ComponentFailed
+from sheaf_e2e.launcher import CHECKOUT, ComponentFailed, Launcher
 from sheaf_e2e.model import demo_model
 from sheaf_e2e.namespace import NamespaceUnavailable
 
@@ -27,6 +29,7 @@ def tell(console: Console, keep: bool) -> None:
     console.step("The model: SmolLM2-135M-Instruct")
     model = demo_model(console.say)
     console.say(str(model))
+    first_minutes(model, console)
     console.step("A real Kubernetes with real KServe, as plain processes")
     with open_cluster(report=console.say) as cluster:
         cluster.model_volume("smollm2", model)
@@ -47,6 +50,25 @@ def tell(console: Console, keep: bool) -> None:
         if keep:
             story.keep(cluster, resource, base_url, console)
     console.step("Everything is gone again")
+
+
+def first_minutes(model: Path, console: Console) -> None:
+    """Where the cluster has to be built first, or cannot be had, answer a question without it."""
+    external = bool(os.environ.get(KUBECONFIG_VARIABLE))
+    try:
+        if not external:
+            Launcher().stop()  # takes a fraction of a second, and tells whether a cluster is possible at all
+    except NamespaceUnavailable:
+        console.step("A first answer, without a cluster")
+        first.answer(model, console)
+        raise
+    if external or not anything_to_build():
+        return
+    console.step("A first answer, while Kubernetes and KServe are built in the background (once)")
+    with first.Build() as build:
+        first.answer(model, console)
+        console.say("now the build, at full speed")
+        build.wait()
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def faults(local_cluster: LocalCluster) -> Faults:
 
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster) -> Cluster:
-    """The cluster with Sheaf's operator running in it, as a pod from manifests/."""
+    """The cluster with Sheaf's operator running in it, installed by the Helm chart."""
     cluster.install_operator()
     return cluster
 

@@ -161,6 +161,18 @@ def test_without_any_cluster_scoped_object() -> None:
     assert kinds == {"ServiceAccount", "Role", "RoleBinding", "Deployment", "Service"}
 
 
+def test_a_second_release_for_one_namespace_shares_nothing() -> None:
+    values = {
+        "watch": {"namespace": "ml"},
+        "crds": {"install": False},
+        "userRoles": {"create": False},
+        "servingRuntime": {"create": "Never"},
+    }
+    second = chart.render(values, name="team", namespace="team-system")
+    first = chart.render({"servingRuntime": {"create": "Always"}})
+    assert not {chart.identity(o) for o in first} & {chart.identity(o) for o in second}
+
+
 def test_the_operator_has_no_right_that_reaches_too_far() -> None:
     rules = chart.only(chart.render(), "ClusterRole", "sheaf-operator")["rules"]
     for rule in rules:

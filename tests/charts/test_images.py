@@ -103,7 +103,7 @@ def install_command(image: str, **replaced: str) -> list[str]:
 
 
 def final_python() -> str:
-    """The operator's final stage has Debian 12's own Python; where this machine is one, that very interpreter."""
+    """Debian 12's own Python, as in the operator's final stage, where this machine has it."""
     debian = "/usr/bin/python3"
     if Path(debian).exists():
         said = subprocess.run([debian, "--version"], capture_output=True, text=True).stdout

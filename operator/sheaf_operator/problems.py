@@ -15,6 +15,7 @@ _NO_MODEL = re.compile(
     r"|repository ?not ?found|no safetensors|404 client error|NoSuchKey",
     re.IGNORECASE,
 )
+_ERROR = re.compile(r"\b(ERROR|error|\w+Error|\w+Exception)\b")
 _INSUFFICIENT = re.compile(r"Insufficient ([\w.\-/]*\w)")
 
 
@@ -33,9 +34,10 @@ def clip(text: str, limit: int = MAX_MESSAGE) -> str:
 
 
 def last_line(text: str) -> str:
-    """The last line of a log that says something."""
+    """The last line of a log that names an error, else the last one that says something."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return clip(lines[-1]) if lines else ""
+    errors = [line for line in lines if _ERROR.search(line)]
+    return clip((errors or lines)[-1]) if lines else ""
 
 
 def of_pod(pod: Json, resource: str) -> Problem | None:

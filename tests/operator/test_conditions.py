@@ -59,12 +59,17 @@ PROBLEMS = [
     (image_pull(), "ImagePullFailed", "sheaf/runtime:test"),
     (download_failed(), "ModelDownloadFailed", "401 Unauthorized"),
     (k.crashed("loading\nValueError: boom\n\n", of=OURS), "ContainerCrashing", "ValueError: boom"),
+    (
+        k.crashed("12:00:01 ERROR run: lower --max-model-len\n12:00:02 INFO run: exit status 2", of=OURS),
+        "ContainerCrashing",
+        "lower --max-model-len",
+    ),
     (k.crashed("error: no such file: /mnt/models/config.json", of=OURS), "ModelNotFound", "config.json"),
     (k.crashed("", code=137, reason="OOMKilled", of=OURS), "OutOfMemory", "resources.memory"),
 ]
 
 
-@pytest.mark.parametrize(("pod", "reason", "part"), PROBLEMS, ids=[p[1] for p in PROBLEMS])
+@pytest.mark.parametrize(("pod", "reason", "part"), PROBLEMS, ids=[p[2] for p in PROBLEMS])
 def test_what_keeps_a_first_pod_from_serving_is_said(pod: dict[str, Any], reason: str, part: str) -> None:
     said = judge(with_pods(pod))
     for kind, status in (("Ready", "False"), ("Stalled", "True"), ("Reconciling", "False")):
@@ -72,7 +77,7 @@ def test_what_keeps_a_first_pod_from_serving_is_said(pod: dict[str, Any], reason
         assert part in said[kind][2]
 
 
-@pytest.mark.parametrize(("pod", "reason", "part"), PROBLEMS, ids=[p[1] for p in PROBLEMS])
+@pytest.mark.parametrize(("pod", "reason", "part"), PROBLEMS, ids=[p[2] for p in PROBLEMS])
 def test_a_further_replica_that_cannot_start_is_the_scalers_news(
     pod: dict[str, Any], reason: str, part: str
 ) -> None:

@@ -11,10 +11,10 @@ what a replica with a queue actually runs if that is less.
 KVCacheUtilizationPercent. Let U be the sum of the replicas' utilizations and τ the target: n = ceil(U/τ),
 with HPA's tolerance of a tenth on either side.
 
-n counts the wanted replicas, those that still load included: what is coming is not asked for again. A ready
-replica without a sample counts nothing towards more, and forbids less. Scale-down takes the highest
-recommendation of the stabilization window, as HPA does; a fresh history begins with the present count, so
-nothing shrinks within the first window after a restart.
+n counts the wanted replicas, those that still load included: what is coming is not asked for again. A
+replica that is or was ready and gave no sample counts nothing towards more, and forbids less. Scale-down
+takes the highest recommendation of the stabilization window, as HPA does; a fresh history begins with the
+present count, so nothing shrinks within the first window after a restart.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """`loads`: of the ready replicas that answered; `missing`: ready ones that did not; `current`: wanted
-    count.
+    """`loads`: of the ready replicas that answered; `missing`: others that are ready or have been; `current`:
+    wanted count.
     """
 
     current: int
@@ -227,7 +227,7 @@ def _wish(samples: Samples, signals: tuple[Signal, ...]) -> tuple[int, str, str]
 
 
 def _missing_words(samples: Samples) -> str:
-    return f"{_count(samples.missing)} ready but not answering: not scaling down on what is not known"
+    return f"{_count(samples.missing)} not answering: not scaling down on what is not known"
 
 
 def _bound(policy: Policy, raw: int, limiting: str, reason: str) -> tuple[int, str, str]:

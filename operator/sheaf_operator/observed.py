@@ -88,6 +88,17 @@ def is_ready(pod: Json) -> bool:
     return (condition(pod, "Ready") or {}).get("status") == "True"
 
 
+def fell_silent(pod: Json) -> bool:
+    """Whether its present container has served and does not now: a cut-off, frozen or overloaded pod.
+
+    A pod that has not been ready yet turned unready before its container started. Both times are whole
+    seconds of the same kubelet's clock (RFC 3339, UTC: they compare as text).
+    """
+    ready = condition(pod, "Ready") or {}
+    started = main_container(pod).get("state", {}).get("running", {}).get("startedAt")
+    return bool(ready.get("status") == "False" and started and ready.get("lastTransitionTime", "") > started)
+
+
 def revision_of(pod: Json) -> str | None:
     label: str | None = pod["metadata"].get("labels", {}).get(names.LABEL_REVISION)
     return label

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from sheaf_operator import autoscale
 from sheaf_operator.api_scaling import Autoscaling, ScaleDown, ScaleUp
 from sheaf_operator.autoscale import Decision, Limits, Policy, RatePolicy, Samples
-from sheaf_operator.observed import Json, Observed, is_ready, pod_name
+from sheaf_operator.observed import Json, Observed, fell_silent, is_ready, pod_name
 from sheaf_operator.scrape import Reading
 
 MAX_DECISIONS = 10
@@ -47,7 +47,9 @@ def samples(observed: Observed, readings: Mapping[str, Reading | str]) -> Sample
     ready = [pod_name(pod) for pod in observed.ready_pods]
     answers = [readings.get(name) for name in ready]
     loads = tuple(a.sample for a in answers if isinstance(a, Reading))
-    return Samples(current=observed.replicas or 0, loads=loads, missing=len(ready) - len(loads))
+    # What a pod does that was ready and is not any more, nobody knows: it is missing, not loading.
+    silent = sum(fell_silent(pod) for pod in observed.live_pods)
+    return Samples(current=observed.replicas or 0, loads=loads, missing=len(ready) - len(loads) + silent)
 
 
 def capacity(readings: Mapping[str, Reading | str], before: Json | None) -> Json | None:

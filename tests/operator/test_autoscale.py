@@ -57,7 +57,7 @@ CASES: list[tuple[str, Samples, int, str, str]] = [
         Samples(2, (), missing=2),
         2,
         "MissingSamples",
-        "2 replicas ready but not answering",
+        "2 replicas not answering",
     ),
     ("silence forbids less", Samples(3, (IDLE, IDLE), missing=1), 3, "MissingSamples", "not scaling down"),
     ("silence allows more", Samples(2, (load(40, 8),), missing=1), 4, "QueueDepth", ""),

@@ -59,6 +59,18 @@ def test_samples_tell_silent_pods_from_loading_ones() -> None:
     assert (samples.current, len(samples.loads), samples.missing, samples.pending) == (4, 1, 1, 2)
 
 
+def test_a_pod_that_was_ready_is_missing_until_its_container_starts_anew() -> None:
+    observed = k.settled(k.spec(), replicas=2, ready=1)
+    (ready,) = [c for c in observed.pods[1]["status"]["conditions"] if c["type"] == "Ready"]
+    assert scaling.samples(observed, {"p0": reading()}).missing == 0
+    ready["lastTransitionTime"] = "2026-01-01T00:05:00Z"
+    assert scaling.samples(observed, {"p0": reading()}).missing == 1
+    observed.pods[1]["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = ready[
+        "lastTransitionTime"
+    ]
+    assert scaling.samples(observed, {"p0": reading()}).missing == 0
+
+
 def test_only_ready_pods_are_asked() -> None:
     assert scaling.addresses(k.settled(k.spec(), replicas=3, ready=1)) == [("p0", "10.0.0.0")]
 

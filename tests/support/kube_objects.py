@@ -86,7 +86,7 @@ def pod(
                 {
                     "type": "Ready",
                     "status": "True" if ready else "False",
-                    "lastTransitionTime": "2026-01-01T00:00:31Z",
+                    "lastTransitionTime": f"2026-01-01T00:00:{31 if ready else 11}Z",
                 },
             ],
             "containerStatuses": [

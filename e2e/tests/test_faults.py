@@ -140,7 +140,7 @@ def test_a_frozen_pod_is_no_reason_to_shrink(model: Deployed, faults: Faults) ->
     frozen, _ = model.pod_names()
     with model.replica_counts() as counts, faults.frozen_pod(frozen, model.namespace):
         told = model.wait_limiting("MissingSamples")
-        assert "1 replica ready but not answering" in told["reason"]
+        assert "1 replica not answering" in told["reason"]
         assert counts == [2]
         model.wait(lambda s: s["readyReplicas"] == 1, "the kubelet has noticed")
     model.wait_ready(2)

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
 from sheaf_e2e.cluster import Cluster
-from sheaf_e2e.deployed import Deployed, is_ready, manifest, scaling
+from sheaf_e2e.deployed import Deployed, manifest, scaling
 from sheaf_e2e.faults import Faults
 from sheaf_e2e.streams import Streams
 from sheaf_e2e.waiting import wait_until
@@ -131,10 +130,8 @@ def test_kv_alone_brings_a_replica_and_a_killed_operator_goes_on_counting(pair: 
             restarts = pair.kv.cluster.api.get("v1", "Pod", pod, "sheaf-system")["status"]
             assert restarts["containerStatuses"][0]["restartCount"] >= 1
             kv.wait_ready(3)
-    assert counts == [1, 2, 3]
+        assert counts == [1, 2, 3]
     assert not first.failures + second.failures
-    kv.wait_ready(1)
-    assert counts == [1, 2, 3]  # what came after the block was not recorded
 
     # The user's object holds the user's word and our status, nothing else.
     resource = kv.get()
@@ -155,35 +152,26 @@ def two(pair: Pair) -> Iterator[Deployed]:
     bounds(pair.kv, 1, 3)
 
 
-def test_a_replica_that_does_not_answer_is_no_reason_to_shrink(two: Deployed, faults: Faults) -> None:
+def test_a_cut_off_replica_is_no_reason_to_shrink(two: Deployed, faults: Faults) -> None:
     cut = two.pod_names()[-1]
     with two.replica_counts() as counts, faults.cut_pod(cut, two.namespace):
         told = two.wait_limiting("MissingSamples")
-        assert "1 replica ready but not answering" in told["reason"]
+        assert "1 replica not answering" in told["reason"]
         bounds(two, 1, 2)
-        # Longer than the window, shorter than the kubelet takes to call the pod unready.
-        failures = scrape_failures(two)
-        wait_until(lambda: scrape_failures(two) >= failures + 2, 30, "two more decisions without it")
-        if is_ready(two.cluster.api.get("v1", "Pod", cut, two.namespace)):
-            assert counts == [2]
-
-
-def scrape_failures(deployed: Deployed) -> float:
-    """Of the operator's own metrics: how often a ready pod did not answer."""
-    url = deployed.cluster.url("sheaf-operator", "sheaf-system")
-    text = httpx.get(f"{url}/metrics", trust_env=False, timeout=10).text
-    ours = (f'name="{deployed.name}"', f'namespace="{deployed.namespace}"')
-    for line in text.splitlines():
-        if line.startswith("sheaf_operator_scrape_failures_total{") and all(label in line for label in ours):
-            return float(line.split()[-1])
-    return 0.0
+        # The kubelet calls it unready soon; what it does is as unknown as before.
+        two.wait(lambda s: s["readyReplicas"] == 1, "it counts as unready")
+        with pytest.raises(TimeoutError):
+            two.wait(lambda s: scaling(s)["desired"] == 1, "nothing is decided", WINDOW + 6)
+        assert counts == [2]
+    bounds(two, 2, 2)
+    two.wait_ready(2)
 
 
 def test_scale_down_waits_and_takes_the_replica_with_the_least_kv(two: Deployed) -> None:
     _, busy = two.pod_names()  # left alone, a ReplicaSet would take the younger one
     direct = two.cluster.pod_url(busy, 8000, two.namespace)
     with Streams(direct, "kv", prompt_tokens=1000, output_tokens=1500, clients=1) as streams:
-        streams.wait_answers(1)
+        wait_until(lambda: streams.outcomes, 30, "the stream runs")
         bounds(two, 1, 2)
         told = two.wait_limiting("StabilizationWindow")
         assert f"2 replicas were needed in the last {WINDOW} s" in told["reason"]
@@ -194,7 +182,6 @@ def test_scale_down_waits_and_takes_the_replica_with_the_least_kv(two: Deployed)
         two.wait(lambda s: scaling(s).get("desired") == 1, "the window is over")
         wait_until(lambda: len(two.pod_names()) == 1, 30, "one pod is told to go")
         assert two.pod_names() == [busy]
-        streams.wait_answers(1)
     assert not streams.failures
 
 

@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Variant:
     constants: dict[str, Any]
     main: bool = False
     unaligned: tuple[str, ...] = ()
+    constants_for: Callable[[int], dict[str, Any]] = lambda arch: {}  # those that depend on the architecture
 
     @property
     def name(self) -> str:
@@ -89,6 +91,7 @@ def paged_decode_variants() -> Iterator[Variant]:
                 **paged_decode.launch_options(dtype),
             },
             main,
+            unaligned=("block_table_stride",),
         )  # fmt: skip
     for dtype, d in product(POINTER, (64, 96, 128)):
         yield Variant(
@@ -127,10 +130,10 @@ def paged_prefill_variants() -> Iterator[Variant]:
             },
             {
                 "Q": q, "K": k, "B": page, "D": d, "MIN_QUERY_LEN": 2, "BLOCK_D": next_power_of_2(d),
-                **paged_prefill.launch_options(dtype),
             },
             main,
-            unaligned=("num_seqs",),
+            unaligned=("num_seqs", "block_table_stride"),
+            constants_for=partial(paged_prefill.launch_options, dtype, d),
         )  # fmt: skip
 
 
@@ -146,6 +149,7 @@ def rope_kv_write_variants() -> Iterator[Variant]:
                 "q_ptr": p, "k_ptr": p, "v_ptr": p, "cos_ptr": "*fp32", "sin_ptr": "*fp32",
                 "slot_mapping_ptr": "*i64", "k_cache_ptr": p, "v_cache_ptr": p,
                 "q_stride": "i32", "k_stride": "i32", "v_stride": "i32",
+                "cos_stride": "i32", "sin_stride": "i32",
             },
             {
                 "Q": 32, "K": 8, "B": page, "D": d, "BLOCK_H": next_power_of_2(d // 2),
@@ -188,7 +192,7 @@ def sample_variants() -> Iterator[Variant]:
             {
                 "logits_ptr": POINTER[dtype], "temperature_ptr": "*fp32", "top_k_ptr": "*i32",
                 "top_p_ptr": "*fp64",
-                "seed_ptr": "*i64", "position_ptr": "*i64", "token_ptr": "*i64", "logits_stride": "i32",
+                "uniform_ptr": "*fp64", "token_ptr": "*i64", "logits_stride": "i32",
             },
             {
                 "V": vocab, "BLOCK_V": sample.MAX_BLOCK_V, "BITS": sample.DIGIT_BITS,
@@ -210,8 +214,9 @@ def all_variants() -> list[Variant]:
 
 def compile_variant(variant: Variant, arch: int) -> Usage:
     """Compile for ``sm_<arch>`` and read the binary's resource usage. Raises what Triton or ptxas raises."""
-    constants = {k: v for k, v in variant.constants.items() if k in variant.kernel.arg_names}
-    options = {k: v for k, v in variant.constants.items() if k not in constants}
+    chosen = {**variant.constants, **variant.constants_for(arch)}
+    constants = {k: v for k, v in chosen.items() if k in variant.kernel.arg_names}
+    options = {k: v for k, v in chosen.items() if k not in constants}
     signature = {name: variant.signature.get(name, "constexpr") for name in variant.kernel.arg_names}
     aligned = {
         (i,): [["tt.divisibility", 16]]

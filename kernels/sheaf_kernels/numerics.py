@@ -6,8 +6,10 @@ exponent. So no kernel here computes in bfloat16 directly: values are widened wi
 (which is right in both), narrowed with ``round_to``, and given to ``tl.dot`` through ``dot_operand``.
 Compiled, these are plain casts."""
 
+import functools
 import math
 
+import torch
 import triton
 import triton.language as tl
 
@@ -34,6 +36,17 @@ def dot_operand(x):
     if _INTERPRETED and x.dtype == tl.bfloat16:
         return x.to(tl.float32)
     return x
+
+
+def architecture(device: torch.device) -> int:
+    """The card's compute capability as in ``sm_90``; 90 in the interpreter."""
+    return 90 if INTERPRETED else _architecture(device)
+
+
+@functools.cache
+def _architecture(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return major * 10 + minor
 
 
 def next_power_of_2(n: int) -> int:

@@ -99,7 +99,8 @@ def plan_kernel(
         )
 
 
-@triton.jit
+# The width of the block table changes from step to step: specialising on it would compile anew while serving.
+@triton.jit(do_not_specialize=["block_table_stride"])
 def paged_decode_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, block_table_ptr, query_start_ptr, context_len_ptr,
     work_seq_ptr, first_work_ptr, chunk_ptr, out_ptr, partial_ptr, lse_ptr,

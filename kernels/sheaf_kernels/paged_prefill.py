@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from sheaf_kernels.checks import FLOATS, Checker
-from sheaf_kernels.numerics import LOG2_E, dot_operand, next_power_of_2, round_to
+from sheaf_kernels.numerics import LOG2_E, architecture, dot_operand, next_power_of_2, round_to
 from sheaf_kernels.paged_decode import check_heads_and_pages
 from sheaf_kernels.paging import gather_kv_reference, page_offsets
 
@@ -83,7 +83,7 @@ def attend_tile(
     return new_max, row_sum, acc
 
 
-@triton.jit(do_not_specialize=["num_seqs"])
+@triton.jit(do_not_specialize=["num_seqs", "block_table_stride"])
 def paged_prefill_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, block_table_ptr, query_start_ptr, context_len_ptr, out_ptr,
     q_stride, out_stride, block_table_stride, num_seqs, scale_log2,
@@ -146,11 +146,13 @@ def paged_prefill_kernel(
     tl.store(out_ptr + row[:, None] * out_stride + in_row, out, mask=q_mask)
 
 
-def launch_options(dtype: torch.dtype) -> dict[str, int | str]:
+def launch_options(dtype: torch.dtype, head_dim: int, arch: int) -> dict[str, int | str]:
     """Tile, warps, stages. 128 rows compile to wgmma on sm_90; float32 is for checks, not speed."""
     if dtype == torch.float32:
         return {"BLOCK_M": 32, "BLOCK_N": 16, "PRECISION": "ieee", "num_warps": 8, "num_stages": 2}
-    return {"BLOCK_M": 128, "BLOCK_N": 64, "PRECISION": "tf32", "num_warps": 8, "num_stages": 3}
+    # Without wgmma the accumulator shares the registers with the operands: 64 keys of 128 would spill.
+    block_n = 32 if arch < 90 and head_dim > 64 else 64
+    return {"BLOCK_M": 128, "BLOCK_N": block_n, "PRECISION": "tf32", "num_warps": 8, "num_stages": 3}
 
 
 def paged_prefill(
@@ -180,7 +182,7 @@ def paged_prefill(
     check_heads_and_pages(check, q_TQD, out_TQD)
     if check["S"] == 0 or check["T"] == 0:
         return
-    options = launch_options(q_TQD.dtype)
+    options = launch_options(q_TQD.dtype, check["D"], architecture(q_TQD.device))
     block_q = int(options["BLOCK_M"]) // (check["Q"] // check["K"])
     paged_prefill_kernel[(check["T"] // block_q + check["S"], check["K"])](
         q_TQD, k_cache_PKBD, v_cache_PKBD, block_table_SM, query_start, context_len_S, out_TQD,

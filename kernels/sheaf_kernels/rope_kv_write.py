@@ -54,7 +54,7 @@ def rope_kv_write_reference(
 @triton.jit
 def rope_kv_write_kernel(
     q_ptr, k_ptr, v_ptr, cos_ptr, sin_ptr, slot_mapping_ptr, k_cache_ptr, v_cache_ptr,
-    q_stride, k_stride, v_stride,
+    q_stride, k_stride, v_stride, cos_stride, sin_stride,
     Q: tl.constexpr, K: tl.constexpr, B: tl.constexpr, D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_HEADS: tl.constexpr,
 ):  # fmt: skip
@@ -64,8 +64,8 @@ def rope_kv_write_kernel(
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     d = tl.arange(0, BLOCK_H)[None, :]
-    cos = tl.load(cos_ptr + token * H + d, mask=d < H, other=0.0)
-    sin = tl.load(sin_ptr + token * H + d, mask=d < H, other=0.0)
+    cos = tl.load(cos_ptr + token * cos_stride + d, mask=d < H, other=0.0)
+    sin = tl.load(sin_ptr + token * sin_stride + d, mask=d < H, other=0.0)
     if tile < Q_TILES:
         head = tile * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)[:, None]
         mask = (head < Q) & (d < H)
@@ -105,7 +105,8 @@ def rope_kv_write(
 ) -> None:
     """Writes q, k_cache and v_cache in place, as ``rope_kv_write_reference`` does.
 
-    q, k and v may be views into one fused projection: tokens may have any stride, heads must be packed.
+    q, k and v may be views into one fused projection: tokens may have any stride, heads must be packed. cos
+    and sin may have a stride too.
     Slots must be inside the cache: the device does not check them.
     Raises TypeError or ValueError naming the argument.
     """
@@ -118,8 +119,8 @@ def rope_kv_write(
         check.require(
             x.stride(1) == check["D"], f"the heads of {name} must be packed, got strides {x.stride()}"
         )
-    check.tensor("cos", cos_TH, f"T {check['D'] // 2}", [torch.float32], contiguous=True)
-    check.tensor("sin", sin_TH, f"T {check['D'] // 2}", [torch.float32], contiguous=True)
+    check.tensor("cos", cos_TH, f"T {check['D'] // 2}", [torch.float32])
+    check.tensor("sin", sin_TH, f"T {check['D'] // 2}", [torch.float32])
     check.tensor("slot_mapping", slot_mapping_T, "T", [torch.int64])
     check.tensor("k_cache", k_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
     check.tensor("v_cache", v_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
@@ -128,7 +129,7 @@ def rope_kv_write(
     tiles = triton.cdiv(check["Q"], BLOCK_HEADS) + triton.cdiv(check["K"], BLOCK_HEADS)
     rope_kv_write_kernel[(check["T"], tiles)](
         q_TQD, k_TKD, v_TKD, cos_TH, sin_TH, slot_mapping_T, k_cache_PKBD, v_cache_PKBD,
-        q_TQD.stride(0), k_TKD.stride(0), v_TKD.stride(0),
+        q_TQD.stride(0), k_TKD.stride(0), v_TKD.stride(0), cos_TH.stride(0), sin_TH.stride(0),
         Q=check["Q"], K=check["K"], B=check["B"], D=check["D"],
         BLOCK_H=next_power_of_2(check["D"] // 2), BLOCK_HEADS=BLOCK_HEADS, num_warps=2,
     )  # fmt: skip

@@ -4,11 +4,11 @@
     otherwise                p = softmax(logits / temperature)
                              top-k keeps the k likeliest tokens; of these, top-p keeps the shortest prefix in
                              descending order whose share of their mass reaches top_p;
-                             u = uniform(seed, position) in [0, 1) draws the first token whose cumulative
-                             mass exceeds u times the mass that is kept
+                             u in [0, 1) draws the first token whose cumulative mass exceeds u times the
+                             mass that is kept
 
 The cumulative order is descending probability where top-k or top-p filter, and token id where neither does.
-That is the order of the sampler on CPU, so equal seeds draw equal tokens there and here, but for rounding.
+That is the order of the sampler on CPU: equal numbers u draw equal tokens there and here, but for rounding.
 
 All three steps are one question: where does a running total over the tokens in some order first exceed a
 target? (For top-k the total counts tokens, for top-p and the draw it adds probability.) ``search`` answers
@@ -17,11 +17,12 @@ integers share, above the complement of the token id, which breaks ties. A pass 
 the key: the totals of the four sub-ranges say in which one the target falls. It ends when one token is left,
 after about ten passes.
 
-Randomness is a pure function of (seed, output position): splitmix64's finaliser applied to both in turn.
+The kernel has no random state: u is an argument, a pure function of (seed, output position) that the
+caller computes, the same for every device.
 
-Shapes: S rows, V vocabulary.  logits_SV; temperature_S (float32), top_k_S (int32, 0 keeps all), top_p_S
-(float64), seed_S, position_S (int64); token_S (int64).
-Source: pivots instead of a sort as in FlashInfer (arXiv 2501.01005); Steele et al., SplitMix (2014).
+Shapes: S rows, V vocabulary.  logits_SV; temperature_S (float32), top_k_S (int32, 0 keeps all), top_p_S,
+uniform_S (float64); token_S (int64).
+Source: pivots instead of a sort as in FlashInfer, arXiv 2501.01005.
 """
 
 import torch
@@ -38,36 +39,15 @@ NUM_WARPS = 8
 DIGIT_BITS = 8 if INTERPRETED else 2
 
 
-def uniform_reference(seed_S: torch.Tensor, position_S: torch.Tensor) -> torch.Tensor:
-    """float64 in [0, 1) for each (seed, position), both int64 (a seed's 64 bits may be any)."""
-    bits = _mix_reference(_mix_reference(seed_S) + position_S)
-    return _shift_right(bits, 11).double() * 2.0**-53
-
-
-def _mix_reference(x: torch.Tensor) -> torch.Tensor:
-    """splitmix64; int64 arithmetic wraps as uint64 does."""
-    x = x + (0x9E3779B97F4A7C15 - (1 << 64))
-    x = (x ^ _shift_right(x, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
-    x = (x ^ _shift_right(x, 27)) * (0x94D049BB133111EB - (1 << 64))
-    return x ^ _shift_right(x, 31)
-
-
-def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
 def sample_reference(
     logits_SV: torch.Tensor,
     temperature_S: torch.Tensor,
     top_k_S: torch.Tensor,
     top_p_S: torch.Tensor,
-    seed_S: torch.Tensor,
-    position_S: torch.Tensor,
+    uniform_S: torch.Tensor,
 ) -> torch.Tensor:
     """token_S, by sorting, in float64."""
     vocab = logits_SV.shape[1]
-    u_S = uniform_reference(seed_S, position_S)
     tokens = []
     for s, logits_V in enumerate(logits_SV.double()):
         order = logits_V.sort(descending=True, stable=True).indices
@@ -80,19 +60,10 @@ def sample_reference(
         p_N = (logits_V[order[:k]] / temperature_S[s].double()).softmax(-1)
         p_N = p_N * (p_N.cumsum(-1) - p_N < top_p)
         total_N = p_N.cumsum(-1)
-        index = torch.searchsorted(total_N, u_S[s] * total_N[-1], right=True)
+        index = torch.searchsorted(total_N, uniform_S[s] * total_N[-1], right=True)
         # u < 1, but rounding may put the point on the total: step back to the last token with mass.
         tokens.append(order[torch.minimum(index, p_N.nonzero().max())])
     return torch.stack(tokens) if tokens else torch.empty(0, dtype=torch.int64, device=logits_SV.device)
-
-
-@triton.jit
-def mix(x):
-    """splitmix64's step and finaliser on uint64."""
-    x = x + 0x9E3779B97F4A7C15
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
 
 
 @triton.jit
@@ -174,7 +145,7 @@ def search(
 
 @triton.jit
 def sample_kernel(
-    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, seed_ptr, position_ptr, token_ptr, logits_stride,
+    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, uniform_ptr, token_ptr, logits_stride,
     V: tl.constexpr, BLOCK_V: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """One row per program."""
@@ -217,12 +188,8 @@ def sample_kernel(
         least = tl.maximum(least, low)
         kept = mass_from(row_ptr, least, best, scale, by_id, V, BLOCK_V)
 
-    seed = tl.load(seed_ptr + row).to(tl.uint64, bitcast=True)
-    position = tl.load(position_ptr + row).to(tl.uint64, bitcast=True)
-    random = mix(mix(seed) + position)
-    u = (random >> 11).to(tl.float64) * (1.0 / 9007199254740992.0)
     low, shift = search(
-        row_ptr, least, u * kept, best, scale, by_id,
+        row_ptr, least, tl.load(uniform_ptr + row) * kept, best, scale, by_id,
         COUNT=False, REACH=False, V=V, BLOCK_V=BLOCK_V, BITS=BITS,
     )  # fmt: skip
     found_acc = tl.zeros([BLOCK_V], tl.uint64)
@@ -240,8 +207,7 @@ def sample(
     temperature_S: torch.Tensor,
     top_k_S: torch.Tensor,
     top_p_S: torch.Tensor,
-    seed_S: torch.Tensor,
-    position_S: torch.Tensor,
+    uniform_S: torch.Tensor,
 ) -> torch.Tensor:
     """token_S, as ``sample_reference`` gives it. Raises TypeError or ValueError naming the argument.
 
@@ -252,13 +218,12 @@ def sample(
     check.tensor("temperature", temperature_S, "S", [torch.float32])
     check.tensor("top_k", top_k_S, "S", [torch.int32])
     check.tensor("top_p", top_p_S, "S", [torch.float64])
-    check.tensor("seed", seed_S, "S", [torch.int64])
-    check.tensor("position", position_S, "S", [torch.int64])
+    check.tensor("uniform", uniform_S, "S", [torch.float64])
     token_S = torch.empty(check["S"], dtype=torch.int64, device=logits_SV.device)
     if check["S"] == 0:
         return token_S
     sample_kernel[(check["S"],)](
-        logits_SV, temperature_S, top_k_S, top_p_S, seed_S, position_S, token_S, logits_SV.stride(0),
+        logits_SV, temperature_S, top_k_S, top_p_S, uniform_S, token_S, logits_SV.stride(0),
         V=check["V"], BLOCK_V=min(next_power_of_2(check["V"]), MAX_BLOCK_V),
         BITS=DIGIT_BITS, num_warps=NUM_WARPS,
     )  # fmt: skip

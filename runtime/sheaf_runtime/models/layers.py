@@ -6,6 +6,8 @@ Legend: T tokens of the step, Q query heads, K key/value heads, N = Q + 2K, D he
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -104,25 +106,45 @@ def packed_linear(x_TC: Tensor, packed: Tensor, bias: Tensor | None, residual: T
     return y
 
 
-class RMSNorm:
-    """``y = x / sqrt(mean(x^2) + eps) * weight``, the mean and the division in float32."""
-
-    def __init__(self, features: int, eps: float, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.weight = torch.empty(features, dtype=dtype, device=device)
-        self._eps = torch.full((1, 1), eps, device=device)
-
-    def __call__(self, x_TC: Tensor) -> Tensor:
-        x = x_TC.float()
-        # Few launches count more than few operations here: norm^2 / C + eps in one.
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-        return (x * scale).to(x_TC.dtype).mul_(self.weight)
-
-
 def swiglu(gate_up_TC: Tensor) -> Tensor:
     """``silu(gate) * up`` of [T, 2C] with the gate first: [T, C]."""
     gate, up = gate_up_TC.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The layers that a backend may run as one kernel each; the defaults are plain torch.
+
+    ``rms_norm`` is called with x [T, C], weight [C] and eps. ``None``: as ``RMSNorm`` has it.
+    """
+
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    swiglu: Callable[[Tensor], Tensor] = swiglu
+
+
+TORCH_OPS = Ops()
+
+
+class RMSNorm:
+    """``y = x / sqrt(mean(x^2) + eps) * weight``, the mean and the division in float32."""
+
+    def __init__(
+        self, features: int, eps: float, *, dtype: torch.dtype, device: torch.device, ops: Ops
+    ) -> None:
+        self.weight = torch.empty(features, dtype=dtype, device=device)
+        self._eps = eps
+        self._eps_tensor = torch.full((1, 1), eps, device=device)
+        self._fused = ops.rms_norm
+
+    def __call__(self, x_TC: Tensor) -> Tensor:
+        if self._fused is not None:
+            return self._fused(x_TC, self.weight, self._eps)
+        x = x_TC.float()
+        # Few launches count more than few operations here: norm^2 / C + eps in one.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._eps_tensor, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return (x * scale).to(x_TC.dtype).mul_(self.weight)
 
 
 class Rope:

@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sheaf_runtime.models.config import ModelConfig
-from sheaf_runtime.models.layers import Attention, Linear, Output, RMSNorm, Rope, swiglu
+from sheaf_runtime.models.layers import TORCH_OPS, Attention, Linear, Ops, Output, RMSNorm, Rope
 
 # Where the parts of a checkpoint go: its tensor's name and a view of the parameter it fills.
 Target = tuple[str, Tensor]
 
 
 class DecoderLayer:
-    def __init__(self, index: int, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, index: int, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, ops: Ops
+    ) -> None:
         self._index = index
         self._heads, self._kv_heads, self._head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         hidden, inner = config.hidden_size, config.intermediate_size
@@ -28,12 +30,13 @@ class DecoderLayer:
         def linear(in_features: int, out_features: int, bias: bool) -> Linear:
             return Linear(in_features, out_features, bias=bias, dtype=dtype, device=device)
 
-        self.input_norm = RMSNorm(hidden, config.rms_norm_eps, dtype=dtype, device=device)
+        self.input_norm = RMSNorm(hidden, config.rms_norm_eps, dtype=dtype, device=device, ops=ops)
         self.qkv = linear(hidden, q + 2 * kv, config.qkv_bias)
         self.output = linear(q, hidden, config.output_bias)
-        self.mlp_norm = RMSNorm(hidden, config.rms_norm_eps, dtype=dtype, device=device)
+        self.mlp_norm = RMSNorm(hidden, config.rms_norm_eps, dtype=dtype, device=device, ops=ops)
         self.gate_up = linear(hidden, 2 * inner, config.mlp_bias)
         self.down = linear(inner, hidden, config.mlp_bias)
+        self._swiglu = ops.swiglu
 
     def __call__(self, x_TC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attention: Attention) -> Tensor:
         heads, kv_heads = self._heads, self._kv_heads
@@ -41,7 +44,7 @@ class DecoderLayer:
         q = attention.write_kv(self._index, qkv, cos_T1D, sin_T1D)
         attended = attention.attend(self._index, q).view(-1, heads * self._head_dim)
         x_TC = self.output(attended, x_TC)
-        return self.down(swiglu(self.gate_up(self.mlp_norm(x_TC))), x_TC)
+        return self.down(self._swiglu(self.gate_up(self.mlp_norm(x_TC))), x_TC)
 
     def targets(self) -> Iterator[Target]:
         prefix = f"model.layers.{self._index}."
@@ -76,12 +79,22 @@ class Decoder:
     """Parameters are allocated but not filled; ``targets`` says what to fill them with, then ``pack``."""
 
     def __init__(
-        self, config: ModelConfig, *, max_position: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        *,
+        max_position: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        ops: Ops = TORCH_OPS,
     ) -> None:
         self.config = config
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
-        self.layers = [DecoderLayer(i, config, dtype=dtype, device=device) for i in range(config.num_layers)]
-        self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device)
+        self.layers = [
+            DecoderLayer(i, config, dtype=dtype, device=device, ops=ops) for i in range(config.num_layers)
+        ]
+        self.final_norm = RMSNorm(
+            config.hidden_size, config.rms_norm_eps, dtype=dtype, device=device, ops=ops
+        )
         tied = config.tie_word_embeddings
         self.output = Output(self.embedding if tied else torch.empty_like(self.embedding))
         self.rope = Rope(config.rope, config.head_dim, max_position, device)

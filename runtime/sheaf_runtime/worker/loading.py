@@ -13,6 +13,7 @@ from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.models.config import ModelConfig, UnsupportedModelError, load_model_config
 from sheaf_runtime.models.llama import Decoder
 from sheaf_runtime.models.weights import load_weights
+from sheaf_runtime.worker.backend import Backend, make_ops, resolve_backend
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class LoadedModel:
     dtype: torch.dtype
     max_model_len: int
     weights_bytes: int
+    backend: Backend
 
     @property
     def config(self) -> ModelConfig:
@@ -50,14 +52,22 @@ def load_model(config: EngineConfig) -> LoadedModel:
     max_model_len = resolve_max_model_len(config.max_model_len, model_config.max_position_embeddings)
     if device.type == "cpu" and dtype == torch.float16:
         logger.warning("float16 is slow on most CPUs; --dtype bfloat16 or float32 is several times faster")
+    backend = resolve_backend(config.attention_backend, device, model_config, config.block_size)
     started = time.perf_counter()
-    decoder = Decoder(model_config, max_position=max_model_len, dtype=dtype, device=device)
+    decoder = Decoder(
+        model_config, max_position=max_model_len, dtype=dtype, device=device, ops=make_ops(backend)
+    )
     weights_bytes = load_weights(folder, decoder.targets(), ignore=decoder.ignored())
     decoder.pack()
     logger.info(
-        "loaded %s as %s on %s in %.1f s", folder, dtype_name(dtype), device, time.perf_counter() - started
+        "loaded %s as %s on %s in %.1f s, attention backend %s",
+        folder,
+        dtype_name(dtype),
+        device,
+        time.perf_counter() - started,
+        backend,
     )
-    return LoadedModel(decoder, device, dtype, max_model_len, weights_bytes)
+    return LoadedModel(decoder, device, dtype, max_model_len, weights_bytes, backend)
 
 
 def resolve_device(name: str) -> torch.device:

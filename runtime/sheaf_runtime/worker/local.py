@@ -48,7 +48,6 @@ class LocalExecutor:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        _check_backend(config)
         self._config = config
         model = load_model(config)
         num_blocks = _num_blocks(model, config)
@@ -115,11 +114,6 @@ class LocalExecutor:
         future: Future[T] = Future()
         future.set_result(function(*args))  # on CUDA this only enqueues on the stream
         return future
-
-
-def _check_backend(config: EngineConfig) -> None:
-    if config.attention_backend == "triton":
-        raise ValueError("--attention-backend triton is not available yet; use torch or auto")
 
 
 def _num_blocks(model: LoadedModel, config: EngineConfig) -> int:

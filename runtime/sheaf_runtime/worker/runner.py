@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
-from sheaf_runtime.worker.attention import TorchAttention
+from sheaf_runtime.worker.backend import make_attention, sample_tokens
 from sheaf_runtime.worker.batch import Batch, SampleTargets
 from sheaf_runtime.worker.loading import LoadedModel
 from sheaf_runtime.worker.plan import SampledTokens, StepPlan, StepResult
-from sheaf_runtime.worker.sampler import sample
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class Runner:
 
         self.kv_caches = [(pool(), pool()) for _ in range(c.num_layers)]
         self._decoder = model.decoder
-        self._attention = TorchAttention(self.kv_caches, c.num_heads, model.dtype)
+        self._backend = model.backend
+        self._attention = make_attention(model.backend, self.kv_caches, c.num_heads, config.max_num_seqs)
         self._batch = Batch(
             max_num_seqs=config.max_num_seqs,
             max_len=model.max_model_len,
@@ -91,6 +91,6 @@ class Runner:
         self._plan = self._targets = self._logits_SV = None
         if targets is None or logits_SV is None:
             return _Sampled(plan.step, None, None).result
-        tokens_S = sample(logits_SV, targets.sampling)
+        tokens_S = sample_tokens(self._backend, logits_SV, targets.sampling)
         self._batch.append(targets.cells_S, tokens_S)
         return _Sampled(plan.step, targets, tokens_S).result

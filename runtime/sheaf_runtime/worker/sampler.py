@@ -52,8 +52,7 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 def sample(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
     """Token ids [S] (int64). ``logits_SV`` may be overwritten. Greedy rows cost one argmax."""
-    for row, ids in rows.banned:
-        logits_SV[row, list(ids)] = -torch.inf
+    ban(logits_SV, rows)
     random = rows.temperature > 0
     if not random.any():
         return logits_SV.argmax(dim=-1)
@@ -68,6 +67,12 @@ def sample(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
             index = torch.from_numpy(chosen).to(logits_SV.device)
             tokens_S[index] = choose(logits_SV[index], _select(rows, chosen))
     return tokens_S
+
+
+def ban(logits_SV: Tensor, rows: SamplingRows) -> None:
+    """Make sure that ``rows.banned`` does not come out: write -inf."""
+    for row, ids in rows.banned:
+        logits_SV[row, list(ids)] = -torch.inf
 
 
 def _select(rows: SamplingRows, chosen: npt.NDArray[np.intp]) -> SamplingRows:

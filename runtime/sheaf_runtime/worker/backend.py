@@ -1,0 +1,96 @@
+"""Which backend runs a model: plain torch, or Triton kernels where there is CUDA."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from sheaf_runtime.config import AttentionBackend
+from sheaf_runtime.models.config import ModelConfig
+from sheaf_runtime.models.layers import TORCH_OPS, Ops
+from sheaf_runtime.worker.attention import TorchAttention
+from sheaf_runtime.worker.batch import StepInputs
+from sheaf_runtime.worker.sampler import SamplingRows, sample
+
+logger = logging.getLogger(__name__)
+Backend = Literal["torch", "triton"]
+
+# What the attention kernels are made for.
+HEAD_DIMS = (16, 32, 64, 96, 128)
+BLOCK_SIZES = (16, 32, 64)
+MAX_GROUP = 16
+
+
+class PagedAttention(Protocol):
+    """What both backends' attention offers: ``prepare`` once a step, then the model's ``Attention``."""
+
+    def prepare(self, inputs: StepInputs) -> None: ...
+    def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor: ...
+    def attend(self, layer: int, q_TQD: Tensor) -> Tensor: ...
+
+
+def resolve_backend(
+    asked: AttentionBackend, device: torch.device, model: ModelConfig, block_size: int
+) -> Backend:
+    """``auto`` is Triton on CUDA, for models that its kernels are made for.
+
+    Raises ValueError if Triton was asked for and cannot run; the message says what to change.
+    """
+    if asked == "torch" or (asked == "auto" and device.type != "cuda"):
+        return "torch"
+    problem = _triton_problem(device, model, block_size)
+    if problem is None:
+        return "triton"
+    if asked == "triton":
+        raise ValueError(f"--attention-backend triton: {problem}; use torch or auto")
+    logger.warning("attention runs in plain torch, which is slow on CUDA: %s", problem)
+    return "torch"
+
+
+def _triton_problem(device: torch.device, model: ModelConfig, block_size: int) -> str | None:
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"kernels need CUDA, the device is {device}"
+    group = model.num_heads // model.num_kv_heads
+    if model.head_dim not in HEAD_DIMS:
+        return f"the model's head size is {model.head_dim}, kernels exist for {_listed(HEAD_DIMS)}"
+    if group > MAX_GROUP:
+        return f"{group} query heads share a key/value head, kernels take up to {MAX_GROUP}"
+    if block_size not in BLOCK_SIZES:
+        return f"--block-size is {block_size}, kernels exist for {_listed(BLOCK_SIZES)}"
+    return None
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def make_ops(backend: Backend) -> Ops:
+    if backend == "torch":
+        return TORCH_OPS
+    from sheaf_runtime.worker.triton_backend import triton_ops
+
+    return triton_ops()
+
+
+def make_attention(
+    backend: Backend, caches: list[tuple[Tensor, Tensor]], num_heads: int, max_num_seqs: int
+) -> PagedAttention:
+    """``caches`` holds (keys, values) of each layer, [page, kv_head, slot, dim]."""
+    if backend == "torch":
+        return TorchAttention(caches, num_heads, caches[0][0].dtype)
+    from sheaf_runtime.worker.triton_backend import TritonAttention
+
+    return TritonAttention(caches, num_heads, max_num_seqs)
+
+
+def sample_tokens(backend: Backend, logits_SV: Tensor, rows: SamplingRows) -> Tensor:
+    """Token ids [S] (int64). ``logits_SV`` may be overwritten."""
+    if backend == "torch":
+        return sample(logits_SV, rows)
+    from sheaf_runtime.worker.triton_backend import sample_with_triton
+
+    return sample_with_triton(logits_SV, rows)

@@ -1,0 +1,84 @@
+"""The Triton backend: attention, element-wise layers and sampling as kernels of ``sheaf_kernels``.
+
+Imports Triton, so it is itself imported only where the backend is chosen (see ``worker.backend``).
+
+Legend: T tokens of the step, R requests, N = Q + 2K heads, Q query heads, K key/value heads, D head size,
+S requests that get a token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sheaf_kernels.paged_decode import DecodePlan, paged_decode
+from sheaf_kernels.paged_prefill import paged_prefill
+from sheaf_kernels.rms_norm import rms_norm
+from sheaf_kernels.rope_kv_write import rope_kv_write
+from sheaf_kernels.sample import sample
+from sheaf_kernels.swiglu import swiglu
+from torch import Tensor
+
+from sheaf_runtime.models.layers import Ops
+from sheaf_runtime.worker.batch import StepInputs
+from sheaf_runtime.worker.sampler import SamplingRows, ban
+
+
+def triton_ops() -> Ops:
+    return Ops(rms_norm=lambda x_TC, weight, eps: rms_norm(x_TC, weight, eps)[0], swiglu=swiglu)
+
+
+class TritonAttention:
+    """Call ``prepare`` once a step, then ``write_kv`` and ``attend`` for each layer in turn.
+
+    Single query tokens and longer chunks are two launches; each kernel leaves the rows of the other alone.
+    """
+
+    def __init__(self, caches: list[tuple[Tensor, Tensor]], num_heads: int, max_num_seqs: int) -> None:
+        self._caches = caches
+        self._heads = num_heads
+        _, self._kv_heads, _, head_dim = caches[0][0].shape
+        self._device = caches[0][0].device
+        self._scale = head_dim**-0.5
+        self._plan = DecodePlan.allocate(max_num_seqs, num_heads, self._kv_heads, head_dim, self._device)
+        self._decodes = self._chunks = False
+
+    def prepare(self, inputs: StepInputs) -> None:
+        queries = np.diff(inputs.query_start)
+        self._decodes, self._chunks = bool((queries == 1).any()), bool((queries > 1).any())
+        self._query_start = self._to_device(inputs.query_start.astype(np.int32))
+        self._context_len = self._to_device(inputs.context_len.astype(np.int32))
+        self._block_table_RM = self._to_device(np.ascontiguousarray(inputs.block_table_RP))
+        self._slot_mapping_T = self._to_device(inputs.slot_mapping_T)
+        if self._decodes:
+            self._plan.update(self._query_start, self._context_len)
+
+    def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        q_TQD, k_TKD = qkv_TND[:, : self._heads], qkv_TND[:, self._heads : -self._kv_heads]
+        v_TKD = qkv_TND[:, -self._kv_heads :]
+        half = cos_T1D.shape[-1] // 2
+        # The kernel wants each angle once; the sine's first half is the negative of its second.
+        cos_TH, sin_TH = cos_T1D[:, 0, :half], sin_T1D[:, 0, half:]
+        rope_kv_write(q_TQD, k_TKD, v_TKD, cos_TH, sin_TH, self._slot_mapping_T, *self._caches[layer])
+        return q_TQD
+
+    def attend(self, layer: int, q_TQD: Tensor) -> Tensor:
+        out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
+        args = (q_TQD, *self._caches[layer], self._block_table_RM, self._query_start, self._context_len)
+        if self._decodes:
+            paged_decode(*args, self._scale, out_TQD, self._plan)
+        if self._chunks:
+            paged_prefill(*args, self._scale, out_TQD, min_query_len=2)
+        return out_TQD
+
+    def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+
+def sample_with_triton(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
+    """``worker.sampler.sample`` as one kernel, without a visit to the host."""
+    ban(logits_SV, rows)
+    vocab = logits_SV.shape[1]
+    parameters = (rows.temperature, np.minimum(rows.top_k, vocab).astype(np.int32), rows.top_p, rows.uniform)
+    device = logits_SV.device
+    return sample(logits_SV, *(torch.from_numpy(p).to(device, non_blocking=True) for p in parameters))

@@ -33,8 +33,7 @@ def tell(console: Console, keep: bool) -> None:
     console.step("A real Kubernetes with real KServe, as plain processes")
     with open_cluster(report=console.say) as cluster:
         cluster.model_volume("smollm2", model)
-        cluster.install_operator()
-        console.good("the operator runs as a pod, from manifests/")
+        story.install_operator(cluster, console)
         console.step("One LLMDeployment")
         resource = story.apply_sample(cluster, console)
         metadata = resource["metadata"]

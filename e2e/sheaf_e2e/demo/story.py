@@ -13,7 +13,7 @@ import yaml
 from loadgen import Outcome, summarize
 
 from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import Cluster
+from sheaf_e2e.cluster import OPERATOR, OPERATOR_NAMESPACE, Cluster
 from sheaf_e2e.demo.console import Console
 from sheaf_e2e.demo.load import OpenLoop
 from sheaf_e2e.demo.watch import API_VERSION, KIND, Follower, Recording, condition
@@ -31,6 +31,14 @@ SCALE_TIMEOUT = 240
 
 class StoryFailed(RuntimeError):
     """Something did not happen; the message says what, with what the cluster knows of it."""
+
+
+def install_operator(cluster: Cluster, console: Console) -> None:
+    """As a user without Helm would: the operator is a pod under the rights that manifests/ gives it."""
+    console.say("$ kubectl apply --server-side -k manifests/")
+    cluster.kubectl("apply", "--server-side", "-k", str(CHECKOUT / "manifests"))
+    cluster.wait_deployment(OPERATOR, OPERATOR_NAMESPACE, READY_TIMEOUT)
+    console.good("the operator runs as a pod")
 
 
 def apply_sample(cluster: Cluster, console: Console) -> Object:

@@ -48,6 +48,11 @@ def test_token_ids_as_prompt_and_parameters_for_each(llm):
     assert [c.prompt for c in got] == [None] * 3
     with pytest.raises(ValueError, match="3 prompts, but 2 sampling"):
         llm.generate(ids, params[:2])
+    (one,) = llm.generate(ids[0], params[2])
+    assert one.token_ids[:1] == got[0].token_ids
+    assert llm.generate([], params[0]) == []
+    with pytest.raises(ValueError, match="texts or lists of token ids"):
+        llm.generate([ids[0], 5], params[0])
 
 
 def test_the_text_is_the_decoded_tokens(llm):

@@ -164,7 +164,15 @@ def test_a_taken_port_is_a_configuration_error(tmp_path: Path, capsys: pytest.Ca
         taken.listen()
         port = taken.getsockname()[1]
         assert main([str(folder), "--host", "127.0.0.1", "--port", str(port)]) == 2
-    assert "another --port" in capsys.readouterr().err
+    assert f"127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
+
+
+def test_an_address_of_another_machine_is_a_configuration_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path, byte_level())
+    assert main([str(folder), "--host", "192.0.2.1"]) == 2
+    assert "choose another --host" in capsys.readouterr().err
 
 
 def test_the_api_process_imports_no_torch() -> None:

@@ -58,17 +58,18 @@ class LLM:
 
     def generate(
         self,
-        prompts: str | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         stop: str | Sequence[str] = (),
     ) -> list[Completion]:
         """Run all prompts together; results come in the order of the prompts.
 
+        One text, or one list of token ids, is one prompt.
         ``params`` is one for all or one each. ``stop`` strings end a request and are cut off its text.
         Raises ``ValueError`` if a request can never run; nothing has run then.
         """
-        listed: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
+        listed = _as_list(prompts)
         params = SamplingParams() if params is None else params
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
@@ -140,3 +141,14 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    ids = [p for p in prompts if isinstance(p, int)]
+    if ids and len(ids) == len(prompts):
+        return [ids]
+    if not all(isinstance(p, (str, list)) for p in prompts):
+        raise ValueError("prompts must be texts or lists of token ids")
+    return [p for p in prompts if not isinstance(p, int)]

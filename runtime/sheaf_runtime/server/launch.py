@@ -31,7 +31,8 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
     try:
         sock = _bind(server.host, server.port)
     except OSError as error:
-        return _refuse(f"cannot listen on port {server.port}: {error.strerror}; choose another --port")
+        place = f"{server.host} port {server.port}"
+        return _refuse(f"cannot listen on {place}: {error.strerror}; choose another --host or --port")
     # Nothing is running yet, so there is nothing to drain. The event loop replaces this handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Imported only now: probes can connect while this takes its half second.

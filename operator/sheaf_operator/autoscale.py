@@ -6,7 +6,7 @@ QueueDepth. Let L be the requests in the replicas that answer, waiting and runni
 at once, t the target (waiting requests per replica). More replicas are wanted when L exceeds n(c+t), fewer
 when L fits into the running slots of fewer with a tenth to spare, L ≤ 0.9·c·(n−1). In between nothing
 changes, so a constant load cannot make the count swing. c is the runtime's limit on running sequences, or
-what a replica with a queue actually runs if that is less.
+what a replica runs beside requests that have been waiting for a while, if that is less.
 
 KVCacheUtilizationPercent. Let U be the sum of the replicas' utilizations and τ the target: n = ceil(U/τ),
 with HPA's tolerance of a tenth on either side.
@@ -14,7 +14,7 @@ with HPA's tolerance of a tenth on either side.
 n counts the wanted replicas, those that still load included: what is coming is not asked for again. A
 replica that is or was ready and gave no sample counts nothing towards more, and forbids less. Scale-down
 takes the highest recommendation of the stabilization window, as HPA does; a fresh history begins with the
-present count, so nothing shrinks within the first window after a restart.
+present count, so nothing shrinks within the first window after a restart, nor after a pause longer than it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Literal
 
 Direction = Literal["Up", "Down"]
 TOLERANCE = 0.1
+SATURATED = 1.0  # seconds that a request waits before the running ones count as all that fit
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,14 @@ class Change:
 
 @dataclass(frozen=True)
 class History:
+    """Past wishes, which `decide` keeps, and past changes, which the caller reports with `applied`."""
+
     recommendations: tuple[Recommendation, ...] = ()
     changes: tuple[Change, ...] = ()
+
+    def applied(self, now: float, before: int, after: int) -> History:
+        """The count has really been changed: what the rate policies count."""
+        return replace(self, changes=(*self.changes, Change(now, before, after)))
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,6 @@ def decide(policy: Policy, samples: Samples, history: History, now: float) -> De
     history = _remember(policy, history, base, raw, now)
     desired, limiting, reason, next_change = _stabilize(policy, base, history, raw, limiting, reason)
     desired, limiting, reason = _rate(policy, base, desired, limiting, reason, history, now)
-    if desired != samples.current:
-        history = replace(history, changes=(*history.changes, Change(now, samples.current, desired)))
     return Decision(desired, raw, limiting, reason, signals, history, next_change)
 
 
@@ -166,10 +171,11 @@ def _slots(samples: Samples) -> float | None:
     """Sequences that one replica runs at once; None while nothing is known about it."""
     known = []
     for load in samples.loads:
-        if load.waiting > 0:  # saturated: what it runs is what it can run
+        # A burst that has just arrived is no limit; what still waits after a while is.
+        if load.waiting > 0 and (load.slots is None or load.oldest_wait >= SATURATED):
             known.append(max(1, load.running))
         elif load.slots is not None:
-            known.append(max(1, load.slots))
+            known.append(max(1, load.slots, load.running))
     return sum(known) / len(known) if known else None
 
 
@@ -240,13 +246,14 @@ def _bound(policy: Policy, raw: int, limiting: str, reason: str) -> tuple[int, s
 
 def _remember(policy: Policy, history: History, current: int, raw: int, now: float) -> History:
     """The new wish joins the history; what no window or rate can look at any more leaves it."""
-    entries = list(history.recommendations) or [Recommendation(current, now, now)]
+    horizon = now - max(policy.up.window, policy.down.window)
+    entries = [e for e in history.recommendations if e.until >= horizon]
+    # Nothing known about the window (a restart, a long pause): the present count is the best witness.
+    entries = entries or [Recommendation(current, now, now)]
     if entries[-1].replicas == raw:
         entries[-1] = replace(entries[-1], until=now)
     else:
         entries.append(Recommendation(raw, now, now))
-    horizon = now - max(policy.up.window, policy.down.window)
-    entries = [e for e in entries if e.until >= horizon]
     period = max((r.period for r in (*policy.up.rates, *policy.down.rates)), default=0.0)
     changes = tuple(c for c in history.changes if c.time > now - period)
     return History(tuple(entries), changes)
@@ -306,6 +313,6 @@ def _allowed(rate: RatePolicy, current: int, up: bool, history: History, now: fl
     recent = [c.after - c.before for c in history.changes if c.time > now - rate.period]
     done = sum(d for d in recent if d > 0) if up else -sum(d for d in recent if d < 0)
     start = current - done if up else current + done
-    share = math.ceil(start * rate.value / 100) if up else math.floor(start * rate.value / 100)
-    total = rate.value if rate.type == "Pods" else share
+    # Rounded up both ways, as HPA does: ten percent of five replicas is one, not never.
+    total = rate.value if rate.type == "Pods" else math.ceil(start * rate.value / 100)
     return max(0, total - done)

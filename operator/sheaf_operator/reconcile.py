@@ -33,6 +33,7 @@ from sheaf_operator.timeline import timeline
 log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace, name
 BLOCKED_RETRY = 10.0  # while KServe or a free name is missing
+CONFLICT_RETRY = 0.5  # after the Deployment changed between reading and writing
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Memory:
     dirty: bool = True
     history: History = field(default_factory=History)
     deployment_uid: str | None = None
+    restore: int = 0  # what a Deployment that KServe made anew had before; 0 if there is none to restore
     decision: Decision | None = None
     readings: dict[str, Reading | str] = field(default_factory=dict)
     scraped_at: float = float("-inf")
@@ -72,11 +74,13 @@ class Reconciler:
     async def process(self, key: Key) -> float | None:
         """One run. Returns after how many seconds to run again, None for not before something changes."""
         if not self._lease.held:
+            self._memory.pop(key, None)  # whoever holds it now may change what is remembered here
             return self._settings.lease_duration / 3
         with self._telemetry.reconcile_seconds.time():
             try:
                 again = await self._run(key)
             except Exception:
+                self.touch(key)
                 self._telemetry.reconciles.labels("error").inc()
                 raise
         self._telemetry.reconciles.labels("ok").inc()
@@ -104,7 +108,8 @@ class Reconciler:
         if plan.problem or plan.actions:
             memory.dirty = True  # look again rather than trust that an event will come
         soon = await self._autoscale(spec, observed, memory)
-        await self._report(spec, memory, plan, applied=not plan.actions and failure is None)
+        applied = failure is None and not any(isinstance(action, Apply) for action in plan.actions)
+        await self._report(spec, memory, plan, applied)
         if failure is not None:
             raise failure
         return self._next(spec, memory, plan, soon)
@@ -133,7 +138,11 @@ class Reconciler:
             return self._settings.autoscale_interval
         status = memory.observed.status if memory.observed else {}
         measured = spec.autoscaling.mode == "Disabled" and "capacity" in status
-        return None if spec.suspend or measured else self._settings.autoscale_interval
+        if spec.suspend or measured:
+            return None
+        interval = self._settings.autoscale_interval
+        left = memory.scraped_at + interval - self._clock()
+        return left if left > 0 else interval
 
     # Writing children
 
@@ -146,6 +155,9 @@ class Reconciler:
             try:
                 await self._act(observed, action)
             except (ApiError, Unreachable) as error:
+                if isinstance(action, Scale) and _changed_meanwhile(error):
+                    memory.dirty = True
+                    return plan, None
                 problem = _problem_of(error, action)
                 memory.dirty = True
                 retry = None if problem.reason in ("NameConflict", "KServeMissing") else error
@@ -190,6 +202,9 @@ class Reconciler:
         memory.scraped_at = now
         memory.readings = await self._scraper.read(scaling.addresses(observed))
         self._count_failures(observed, memory)
+        if spec.autoscaling.mode != "Builtin" and memory.marked is not None:
+            await self._mark(observed, None)
+            memory.marked = None
         if spec.autoscaling.mode == "Disabled":
             memory.decision = None
             return None
@@ -201,8 +216,11 @@ class Reconciler:
         samples = scaling.samples(observed, memory.readings)
         decision = decide(scaling.policy(spec.autoscaling), samples, memory.history, now)
         uid = str((observed.deployment or {})["metadata"]["uid"])
-        if memory.deployment_uid not in (None, uid):
-            decision = scaling.reassert(decision, memory.decision, spec.autoscaling)
+        if memory.deployment_uid not in (None, uid) and memory.decision is not None:
+            memory.restore = memory.decision.desired
+        if samples.current >= min(memory.restore, spec.autoscaling.max_replicas):
+            memory.restore = 0
+        decision = scaling.restored(decision, memory.restore, spec.autoscaling)
         memory.deployment_uid = uid
         memory.history, memory.decision = decision.history, decision
         self._telemetry.desired.labels(observed.namespace, observed.name).set(decision.desired)
@@ -219,7 +237,7 @@ class Reconciler:
             memory.marked = None
             await self._mark(observed, None)
             if current is not None and desired > current:
-                await self._scale(observed, memory, desired)
+                return await self._scale(observed, memory, desired, now)
             return None
         if observed.rolling or len(observed.live_pods) > current:
             return None  # an earlier step is still on its way
@@ -231,21 +249,25 @@ class Reconciler:
         if needs_mark and memory.marked and now - memory.marked[1] < self._settings.victim_wait:
             return self._settings.victim_wait
         memory.marked = None
-        await self._scale(observed, memory, current - 1)
-        return None
+        return await self._scale(observed, memory, current - 1, now)
 
-    async def _scale(self, observed: Observed, memory: Memory, replicas: int) -> None:
+    async def _scale(self, observed: Observed, memory: Memory, replicas: int, now: float) -> float | None:
+        """Write the count. Returns when to try again if the Deployment is no longer the one observed."""
         self._lease.check()
         memory.dirty = True
         version = (observed.deployment or {})["metadata"]["resourceVersion"]
         try:
             await self._act(observed, Scale(replicas, version))
         except ApiError as error:
-            if error.code != 409:
+            if not _changed_meanwhile(error):
                 raise
             log.info(
                 "%s/%s: the Deployment changed meanwhile, looking again", observed.namespace, observed.name
             )
+            memory.scraped_at = float("-inf")
+            return CONFLICT_RETRY
+        memory.history = memory.history.applied(now, observed.replicas or 0, replicas)
+        return None
 
     async def _mark(self, observed: Observed, victim: str | None) -> None:
         """Give `victim` the deletion cost and take it from every other pod."""
@@ -331,6 +353,11 @@ def build_status(s: conditions.Situation, now: datetime) -> Json:
     if s.capacity is not None:
         result["capacity"] = s.capacity
     return result
+
+
+def _changed_meanwhile(error: ApiError | Unreachable) -> bool:
+    """Whether a write of /scale failed because the Deployment is not the observed one any more."""
+    return isinstance(error, ApiError) and error.code in (404, 409)
 
 
 def _problem_of(error: ApiError | Unreachable, action: planning.Action) -> Problem:

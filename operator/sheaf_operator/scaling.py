@@ -130,11 +130,11 @@ def stamp(time: datetime) -> str:
 VICTIM_COST = "-1000"
 
 
-def reassert(decision: Decision, before: Decision | None, spec: Autoscaling) -> Decision:
-    """KServe made the Deployment anew, with one replica: go straight back to the count of before."""
-    if before is None or before.desired <= decision.desired:
+def restored(decision: Decision, count: int, spec: Autoscaling) -> Decision:
+    """KServe made the Deployment anew, with one replica: go straight back to the `count` of before."""
+    desired = min(count, spec.max_replicas)
+    if desired <= decision.desired:
         return decision
-    desired = min(before.desired, spec.max_replicas)
     return replace(
         decision,
         desired=desired,

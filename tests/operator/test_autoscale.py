@@ -25,8 +25,8 @@ def load(waiting: int = 0, running: int = 0, kv: float = 0.0, slots: int | None 
 
 
 def settled_history(replicas: int, since: float = -10_000.0) -> History:
-    """The scaler has wanted `replicas` for so long that no window holds anything back."""
-    return History((Recommendation(replicas, since, -5_000.0),))
+    """The scaler has wanted `replicas` until now, for so long that no window holds anything back."""
+    return History((Recommendation(replicas, since, 0.0),))
 
 
 def a_decision() -> Decision:
@@ -151,12 +151,45 @@ def test_rates_as_hpa_has_them(rates: tuple[RatePolicy, ...], select: Any, desir
     assert (decision.desired, decision.limiting) == (desired, "RatePolicy")
 
 
+def test_a_change_that_failed_is_not_counted() -> None:
+    policy = Policy(1, 10, up=Limits(rates=(RatePolicy("Pods", 2, 60),)))
+    busy = Samples(1, (load(99, 8),))
+    first = decide(policy, busy, History(), 0.0)
+    assert decide(policy, busy, first.history, 5.0).desired == first.desired == 3
+
+
+@pytest.mark.parametrize(("percent", "desired"), [(10, 4), (50, 2), (100, 1)])
+def test_a_small_percentage_still_lets_one_go(percent: int, desired: int) -> None:
+    policy = Policy(1, 10, down=Limits(window=0, rates=(RatePolicy("Percent", percent, 60),)))
+    assert decide(policy, Samples(5, (IDLE,) * 5), History(), 0.0).desired == desired
+
+
+def test_a_pause_longer_than_the_window_begins_it_anew() -> None:
+    """Nobody knows what was needed meanwhile."""
+    idle = Samples(3, (IDLE,) * 3)
+    history = settled_history(1)
+    paused = decide(POLICY, idle, history, 400.0)
+    assert paused.desired == 3
+    assert paused.next_change_after == 700.0
+    waited = decide(POLICY, idle, paused.history, 690.0)
+    assert waited.desired == 3
+    assert decide(POLICY, idle, waited.history, 701.0).desired == 1
+
+
+def test_a_burst_that_has_just_arrived_is_no_limit() -> None:
+    """Twelve requests before the engine's next step do not mean that it runs one at a time."""
+    burst = Sample(waiting=12, running=0, kv=0.0, slots=8, oldest_wait=0.01)
+    assert decide(POLICY, Samples(1, (burst,)), History(), 0.0).desired == 1
+    stuck = Sample(waiting=12, running=2, kv=0.0, slots=8, oldest_wait=5.0)
+    assert decide(POLICY, Samples(1, (stuck,)), History(), 0.0).desired == 3
+
+
 def test_a_rate_counts_what_changed_within_its_period() -> None:
     policy = Policy(1, 10, up=Limits(rates=(RatePolicy("Pods", 2, 60),)))
     busy = load(99, 8)
     first = decide(policy, Samples(1, (busy,)), History(), 0.0)
     assert first.desired == 3
-    second = decide(policy, Samples(3, (busy,) * 3), first.history, 10.0)
+    second = decide(policy, Samples(3, (busy,) * 3), first.history.applied(0.0, 1, 3), 10.0)
     assert second.desired == 3
     assert decide(policy, Samples(3, (busy,) * 3), second.history, 61.0).desired == 5
 

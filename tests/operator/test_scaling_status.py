@@ -130,7 +130,7 @@ def test_capacity_is_what_a_replica_measured() -> None:
 
 def test_a_deployment_made_anew_goes_back_to_its_count() -> None:
     spec = k.spec(autoscaling={"maxReplicas": 4}).autoscaling
-    assert scaling.reassert(decision(1), decision(3), spec).desired == 3
-    assert scaling.reassert(decision(1), decision(9), spec).desired == 4
-    assert scaling.reassert(decision(3), decision(2), spec).desired == 3
-    assert scaling.reassert(decision(1), None, spec).desired == 1
+    assert scaling.restored(decision(1), 3, spec).desired == 3
+    assert scaling.restored(decision(1), 9, spec).desired == 4
+    assert scaling.restored(decision(3), 2, spec).desired == 3
+    assert scaling.restored(decision(1), 0, spec).desired == 1

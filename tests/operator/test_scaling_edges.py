@@ -1,0 +1,205 @@
+"""What the scaler does when a write fails, a mode switches, time passes unseen, or the Deployment is replaced."""
+
+from typing import Any
+
+import kube_objects as k
+import pytest
+from operator_world import World, reading, scaling_world
+from sheaf_operator import names
+from sheaf_operator.cluster import ApiError
+from sheaf_operator.plan import Scale
+from sheaf_operator.settings import Settings
+
+Conditions = dict[str, dict[str, Any]]
+
+
+class Conflicting:
+    """Makes the next `times` writes of /scale fail with `code`."""
+
+    def __init__(self, world: World, times: int, code: int = 409) -> None:
+        self.left, self.code, self.inner = times, code, world.cluster.scale
+        world.cluster.scale = self.scale  # type: ignore[method-assign]
+
+    async def scale(self, namespace: str, name: str, action: Scale) -> None:
+        if self.left:
+            self.left -= 1
+            raise ApiError(self.code, "Conflict", "the object has been modified")
+        await self.inner(namespace, name, action)
+
+
+def said(world: World) -> Conditions:
+    return {c["type"]: c for c in world.cluster.status["conditions"]}
+
+
+def busy(world: World, count: int) -> None:
+    world.scraper.load = {f"p{n}": reading(waiting=9, running=8) for n in range(count)}
+
+
+def with_policies(**scale_down: Any) -> World:
+    given = k.spec(
+        autoscaling={
+            "maxReplicas": 9,
+            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0, **scale_down}},
+        }
+    )
+    return World(given, k.settled(given, replicas=4, ready=4))
+
+
+async def test_a_scale_down_policy_slows_and_does_not_stop() -> None:
+    """Marking the pod is no change of the count: the policy must not count it."""
+    world = with_policies(policies=[{"type": "Pods", "value": 1, "periodSeconds": 60}])
+    assert await world.run() == [("cost", "p0", "-1000")]
+    assert await world.run(2.1) == [("scale", 3)]
+    of = k.revision(k.spec())
+    world.change(deployment=k.deployment(3), pods=tuple(k.pod(f"p{n}", of, ready=True) for n in range(1, 4)))
+    for _ in range(10):
+        assert await world.run(5) == []
+    assert await world.run(10) == [("cost", "p1", "-1000")]
+    assert await world.run(2.1) == [("scale", 2)]
+
+
+async def test_advice_is_not_counted_as_a_change() -> None:
+    given = k.spec(
+        autoscaling={
+            "mode": "Advisory",
+            "maxReplicas": 9,
+            "behavior": {"scaleUp": {"policies": [{"type": "Pods", "value": 2, "periodSeconds": 600}]}},
+        }
+    )
+    world = World(given, k.settled(given))
+    busy(world, 1)
+    for _ in range(4):
+        await world.run(5)
+        assert world.cluster.status["autoscaling"]["desired"] == 2
+
+
+async def test_a_conflict_is_tried_again_at_once() -> None:
+    world = scaling_world(1)
+    world.scraper.load = {"p0": reading(waiting=30, running=8)}
+    Conflicting(world, 1)
+    assert await world.run() == []
+    assert world.again is not None
+    assert world.again <= 1
+    assert await world.run(world.again) == [("scale", 4)]
+
+
+@pytest.mark.parametrize("code", [404, 409])
+async def test_a_deployment_made_anew_gets_its_count_back_despite_conflicts(code: int) -> None:
+    world = scaling_world(3, window=300)
+    await world.run()
+    fresh = k.deployment(1)
+    fresh["metadata"]["uid"] = "another"
+    world.change(deployment=fresh, pods=(k.pod("q", k.revision(k.spec())),))
+    Conflicting(world, 2, code)
+    assert await world.run(5) == []
+    assert await world.run(5) == []
+    assert await world.run(5) == [("scale", 3)]
+
+
+async def test_a_count_that_is_restored_obeys_the_bounds_of_now() -> None:
+    world = scaling_world(5, window=300)
+    await world.run()
+    fresh = k.deployment(1)
+    fresh["metadata"]["uid"] = "another"
+    given = k.spec(autoscaling={"maxReplicas": 2})
+    owner = k.owner(generation=2)
+    owner["spec"] = given.model_dump(by_alias=True, exclude_none=True)
+    world.change(owner=owner, deployment=fresh, pods=())
+    assert await world.run(5) == [("scale", 2)]
+
+
+async def test_a_fixed_count_that_meets_a_conflict_is_not_news() -> None:
+    given = k.spec(replicas=2, autoscaling={"mode": "Disabled"})
+    world = World(given, k.settled(given))
+    Conflicting(world, 1)
+    assert await world.run() == []
+    assert said(world)["Reconciling"]["status"] == "False"
+    assert await world.run(1) == [("scale", 2)]
+
+
+async def test_nothing_shrinks_after_a_gap_longer_than_the_window() -> None:
+    """What was needed meanwhile is not known, so the window begins anew."""
+    world = scaling_world(3, window=60)
+    busy(world, 3)
+    await world.run()
+    world.scraper.load = {}
+    for _ in range(12):
+        assert await world.run(5 if _ else 500) == []
+    assert await world.run(6) == [("cost", "p0", "-1000")]
+
+
+async def test_losing_the_lease_forgets_what_another_may_have_changed() -> None:
+    world = scaling_world(3, window=60)
+    for _ in range(30):
+        await world.run(5)
+        busy(world, 3)
+    world.lease.held = False
+    await world.run(5)
+    reads = world.cluster.reads
+    world.lease.held = True
+    world.scraper.load = {}
+    for _ in range(12):
+        assert await world.run(5) == []
+    assert world.cluster.reads > reads
+
+
+@pytest.mark.parametrize("mode", ["Advisory", "Disabled"])
+async def test_switching_the_scaler_off_takes_its_mark_back(mode: str) -> None:
+    world = scaling_world(2)
+    assert await world.run() == [("cost", "p0", "-1000")]
+    pods = k.settled(k.spec(), replicas=2, ready=2).pods
+    pods[0]["metadata"]["annotations"] = {names.DELETION_COST: "-1000"}
+    owner = k.owner(generation=2)
+    given = k.spec(autoscaling={"mode": mode, "maxReplicas": 5})
+    owner["spec"] = given.model_dump(by_alias=True, exclude_none=True)
+    world.change(owner=owner, pods=pods)
+    assert await world.run(2.1) == [("cost", "p0", None)]
+    world.change(pods=k.settled(k.spec(), replicas=2, ready=2).pods)
+    assert await world.run(5) == []
+
+
+async def test_lowering_the_maximum_steps_down_one_at_a_time() -> None:
+    world = scaling_world(4, window=300)
+    busy(world, 4)
+    await world.run()
+    owner = k.owner(generation=2)
+    given = k.spec(autoscaling={"maxReplicas": 2})
+    owner["spec"] = given.model_dump(by_alias=True, exclude_none=True)
+    world.change(owner=owner)
+    assert await world.run(5) == [("cost", "p0", "-1000")]
+    assert await world.run(2.1) == [("scale", 3)]
+    assert world.cluster.status["autoscaling"]["limiting"] == "MaxReplicas"
+
+
+async def test_decisions_outlive_the_operator() -> None:
+    world = scaling_world(1)
+    busy(world, 1)
+    await world.run()
+    before = world.cluster.status["autoscaling"]["decisions"]
+    assert len(before) == 1
+    again = World(k.spec(autoscaling={"maxReplicas": 5}), world.cluster.observed)  # type: ignore[arg-type]
+    again.change(deployment=k.deployment(2))
+    await again.run()
+    assert again.cluster.observed is not None
+    assert again.cluster.observed.status["autoscaling"]["decisions"] == before
+
+
+async def test_an_event_between_two_scrapes_does_not_put_the_next_one_off() -> None:
+    world = scaling_world(1)
+    await world.run()
+    world.reconciler.touch(("ns", "m"))
+    await world.run(4)
+    assert world.again == pytest.approx(Settings().autoscale_interval - 4)
+
+
+async def test_a_run_that_failed_reads_everything_again() -> None:
+    world = scaling_world(1)
+    await world.run()
+    world.scraper.load = {"p0": reading(waiting=30, running=8)}
+    world.cluster.fail = ApiError(500, "InternalError", "etcd is full")
+    with pytest.raises(ApiError):
+        await world.run(5)
+    reads = world.cluster.reads
+    world.cluster.fail = None
+    await world.run(1)
+    assert world.cluster.reads == reads + 1

@@ -1,0 +1,121 @@
+"""One LLMDeployment, a fake API server and fake pods around a real reconciler."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import kube_objects as k
+from sheaf_operator.autoscale import Sample
+from sheaf_operator.lease import NotHolder
+from sheaf_operator.observed import Observed
+from sheaf_operator.plan import Apply, Delete, Scale
+from sheaf_operator.reconcile import Reconciler
+from sheaf_operator.scrape import Reading
+from sheaf_operator.settings import Settings
+from sheaf_operator.telemetry import Telemetry
+
+KEY = ("ns", "m")
+
+
+class FakeCluster:
+    """Serves `observed` and records every write as a short tuple."""
+
+    def __init__(self, observed: Observed | None) -> None:
+        self.observed = observed
+        self.writes: list[tuple[Any, ...]] = []
+        self.reads = 0
+        self.fail: Exception | None = None
+        self.status: dict[str, Any] = {}
+
+    def _write(self, *what: Any) -> None:
+        if self.fail is not None:
+            raise self.fail
+        self.writes.append(what)
+
+    async def observe(self, namespace: str, name: str) -> Observed | None:
+        self.reads += 1
+        return copy.deepcopy(self.observed)
+
+    async def apply(self, action: Apply) -> None:
+        self._write("apply", action.obj["kind"])
+
+    async def delete_runtime(self, namespace: str, action: Delete) -> None:
+        self._write("delete", action.name)
+
+    async def scale(self, namespace: str, name: str, action: Scale) -> None:
+        self._write("scale", action.replicas)
+
+    async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
+        self._write("cost", pod, cost)
+
+    async def apply_status(self, observed: Observed, status: dict[str, Any]) -> None:
+        self.status = status
+        self.writes.append(("status",))
+        if self.observed is not None:
+            self.observed.owner["status"] = copy.deepcopy(status)
+
+    async def create_event(self, namespace: str, event: dict[str, Any]) -> None:
+        self.writes.append(("event", event["reason"]))
+
+    def children(self) -> list[tuple[Any, ...]]:
+        """The writes so far that are neither status nor events; forgets them."""
+        found = [w for w in self.writes if w[0] not in ("status", "event")]
+        self.writes = []
+        return found
+
+
+class FakeScraper:
+    def __init__(self) -> None:
+        self.load: dict[str, Reading | str] = {}
+
+    async def read(self, addresses: Iterable[tuple[str, str]]) -> dict[str, Reading | str]:
+        return {pod: self.load.get(pod, reading()) for pod, _ in addresses}
+
+
+class HeldLease:
+    held = True
+
+    def check(self) -> None:
+        if not self.held:
+            raise NotHolder
+
+
+def reading(waiting: int = 0, running: int = 0, blocks: int = 0) -> Reading:
+    return Reading(Sample(waiting, running, 0.0, slots=8), blocks_live=blocks, kv_tokens=100)
+
+
+class World:
+    def __init__(self, given: Any, observed: Observed) -> None:
+        self.now = 0.0
+        observed.owner["spec"] = given.model_dump(by_alias=True, exclude_none=True)
+        self.cluster = FakeCluster(observed)
+        self.scraper = FakeScraper()
+        self.lease = HeldLease()
+        self.reconciler = Reconciler(
+            self.cluster,  # type: ignore[arg-type]
+            self.scraper,  # type: ignore[arg-type]
+            self.lease,  # type: ignore[arg-type]
+            Telemetry(),
+            Settings(runtime_image=k.IMAGE),
+            clock=lambda: self.now,
+        )
+
+    async def run(self, after: float = 0.0) -> list[tuple[Any, ...]]:
+        """One run `after` seconds later; the children's writes it made."""
+        self.now += after
+        self.again = await self.reconciler.process(KEY)
+        return self.cluster.children()
+
+    def change(self, **fields: Any) -> None:
+        assert self.cluster.observed is not None
+        self.cluster.observed = replace(self.cluster.observed, **fields)
+        self.reconciler.touch(KEY)
+
+
+def scaling_world(replicas: int, window: int = 0) -> World:
+    behavior = {"scaleDown": {"stabilizationWindowSeconds": window}}
+    given = k.spec(autoscaling={"maxReplicas": 5, "behavior": behavior})
+    return World(given, k.settled(given, replicas=replicas, ready=replicas))

@@ -173,7 +173,7 @@ def test_auto_is_triton_on_cuda(
         (
             {},
             8,
-            "--attention-backend triton: --block-size is 8, kernels exist for 16, 32 and 64; use torch or auto",
+            "--attention-backend triton: --block-size is 8, kernels exist for 16, 32 and 64",
         ),
         ({"head_dim": 24}, 16, "the model's head size is 24, kernels exist for 16, 32, 64, 96 and 128"),
         (

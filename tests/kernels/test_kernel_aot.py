@@ -1,0 +1,58 @@
+"""Kernels compile for every architecture we serve on, without a GPU, within their budgets."""
+
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from sheaf_kernels import aot
+
+
+def run_aot(*args: str) -> "subprocess.CompletedProcess[str]":
+    """Compiled kernels cannot live in this process, whose kernels are interpreted."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "sheaf_kernels.aot", *args]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_the_main_shapes_compile_within_budget() -> None:
+    done = run_aot("--main")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if " sm_" in line]
+    assert {row[0] for row in rows} == {v.name for v in aot.all_variants()}
+    main = sum(v.main for v in aot.all_variants())
+    assert [sum(f"sm_{arch}" in row for row in rows) for arch in (80, 90, 100)] == [main] * 3
+    assert done.stdout.endswith(f"{main} variants within budget\n")
+
+
+def test_every_kernel_has_variants_and_a_budget() -> None:
+    budgets = tomllib.loads(aot.BUDGETS.read_text())
+    assert set(budgets) == {v.name for v in aot.all_variants()}
+    variant = aot.all_variants()[0]
+    assert aot.over_budget(variant, 90, aot.Usage(10, 0, 0), {}) == [
+        "paged_decode_kernel has no budget in budgets.toml"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("usage", "arch", "want"),
+    [
+        (aot.Usage(128, 0, 100), 80, []),
+        (aot.Usage(129, 0, 100), 80, ["registers 129 > 128"]),
+        (aot.Usage(129, 0, 100), 90, []),
+        (aot.Usage(128, 4, 101), 90, ["spills 4 > 0", "shared 101 > 100"]),
+    ],
+)
+def test_over_budget(usage: aot.Usage, arch: int, want: list[str]) -> None:
+    limits = {"registers": 168, "spills": 0, "shared": 100, "sm_80": {"registers": 128}}
+    variant = aot.all_variants()[0]
+    assert aot.over_budget(variant, arch, usage, {variant.name: limits}) == want
+
+
+def test_the_interpreter_is_refused() -> None:
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "sheaf_kernels.aot"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unset TRITON_INTERPRET" in done.stderr

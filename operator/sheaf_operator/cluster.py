@@ -105,9 +105,6 @@ class Cluster:
             pods=tuple(pods),
         )
 
-    async def pods(self, namespace: str, name: str) -> list[Json]:
-        return await self._list(_PODS, namespace, names.selector(name))
-
     # Writing
 
     async def apply(self, action: Apply) -> Json:

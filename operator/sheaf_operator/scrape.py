@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from sheaf_operator.autoscale import Sample
 from sheaf_operator.names import PORT
 
 MAX_BYTES = 2_000_000
+MAX_VALUE = 1e15  # no count, no number of bytes is larger: garbage
 
 # Families we read → field. Full parsing costs milliseconds per pod, so only these lines are looked at.
 _FAMILIES = {
@@ -47,8 +47,12 @@ class Reading:
 
 
 def parse(text: str) -> Reading:
-    """Raises ValueError when a family that scaling depends on is missing or not a finite number."""
+    """Series of several engines are added up, and the KV use is their mean.
+
+    Raises ValueError when a family that scaling depends on is missing or cannot be true.
+    """
     found: dict[str, float] = {}
+    engines = 0
     kv_tokens: int | None = None
     for line in text.splitlines():
         match = _LINE.match(line)
@@ -61,9 +65,11 @@ def parse(text: str) -> Reading:
                 kv_tokens = int(labels["block_size"]) * int(labels["num_gpu_blocks"])
             continue
         value = float(match[3])
-        if not math.isfinite(value) or value < 0:
+        most = 1.0 if field == "kv" else MAX_VALUE
+        if not 0 <= value <= most:  # nor NaN
             raise ValueError(f"{match[1]} is {match[3]}")
         found[field] = found.get(field, 0.0) + value
+        engines += field == "kv"
     missing = [
         name
         for name, field in _FAMILIES.items()
@@ -74,7 +80,7 @@ def parse(text: str) -> Reading:
     sample = Sample(
         waiting=int(found["waiting"]),
         running=int(found["running"]),
-        kv=min(1.0, found["kv"]),
+        kv=found["kv"] / engines,
         slots=int(found["slots"]) if "slots" in found else None,
         queued_tokens=int(found.get("queued_tokens", 0)),
         oldest_wait=found.get("oldest_wait", 0.0),
@@ -113,6 +119,8 @@ class Scraper:
                 # read(n) may return early; the rest is only there while bytes keep coming within the timeout.
                 while len(body) < MAX_BYTES and (more := await response.content.read(MAX_BYTES - len(body))):
                     body += more
+            if len(body) >= MAX_BYTES:
+                return f"more than {MAX_BYTES // 1_000_000} MB of metrics"
             return parse(body.decode())
         except TimeoutError:
             return f"no answer within {self._timeout.total:g} s"

@@ -1,4 +1,4 @@
-"""What the scaler does when a write fails, a mode switches, time passes unseen, or the Deployment is replaced."""
+"""The scaler when a write fails, a mode switches, time passes unseen, or the Deployment is replaced."""
 
 from typing import Any
 

@@ -45,12 +45,22 @@ def test_plain_vllm_is_enough() -> None:
         (TEXT.replace(" 7.0", " NaN"), "NaN"),
         (TEXT.replace(" 7.0", " -1"), "-1"),
         (TEXT.replace(" 7.0", " +Inf"), "Inf"),
+        (TEXT.replace(" 7.0", " 1e308"), "1e308"),
+        (TEXT.replace(" 7.0", " seven"), "seven"),
+        (TEXT.replace(" 0.25", " 25"), "kv_cache_usage_perc is 25"),
         ("<html>404</html>", "no vllm:"),
     ],
 )
 def test_a_metric_that_is_missing_or_odd_is_not_read_as_zero(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("+", r"\+")):
         parse(text)
+
+
+def test_engines_behind_one_address_add_up_but_their_kv_use_is_averaged() -> None:
+    two = TEXT + TEXT.replace('engine="0"', 'engine="1"').replace(" 0.25", " 0.75")
+    reading = parse(two)
+    assert (reading.sample.waiting, reading.sample.running, reading.sample.slots) == (14, 6, 16)
+    assert reading.sample.kv == 0.5
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -76,6 +86,11 @@ async def endless(request: web.Request) -> web.StreamResponse:
         await response.write(b"x" * 65536)
 
 
+async def huge(_: web.Request) -> web.StreamResponse:
+    """Cut off at the limit, a count could lose its last digits."""
+    return web.Response(text=TEXT + "# padding\n" * 200_000)
+
+
 async def trickle(request: web.Request) -> web.StreamResponse:
     """In two pieces, as a large body arrives."""
     response = web.StreamResponse()
@@ -98,6 +113,7 @@ async def pods(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, str]]
         "broken": broken,
         "hanging": hanging,
         "endless": endless,
+        "huge": huge,
         "trickle": trickle,
     }
     for number, (name, handler) in enumerate(handlers.items()):
@@ -129,5 +145,6 @@ async def test_one_bad_pod_holds_nobody_up(pods: dict[str, str]) -> None:
     assert isinstance(answers["trickle"], Reading)
     assert answers["broken"] == "HTTP 503"
     assert answers["hanging"] == "no answer within 0.5 s"
+    assert answers["huge"] == "more than 2 MB of metrics"
     for bad in ("absent", "endless"):
         assert isinstance(answers[bad], str), bad

@@ -1,0 +1,106 @@
+"""The Role grants exactly what the operator asks for: every request is made for real, and compared."""
+
+import inspect
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import kube_objects as k
+import pytest
+import yaml
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio import client
+from sheaf_operator import handlers, render
+from sheaf_operator.api import GROUP, PLURAL
+from sheaf_operator.cluster import APPLY, Cluster
+from sheaf_operator.plan import Apply, Delete, Scale
+
+ROOT = Path(__file__).resolve().parents[2]
+Right = tuple[str, str, str]  # group, resource, verb
+
+VERBS = {"POST": "create", "PUT": "update", "DELETE": "delete", "PATCH": "patch"}
+OBJECT = {"metadata": {"name": "m", "namespace": "ns", "uid": "u", "resourceVersion": "7"}, "items": []}
+
+
+def rights_of(request: web.Request) -> set[Right]:
+    """What the API server's authorizer would ask for; /apis/GROUP/VERSION/... or /api/VERSION/..."""
+    parts = request.path.strip("/").split("/")
+    group = parts[1] if parts[0] == "apis" else ""
+    namespaced = parts[parts.index("namespaces") + 2 :]
+    resource = "/".join([namespaced[0], *namespaced[2:]])
+    if request.method == "GET":
+        return {(group, resource, "get" if len(namespaced) > 1 else "list")}
+    rights = {(group, resource, VERBS[request.method])}
+    if request.content_type == APPLY and len(namespaced) == 2:
+        rights.add((group, resource, "create"))  # server-side apply of an object that is not there
+    return rights
+
+
+async def asked_for() -> set[Right]:
+    asked: set[Right] = set()
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.update(rights_of(request))
+        return web.json_response(OBJECT)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app) as server:
+        cluster = Cluster(client.Configuration(host=str(server.make_url("")).rstrip("/")))
+        await call_everything(cluster)
+        await cluster.close()
+    return asked
+
+
+async def call_everything(cluster: Cluster) -> None:
+    of = k.revision(k.spec())
+    runtime = render.serving_runtime("m", "ns", "u", of)
+    service = render.inference_service("m", "ns", "u", of, "Surge", False)
+    observed = await cluster.observe("ns", "m")
+    assert observed is not None
+    calls: dict[str, list[Awaitable[Any]]] = {
+        "apply": [cluster.apply(Apply(runtime, True)), cluster.apply(Apply(service, False))],
+        "apply_status": [cluster.apply_status(observed, {})],
+        "delete_runtime": [cluster.delete_runtime("ns", Delete("m-1", "u"))],
+        "scale": [cluster.scale("ns", "m", Scale(2, "7"))],
+        "set_deletion_cost": [cluster.set_deletion_cost("ns", "p", "-1")],
+        "create_event": [cluster.create_event("ns", {})],
+        "get_lease": [cluster.get_lease("ns", "sheaf-operator")],
+        "write_lease": [cluster.write_lease("ns", "sheaf-operator", {}, create) for create in (True, False)],
+    }
+    public = {n for n, _ in inspect.getmembers(Cluster, inspect.iscoroutinefunction) if n[0] != "_"}
+    assert public == calls.keys() | {"observe", "connect", "close"}, "call the new method here too"
+    for group in calls.values():
+        for call in group:
+            await call
+
+
+def watched() -> set[Right]:
+    """What kopf lists and watches."""
+    kinds = {(GROUP, PLURAL), ("apiextensions.k8s.io", "customresourcedefinitions")}
+    kinds |= {(group, plural) for group, _, plural in handlers.CHILDREN}
+    return {(group, plural, verb) for group, plural in kinds for verb in ("list", "watch")}
+
+
+def granted() -> set[Right]:
+    documents = yaml.safe_load_all((ROOT / "manifests" / "rbac.yaml").read_text())
+    rules = [rule for doc in documents for rule in doc.get("rules", [])]
+    return {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+async def test_the_role_is_exactly_what_is_used() -> None:
+    needed = await asked_for() | watched()
+    assert granted() - needed == set(), "granted and never used"
+    assert needed - granted() == set(), "used and not granted"
+
+
+@pytest.mark.parametrize("word", ["*", "secrets", "impersonate", "escalate", "bind"])
+def test_no_right_is_dangerous(word: str) -> None:
+    assert not [right for right in granted() if word in right]

@@ -92,6 +92,8 @@ def test_end_ids_come_from_the_generation_config_first(
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
         ({"rope_scaling": {"type": "linear"}}, "rope type linear needs factor"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3 needs low_freq_factor, high_freq"),
+        ({"eos_token_id": "x"}, "eos_token_id must be a token id or a list of them, got 'x'"),
+        ({"eos_token_id": [2, True]}, "eos_token_id must be"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantized .awq."),
     ],

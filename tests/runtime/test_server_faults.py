@@ -19,6 +19,7 @@ import openai
 import pytest
 from model_folders import byte_level, write_folder
 from serving import Served, serving, wait_for
+from sheaf_runtime.server.model_folder import ModelFolderError, load_folder
 
 FOREVER = {"prompt": "abc", "max_tokens": 500, "ignore_eos": True}
 SLOW = {"step_seconds": 0.05}
@@ -189,6 +190,24 @@ def test_an_unreadable_tokenizer_is_a_configuration_error(tmp_path: Path) -> Non
     with serving(folder, tmp_path, fake={"load_seconds": 60}) as server:
         assert server.wait_exit() == 2
         assert "tokenizer.json cannot be read" in server.output()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", "hot"),
+        ("temperature", -1),
+        ("top_p", 0),
+        ("top_p", True),
+        ("top_k", 1.5),
+        ("top_k", -2),
+    ],
+)
+def test_default_sampling_that_cannot_be_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    folder = write_folder(tmp_path / "model", byte_level())
+    (folder / "generation_config.json").write_text(json.dumps({name: value}))
+    with pytest.raises(ModelFolderError, match=f"generation_config.json: {name} must be .* got {value!r}"):
+        load_folder(str(folder), None)
 
 
 def test_the_port_is_open_while_the_core_loads(folder: Path, tmp_path: Path) -> None:

@@ -176,9 +176,10 @@ def _eos_token_ids(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> tup
     value = generation.get("eos_token_id")
     if value is None:
         value = raw.get("eos_token_id")
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(id_) is int for id_ in ids):
+        raise UnsupportedModelError(f"eos_token_id must be a token id or a list of them, got {value!r}")
+    return tuple(ids)
 
 
 def _int(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,13 @@ class ModelFolderError(ValueError):
     """The folder cannot be served; the message says what to change."""
 
 
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": ("a finite number, 0 or more", lambda value: 0 <= value < math.inf),
+    "top_p": ("a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    "top_k": ("a whole number, -1 or more", lambda value: isinstance(value, int) and value >= -1),
+}
+
+
 @dataclass(frozen=True)
 class SamplingDefaults:
     """Where a request says nothing, ``generation_config.json`` does."""
@@ -27,13 +36,20 @@ class SamplingDefaults:
 
     @classmethod
     def from_folder(cls, folder: Path) -> SamplingDefaults:
+        """Raises ``ModelFolderError`` for values that no request could be sampled with."""
         config = read_json(folder / "generation_config.json")
         for name, neutral in (("repetition_penalty", 1.0), ("min_p", 0.0)):
             value = config.get(name)
             if value not in (None, neutral):
                 logger.warning("generation_config.json sets %s=%s, which is not supported yet", name, value)
-        names = ("temperature", "top_p", "top_k")
-        return cls(**{name: config[name] for name in names if config.get(name) is not None})
+        given = {name: config[name] for name in _RANGES if config.get(name) is not None}
+        for name, value in given.items():
+            words, allowed = _RANGES[name]
+            if type(value) not in (int, float) or not allowed(value):
+                raise ModelFolderError(
+                    f"{folder / 'generation_config.json'}: {name} must be {words}, got {value!r}"
+                )
+        return cls(**given)
 
 
 @dataclass(frozen=True)

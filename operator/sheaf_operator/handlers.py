@@ -88,8 +88,11 @@ async def deployments(namespace: str, name: str, **_: Any) -> dict[tuple[str, st
 
 
 @kopf.on.event(GROUP, VERSION, PLURAL)  # type: ignore[arg-type]
-async def on_deployment(memo: kopf.Memo, namespace: str, name: str, **_: Any) -> None:
-    memo.app.touch((namespace, name))
+async def on_deployment(
+    memo: kopf.Memo, namespace: str, name: str, meta: kopf.Meta, type: str | None, **_: Any
+) -> None:
+    if type == "DELETED" or memo.app.reconciler.concerns((namespace, name), meta):
+        memo.app.touch((namespace, name))
 
 
 async def on_child(memo: kopf.Memo, namespace: str, labels: kopf.Labels, **_: Any) -> None:

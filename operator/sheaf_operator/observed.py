@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from sheaf_operator import names
 
 Json = dict[str, Any]
+CLOCK_SKEW = timedelta(seconds=5)  # between API servers, which give the creation times
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,11 @@ class Observed:
 
     @property
     def live_pods(self) -> list[Json]:
-        return [pod for pod in self.pods if not is_terminating(pod)]
+        """Pods that are not ending. One older than its owner belongs to a namesake that was deleted."""
+        return [pod for pod in self.pods if not is_terminating(pod) and not self._predates(pod)]
+
+    def _predates(self, pod: Json) -> bool:
+        return _created(pod) < _created(self.owner) - CLOCK_SKEW
 
     @property
     def ready_pods(self) -> list[Json]:
@@ -62,6 +68,10 @@ class Observed:
             return False
         seen = self.deployment.get("status", {}).get("observedGeneration", 0)
         return len(hashes) > 1 or seen < self.deployment["metadata"].get("generation", 0)
+
+
+def _created(obj: Json) -> datetime:
+    return datetime.fromisoformat(obj["metadata"]["creationTimestamp"])
 
 
 def owned_by(obj: Json, uid: str) -> bool:

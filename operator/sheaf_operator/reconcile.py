@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -70,6 +71,17 @@ class Reconciler:
     def touch(self, key: Key) -> None:
         """Something about this key has changed: read it again on its next run."""
         self._memory.setdefault(key, Memory()).dirty = True
+
+    def concerns(self, key: Key, metadata: Mapping[str, Any]) -> bool:
+        """Whether an event about the resource itself is news.
+
+        One that changes its status alone is our own writing. Acting on it would also cut a failing key's
+        back-off short whenever the error's words change.
+        """
+        memory = self._memory.get(key)
+        if memory is None or memory.observed is None:
+            return True
+        return _identity(metadata) != _identity(memory.observed.owner["metadata"])
 
     async def process(self, key: Key) -> float | None:
         """One run. Returns after how many seconds to run again, None for not before something changes."""
@@ -353,6 +365,10 @@ def build_status(s: conditions.Situation, now: datetime) -> Json:
     if s.capacity is not None:
         result["capacity"] = s.capacity
     return result
+
+
+def _identity(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
+    return metadata.get("uid"), metadata.get("generation"), metadata.get("deletionTimestamp")
 
 
 def _changed_meanwhile(error: ApiError | Unreachable) -> bool:

@@ -1,9 +1,12 @@
 """The order of writes in one run, with a fake in place of the API server and of the pods."""
 
+from types import SimpleNamespace
+
+import kopf
 import kube_objects as k
 import pytest
 from operator_world import KEY, World, reading, scaling_world
-from sheaf_operator import names
+from sheaf_operator import handlers, names
 from sheaf_operator.cluster import ApiError, Unreachable
 from sheaf_operator.lease import Lease
 from sheaf_operator.observed import Observed
@@ -208,3 +211,39 @@ async def test_events_tell_of_transitions_once() -> None:
 
 def test_the_fake_lease_stands_for_the_real_one() -> None:
     assert {"held", "check"} <= set(dir(Lease))
+
+
+async def test_only_a_change_of_the_spec_or_a_deletion_is_news_about_the_resource() -> None:
+    """Else each status that we write would cause a run, and cut a failing key's back-off short."""
+    world = scaling_world(1)
+    metadata = k.owner()["metadata"]
+    assert world.reconciler.concerns(KEY, metadata)
+    await world.run()
+    assert not world.reconciler.concerns(KEY, metadata | {"resourceVersion": "99", "labels": {"a": "b"}})
+    assert world.reconciler.concerns(KEY, metadata | {"generation": 2})
+    assert world.reconciler.concerns(KEY, metadata | {"uid": "recreated"})
+    assert world.reconciler.concerns(KEY, metadata | {"deletionTimestamp": "2026-01-01T01:00:00Z"})
+
+
+async def test_the_handler_passes_on_what_is_news() -> None:
+    world = scaling_world(1)
+    await world.run()
+    touched: list[tuple[str, str]] = []
+    app = SimpleNamespace(reconciler=world.reconciler, touch=touched.append)
+    event = {"memo": kopf.Memo(app=app), "namespace": "ns", "name": "m"}
+    await handlers.on_deployment(**event, meta=k.owner()["metadata"], type="MODIFIED")
+    assert touched == []
+    await handlers.on_deployment(**event, meta=k.owner()["metadata"], type="DELETED")
+    await handlers.on_deployment(**event, meta=k.owner(generation=2)["metadata"], type="MODIFIED")
+    assert touched == [KEY, KEY]
+
+
+async def test_pods_of_a_deleted_namesake_do_not_make_a_new_resource_ready() -> None:
+    """Deleted and applied again at once: the old pods serve until the garbage collector finds them."""
+    given = k.spec()
+    world = World(given, k.settled(given, owner=k.owner(uid="new", creationTimestamp="2026-01-01T01:00:00Z")))
+    await world.run()
+    said = {c["type"]: (c["status"], c["reason"]) for c in world.cluster.status["conditions"]}
+    assert said["Ready"] == ("False", "WaitingForDeletion")
+    assert world.cluster.status["readyReplicas"] == 0
+    assert world.cluster.status["timeline"] == []

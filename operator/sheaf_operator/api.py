@@ -29,8 +29,12 @@ OWNED_FLAGS = (
 
 
 class Adapter(ApiModel):
-    name: ModelName
-    uri: Annotated[str, Field(min_length=1, max_length=1024)]
+    """A LoRA adapter."""
+
+    name: Annotated[ModelName, Field(description="The adapter's name in the API.")]
+    uri: Annotated[
+        str, Field(min_length=1, max_length=1024, description="Where the adapter's folder comes from.")
+    ]
 
 
 URI_MESSAGE = (
@@ -75,7 +79,12 @@ class Model(ApiModel):
         Field(description="Secret for the download, with KServe's keys (HF_TOKEN, AWS_ACCESS_KEY_ID, ...)."),
     ] = None
     adapters: Annotated[
-        list[Adapter], Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]})
+        list[Adapter],
+        Field(
+            max_length=16,
+            description="LoRA adapters; not supported in this version.",
+            json_schema_extra={"x-kubernetes-list-map-keys": ["name"]},
+        ),
     ] = Field(default_factory=list)
 
 
@@ -89,11 +98,15 @@ class Engine(ApiModel):
         int | None,
         Field(ge=1, le=16_777_216, description="Longest sequence, in tokens; default: the model's."),
     ] = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="Type of weights and activations; auto: the model's own."),
+    ] = "auto"
     quantization: Annotated[
         str,
         Field(
             max_length=32,
+            description="Quantization of the weights; only none in this version.",
             json_schema_extra=rules(
                 rule(
                     "self == 'none'",
@@ -106,6 +119,7 @@ class Engine(ApiModel):
         str,
         Field(
             max_length=32,
+            description="Type of the KV cache; only auto, which is dtype, in this version.",
             json_schema_extra=rules(
                 rule(
                     "self == 'auto'",
@@ -114,7 +128,9 @@ class Engine(ApiModel):
             ),
         ),
     ] = "auto"
-    prefix_caching: bool = True
+    prefix_caching: Annotated[
+        bool, Field(description="Requests that begin alike share the KV cache of what they have in common.")
+    ] = True
     extra_args: Annotated[
         list[Annotated[str, Field(max_length=512)]],
         Field(
@@ -142,11 +158,12 @@ class Engine(ApiModel):
 class Accelerator(ApiModel):
     """Devices per replica; count 0 serves on the CPU."""
 
-    count: Annotated[int, Field(ge=0, le=16)] = 1
+    count: Annotated[int, Field(ge=0, le=16, description="Devices per replica; 0 serves on the CPU.")] = 1
     resource_name: Annotated[
         str,
         Field(
             max_length=128,
+            description="Name of the extended resource that the nodes offer.",
             pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
         ),
     ] = "nvidia.com/gpu"
@@ -158,16 +175,24 @@ class Accelerator(ApiModel):
 class Resources(ApiModel):
     """Requests of each replica. Memory is limited to the request, CPU to the whole cores above it."""
 
-    cpu: Quantity = "1"
-    memory: Quantity = "4Gi"
+    cpu: Annotated[
+        Quantity, Field(description="CPU of each replica; on the CPU, whole cores are compute threads.")
+    ] = "1"
+    memory: Annotated[
+        Quantity,
+        Field(description="Memory of each replica, request and limit; on the CPU the model is in it."),
+    ] = "4Gi"
 
 
 class Parallelism(ApiModel):
+    """How a replica is spread over its devices."""
+
     tensor: Annotated[
         int,
         Field(
             ge=1,
             le=16,
+            description="Devices that share each layer; only 1 in this version.",
             json_schema_extra=rules(
                 rule("self == 1", "tensor parallelism is not supported in this version: leave it out")
             ),
@@ -176,12 +201,16 @@ class Parallelism(ApiModel):
 
 
 class Termination(ApiModel):
+    """How a pod ends, in scale-down, rollout and eviction alike."""
+
     drain_timeout_seconds: Annotated[
         int, Field(ge=1, le=3600, description="How long a stopping pod may finish its running requests.")
     ] = 120
 
 
 class Rollout(ApiModel):
+    """How a change of the spec reaches the pods."""
+
     strategy: Annotated[
         Literal["Auto", "Surge", "Recreate"],
         Field(
@@ -193,6 +222,8 @@ class Rollout(ApiModel):
 
 
 class LLMDeploymentSpec(ApiModel):
+    """What to serve, on what, and how many times."""
+
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(

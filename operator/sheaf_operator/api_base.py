@@ -56,4 +56,6 @@ class ApiModel(BaseModel):
 
 
 class LocalRef(ApiModel):
-    name: ObjectName
+    """A Secret of the same namespace."""
+
+    name: Annotated[ObjectName, Field(description="The Secret's name.")]

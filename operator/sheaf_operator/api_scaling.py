@@ -21,36 +21,71 @@ class MetricTarget(ApiModel):
             )
         )
     )
-    type: Literal["QueueDepth", "KVCacheUtilizationPercent"]
-    target: Annotated[int, Field(ge=1, le=100_000)]
+    type: Annotated[
+        Literal["QueueDepth", "KVCacheUtilizationPercent"],
+        Field(description="QueueDepth or KVCacheUtilizationPercent."),
+    ]
+    target: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100_000,
+            description="QueueDepth: requests that may wait per replica. KVCacheUtilizationPercent: 1 to 95.",
+        ),
+    ]
 
 
 class ScalingPolicy(ApiModel):
-    type: Literal["Pods", "Percent"]
-    value: Annotated[int, Field(ge=1, le=1000)]
-    period_seconds: Annotated[int, Field(ge=1, le=1800)]
+    """How much the count may change within a period."""
+
+    type: Annotated[
+        Literal["Pods", "Percent"], Field(description="Whether value counts pods or percent of the replicas.")
+    ]
+    value: Annotated[int, Field(ge=1, le=1000, description="The largest change within the period.")]
+    period_seconds: Annotated[int, Field(ge=1, le=1800, description="Length of the period.")]
 
 
-_POLICIES = Field(max_length=4, json_schema_extra={"x-kubernetes-list-type": "atomic"})
+_POLICIES = Field(
+    max_length=4,
+    description="Limits of the change; without any there is no limit.",
+    json_schema_extra={"x-kubernetes-list-type": "atomic"},
+)
+Select = Annotated[
+    Literal["Max", "Min", "Disabled"],
+    Field(
+        description="The policy that counts: the one that allows most (Max) or least (Min). Disabled: never."
+    ),
+]
 
 
 class ScaleUp(ApiModel):
-    stabilization_window_seconds: Seconds = 0
-    select_policy: Literal["Max", "Min", "Disabled"] = "Max"
+    """How the count may rise."""
+
+    stabilization_window_seconds: Annotated[
+        Seconds, Field(description="Go no higher than the lowest count asked for within so many seconds.")
+    ] = 0
+    select_policy: Select = "Max"
     policies: Annotated[list[ScalingPolicy], _POLICIES] = Field(default_factory=list)
 
 
 class ScaleDown(ApiModel):
-    stabilization_window_seconds: Seconds = 300
-    select_policy: Literal["Max", "Min", "Disabled"] = "Max"
+    """How the count may fall; one replica goes at a time, after it has finished its requests."""
+
+    stabilization_window_seconds: Annotated[
+        Seconds, Field(description="Go no lower than the highest count asked for within so many seconds.")
+    ] = 300
+    select_policy: Select = "Max"
     policies: Annotated[list[ScalingPolicy], _POLICIES] = Field(default_factory=list)
 
 
 class Behavior(ApiModel):
     """HorizontalPodAutoscaler's names and meaning."""
 
-    scale_up: ScaleUp = ScaleUp()
-    scale_down: ScaleDown = ScaleDown()
+    scale_up: Annotated[ScaleUp, Field(description="How the count may rise.")] = ScaleUp()
+    scale_down: Annotated[
+        ScaleDown,
+        Field(description="How the count may fall: one replica at a time, each finishing its requests."),
+    ] = ScaleDown()
 
 
 DEFAULT_METRICS = [
@@ -60,6 +95,8 @@ DEFAULT_METRICS = [
 
 
 class Autoscaling(ApiModel):
+    """How the number of replicas follows the load."""
+
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
@@ -80,9 +117,21 @@ class Autoscaling(ApiModel):
             description="Builtin scales; Advisory decides and reports but writes nothing; Disabled: neither."
         ),
     ] = "Builtin"
-    min_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
-    max_replicas: Annotated[int, Field(ge=1, le=1000)] = 1
+    min_replicas: Annotated[
+        int, Field(ge=1, le=1000, description="The scaler never goes below this count.")
+    ] = 1
+    max_replicas: Annotated[
+        int,
+        Field(ge=1, le=1000, description="The scaler never goes above this count; raise it to let it scale."),
+    ] = 1
     metrics: Annotated[
-        list[MetricTarget], Field(max_length=2, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]})
+        list[MetricTarget],
+        Field(
+            max_length=2,
+            description="What to scale on; the metric that asks for more replicas wins.",
+            json_schema_extra={"x-kubernetes-list-map-keys": ["type"]},
+        ),
     ] = DEFAULT_METRICS
-    behavior: Behavior = Behavior()
+    behavior: Annotated[
+        Behavior, Field(description="Windows and rates, with HorizontalPodAutoscaler's names and meaning.")
+    ] = Behavior()

@@ -68,3 +68,18 @@ def test_every_rule_says_what_to_change() -> None:
 def test_the_owned_flags_are_named_in_the_message() -> None:
     (rule, _) = ALL[".spec.engine.extraArgs"]["x-kubernetes-validations"]
     assert all("--" + flag in rule["message"] for flag in OWNED_FLAGS)
+
+
+def test_every_field_says_what_it_is() -> None:
+    """`kubectl explain llmd.spec --recursive` is the reference that users read."""
+
+    def silent(node: dict[str, Any], path: str) -> list[str]:
+        found = []
+        for name, sub in node.get("properties", {}).items():
+            here = f"{path}.{name}"
+            found += [] if sub.get("description") else [here]
+            found += silent(sub, here) + silent(sub.get("items", {}), here + "[]")
+        return found
+
+    root = crd.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    assert silent({"properties": {k: root[k] for k in ("spec", "status")}}, "") == []

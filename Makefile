@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export UV_SYSTEM_CERTS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lint format constraints crds manifests test model cluster bench clean
+.PHONY: help env lint format constraints crds manifests test model cluster bench kernels-aot gpu-check wheelhouse clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -49,5 +49,14 @@ cluster: env ## start the local cluster with the operator, print its kubeconfig 
 bench: env ## our server against transformers on the demo model; writes benchmarks/results/cpu.json
 	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.model)"
 
+kernels-aot: env ## compile every kernel for sm_80, sm_90 and sm_100 without a GPU; registers, spills, shared memory
+	@python -m sheaf_kernels.aot
+
+gpu-check: ## on a CUDA machine, without network: kernels, engine, bandwidth, tok/s; a JSON in benchmarks/results
+	@"$(PYTHON)" benchmarks/gpu_check.py
+
+wheelhouse: env ## collect the wheels that a bare GPU machine (Python 3.12 with torch) lacks, under .wheelhouse
+	@python benchmarks/wheelhouse.py
+
 clean: ## remove what the tree holds beside the sources (the cache folder stays)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .run
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .run .wheelhouse

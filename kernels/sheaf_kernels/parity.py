@@ -219,16 +219,38 @@ def check_sample(
     op: ModuleType = sample,
     seed: int = 0,
 ) -> None:
-    """Tokens must be equal: rounding moves about one draw in a million, and seeds are fixed."""
+    """Tokens must be equal, but where u or top_p lies within DRAW_TOLERANCE of a border between tokens."""
     x = sample_inputs(rows, vocab, dtype, device, seed)
     got, want = op.sample(*x), sample.sample_reference(*x)
-    wrong = (got != want).nonzero().flatten().tolist()
-    described = [(s, int(got[s]), int(want[s]), *(float(v[s]) for v in x[1:4])) for s in wrong[:5]]
+    wrong = [s for s in (got != want).nonzero().flatten().tolist() if not _is_rounding(int(got[s]), s, *x)]
     if wrong:
+        described = [(s, int(got[s]), int(want[s]), *(float(v[s]) for v in x[1:4])) for s in wrong[:5]]
         raise AssertionError(
             f"sample: {len(wrong)} of {rows} rows differ; "
             f"(row, got, want, temperature, top_k, top_p): {described}"
         )
+
+
+# Share of the mass by which float32 sums over a vocabulary may differ from exact ones.
+DRAW_TOLERANCE = 1e-5
+
+
+def _is_rounding(
+    token: int, s: int, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
+) -> bool:
+    """Whether ``token`` is what row s draws with u and top_p off by no more than DRAW_TOLERANCE."""
+    for slack in (0.0, DRAW_TOLERANCE, -DRAW_TOLERANCE):
+        order, mass = sample.distribution_reference(
+            logits[s], float(temperature[s]), int(top_k[s]), float(top_p[s]) + slack
+        )
+        total = mass.cumsum(-1) / mass.sum()
+        for index in (order == token).nonzero().flatten().tolist():
+            before = float(total[index - 1]) if index else 0.0
+            if mass[index] > 0 and (
+                before - DRAW_TOLERANCE < float(uniform[s]) < float(total[index]) + DRAW_TOLERANCE
+            ):
+                return True
+    return False
 
 
 # (temperature, top_k, top_p)

@@ -39,6 +39,22 @@ NUM_WARPS = 8
 DIGIT_BITS = 8 if INTERPRETED else 2
 
 
+def distribution_reference(
+    logits_V: torch.Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(order_N, mass_N): token ids in cumulative order and their probabilities, 0 where filtered out."""
+    vocab = len(logits_V)
+    logits_V = logits_V.double()
+    order = logits_V.sort(descending=True, stable=True).indices
+    top_k = top_k if 0 < top_k < vocab else vocab
+    if temperature == 0:
+        return order[:1], torch.ones_like(logits_V[:1])
+    if top_k == vocab and top_p >= 1:
+        order = torch.arange(vocab, device=logits_V.device)
+    p_N = (logits_V[order[:top_k]] / temperature).softmax(-1)
+    return order[:top_k], p_N * (p_N.cumsum(-1) - p_N < top_p)
+
+
 def sample_reference(
     logits_SV: torch.Tensor,
     temperature_S: torch.Tensor,
@@ -47,23 +63,16 @@ def sample_reference(
     uniform_S: torch.Tensor,
 ) -> torch.Tensor:
     """token_S, by sorting, in float64."""
-    vocab = logits_SV.shape[1]
-    tokens = []
-    for s, logits_V in enumerate(logits_SV.double()):
-        order = logits_V.sort(descending=True, stable=True).indices
-        if temperature_S[s] == 0:
-            tokens.append(order[0])
-            continue
-        k, top_p = int(top_k_S[s]) or vocab, float(top_p_S[s])
-        if k >= vocab and top_p >= 1:
-            order = torch.arange(vocab, device=logits_V.device)
-        p_N = (logits_V[order[:k]] / temperature_S[s].double()).softmax(-1)
-        p_N = p_N * (p_N.cumsum(-1) - p_N < top_p)
-        total_N = p_N.cumsum(-1)
+    token_S = torch.empty(len(logits_SV), dtype=torch.int64, device=logits_SV.device)
+    for s, logits_V in enumerate(logits_SV):
+        order, mass = distribution_reference(
+            logits_V, float(temperature_S[s]), int(top_k_S[s]), float(top_p_S[s])
+        )
+        total_N = mass.cumsum(-1)
         index = torch.searchsorted(total_N, uniform_S[s] * total_N[-1], right=True)
         # u < 1, but rounding may put the point on the total: step back to the last token with mass.
-        tokens.append(order[torch.minimum(index, p_N.nonzero().max())])
-    return torch.stack(tokens) if tokens else torch.empty(0, dtype=torch.int64, device=logits_SV.device)
+        token_S[s] = order[torch.minimum(index, mass.nonzero().max())]
+    return token_S
 
 
 @triton.jit

@@ -17,16 +17,19 @@ from sheaf_runtime.worker.plan import SampledTokens, StepPlan, StepResult
 
 @dataclass(frozen=True)
 class _Sampled:
-    """A step whose tokens may still be on the device."""
+    """A step whose tokens may still be on their way from the device; ``copied`` says when they are here."""
 
     step: int
     targets: SampleTargets | None
     tokens_S: Tensor | None
+    copied: torch.cuda.Event | None = None
 
     def result(self) -> StepResult:
         """Waits for the device."""
         if self.targets is None or self.tokens_S is None:
             return StepResult(step=self.step, sampled=[])
+        if self.copied is not None:
+            self.copied.synchronize()
         sampled = [
             SampledTokens(req_id=s.req_id, epoch=s.epoch, token_ids=[token])
             for s, token in zip(self.targets.requests, self.tokens_S.tolist(), strict=True)
@@ -93,4 +96,11 @@ class Runner:
             return _Sampled(plan.step, None, None).result
         tokens_S = sample_tokens(self._backend, logits_SV, targets.sampling)
         self._batch.append(targets.cells_S, tokens_S)
+        if tokens_S.is_cuda:
+            # Copied now, behind this step: a copy asked for later would wait for the next step as well.
+            host_S = torch.empty(tokens_S.shape, dtype=tokens_S.dtype, pin_memory=True)
+            host_S.copy_(tokens_S, non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+            return _Sampled(plan.step, targets, host_S, copied).result
         return _Sampled(plan.step, targets, tokens_S).result

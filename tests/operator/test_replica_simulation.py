@@ -1,0 +1,196 @@
+"""The scaler in a closed loop with a small model of replicas: load comes, replicas load, queues drain.
+
+One replica runs `slots` requests at once, each for `service` seconds; a new one serves `start` seconds after
+it was asked for. Requests wait in the replica that they were sent to, the one with the fewest at the time.
+"""
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sheaf_operator.autoscale import (
+    History,
+    Limits,
+    Policy,
+    Recommendation,
+    Sample,
+    Samples,
+    decide,
+)
+
+TICK = 5
+# Requests per minute of an hour. Source: Azure Public Dataset, LLM inference trace 2023 (conversation),
+# CC-BY 4.0.
+HOUR = [
+    191, 265, 329, 353, 307, 273, 268, 261, 322, 298, 301, 302, 345, 326, 283, 279, 280, 308, 343, 351,
+    351, 343, 408, 396, 386, 398, 432, 480, 476, 453, 448, 507, 438, 413, 423, 418, 465, 311, 329, 316,
+    333, 355, 319, 360, 334, 375, 330, 249, 221, 249, 265, 280, 256, 254, 242, 260, 246, 225, 37,
+]  # fmt: skip
+
+
+@dataclass
+class Replica:
+    ready_at: int
+    running: list[int] = field(default_factory=list)  # when each ends
+    waiting: deque[int] = field(default_factory=deque)  # when each came
+
+    def load(self) -> int:
+        return len(self.running) + len(self.waiting)
+
+
+@dataclass
+class Fleet:
+    """`log` holds the wanted count at each tick, `waits` how long each request waited."""
+
+    policy: Policy
+    slots: int
+    service: int
+    start: int
+    reports_slots: bool = True
+    replicas: list[Replica] = field(default_factory=lambda: [Replica(0)])
+    leaving: list[Replica] = field(default_factory=list)
+    history: History = field(default_factory=History)
+    log: list[int] = field(default_factory=list)
+    waits: list[int] = field(default_factory=list)
+
+    def second(self, now: int, arrivals: int) -> None:
+        ready = [r for r in self.replicas if r.ready_at <= now]
+        for _ in range(arrivals):
+            min(ready, key=Replica.load).waiting.append(now)
+        for replica in [*ready, *self.leaving]:
+            replica.running = [end for end in replica.running if end > now]
+            while replica.waiting and len(replica.running) < self.slots:
+                self.waits.append(now - replica.waiting.popleft())
+                replica.running.append(now + self.service)
+        if now % TICK == 0:
+            self.tick(now, ready)
+
+    def tick(self, now: int, ready: list[Replica]) -> None:
+        loads = tuple(
+            Sample(
+                waiting=len(r.waiting),
+                running=len(r.running),
+                kv=0.7 * len(r.running) / self.slots,
+                slots=self.slots if self.reports_slots else None,
+                oldest_wait=now - r.waiting[0] if r.waiting else 0,
+            )
+            for r in ready
+        )
+        count = len(self.replicas)
+        decision = decide(self.policy, Samples(count, loads), self.history, float(now))
+        self.history = decision.history
+        if decision.desired > count:
+            self.replicas += [Replica(now + self.start) for _ in range(decision.desired - count)]
+        elif decision.desired < count:  # one at a time, the newest that loads or the least busy one
+            victim = max(self.replicas, key=lambda r: (r.ready_at > now, -r.load()))
+            self.replicas.remove(victim)
+            self.leaving.append(victim)
+        self.history = self.history.applied(now, count, len(self.replicas))
+        self.log.append(len(self.replicas))
+
+    def turns(self) -> int:
+        """How often the count changed its direction."""
+        moves = [b - a for a, b in pairwise(self.log) if a != b]
+        return sum((a > 0) != (b > 0) for a, b in pairwise(moves))
+
+    def load(self) -> int:
+        return sum(r.load() for r in [*self.replicas, *self.leaving])
+
+
+def arrivals(per_second: float, now: int) -> int:
+    """Evenly spread: the whole requests that fall into this second."""
+    return int(per_second * (now + 1)) - int(per_second * now)
+
+
+def hour(fleet: Fleet) -> None:
+    for now in range(len(HOUR) * 60 + 900):
+        per_second = HOUR[now // 60] / 60 if now // 60 < len(HOUR) else 0.0
+        fleet.second(now, arrivals(per_second, now))
+
+
+@pytest.mark.parametrize(
+    ("slots", "service", "start"), [(16, 10, 90), (8, 8, 60), (32, 20, 30), (64, 30, 300)]
+)
+def test_an_hour_of_a_real_trace_drains_and_does_not_flap(slots: int, service: int, start: int) -> None:
+    begin = math.ceil(HOUR[1] / 60 * service / slots)
+    fleet = Fleet(Policy(1, 30, down=Limits(window=300)), slots, service, start)
+    fleet.replicas = [Replica(0) for _ in range(begin)]
+    hour(fleet)
+    peak = max(HOUR) / 60 * service / slots  # replicas' worth of work
+    assert fleet.load() == 0
+    assert fleet.log[-1] == 1
+    assert max(fleet.log) <= 2 * peak + 1
+    assert fleet.turns() <= 5, fleet.log
+    assert sorted(fleet.waits)[len(fleet.waits) * 9 // 10] <= service
+
+
+@pytest.mark.parametrize("start", [0, 60, 300])
+def test_a_step_of_load_is_not_asked_for_twice_while_replicas_load(start: int) -> None:
+    """No 2 → 4 → 8 → 16: the queue that grows meanwhile is real, what has been asked for counts."""
+    fleet = Fleet(Policy(1, 64), slots=8, service=8, start=start)
+    for now in range(start + 5):
+        fleet.second(now, 20 if now == 0 else arrivals(1.0, now))
+    offered = 20 + start
+    assert max(fleet.log) <= 1 + offered / (8 + 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    load=st.floats(0.1, 5.0),
+    slots=st.integers(2, 32),
+    service=st.integers(2, 20),
+    start=st.integers(0, 120),
+)
+def test_a_constant_stream_settles_and_its_queue_drains(
+    load: float, slots: int, service: int, start: int
+) -> None:
+    """`load` in replicas' worth of work. After the queue of the start has drained the count stands still."""
+    fleet = Fleet(Policy(1, 40, down=Limits(window=60)), slots, service, start)
+    rate = load * slots / service
+    end = 2400
+    for now in range(end):
+        fleet.second(now, arrivals(rate, now))
+    late = fleet.log[len(fleet.log) // 2 :]
+    assert max(late) - min(late) <= 1, late
+    assert fleet.turns() <= 3, fleet.log
+    assert sum(len(r.waiting) for r in fleet.replicas) <= len(fleet.replicas) * (4 + slots / service)
+
+
+def hpa(raws: list[tuple[float, int]], current: int, up: float, down: float) -> int:
+    """HPA's stabilization, after its source: the last recommendation, clamped by both windows' extremes."""
+    now, wish = raws[-1]
+    low = min([r for t, r in raws if t > now - up] + [wish])
+    high = max([r for t, r in raws if t > now - down] + [wish])
+    return min(max(current, low), high)
+
+
+@given(
+    wishes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 9)), min_size=1, max_size=25),
+    up=st.sampled_from([0, 30, 120]),
+    down=st.sampled_from([0, 60, 300]),
+    first=st.integers(1, 9),
+)
+def test_stabilization_is_hpas(wishes: list[tuple[int, int]], up: int, down: int, first: int) -> None:
+    """Given the same recommendations at the same times. A KV load of w·0.8 asks for w replicas exactly."""
+    policy = Policy(1, 9, queue_target=None, kv_target=0.8, up=Limits(up), down=Limits(down))
+    history = History((Recommendation(first, 0.0, 0.0),))
+    raws: list[tuple[float, int]] = [(0.0, first)]
+    now, current = 0.0, first
+    for gap, wish in wishes:
+        now += gap
+        decision = decide(policy, Samples(current, wanting(wish)), history, now)
+        if now - raws[-1][0] <= max(up, down):  # a longer pause begins the window anew
+            raws.append((now, decision.raw))
+        else:
+            raws = [(now, current), (now, decision.raw)]
+        assert decision.desired == hpa(raws, current, up, down)
+        history, current = decision.history, decision.desired
+
+
+def wanting(replicas: int) -> tuple[Sample, ...]:
+    """Load under which KV use asks for exactly so many."""
+    return tuple(Sample(waiting=0, running=1, kv=0.8, slots=8) for _ in range(replicas))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import time
@@ -247,3 +248,23 @@ def test_the_core_ends_with_a_killed_api_process(folder: Path, tmp_path: Path) -
         wait_for(
             lambda: not core.exists() or "Z" in (core / "stat").read_text().split()[2], "the core to end"
         )
+
+
+def test_running_out_of_descriptors_is_waited_out(folder: Path, tmp_path: Path) -> None:
+    """A listening socket that cannot be served stays readable: looking at it all the time would be a loop."""
+    with serving(folder, tmp_path) as server:
+        server.wait_ready()
+        pid = server.process.pid
+        in_use = len(os.listdir(f"/proc/{pid}/fd"))
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (in_use + 4, hard))
+        clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(12)]
+        wait_for(lambda: server.output().count("cannot accept") >= 3, "three attempts")
+        assert server.output().count("cannot accept") < 20
+        for client in clients[2:]:
+            client.close()
+        assert wait_for(lambda: server.status("/health"), "/health") == 200
+        for client in clients:
+            client.close()
+        server.terminate(signal.SIGINT)
+        assert server.wait_exit() == 0

@@ -21,6 +21,7 @@ KEEP_ALIVE_SECONDS = 3660
 # At the end: for last requests to arrive, and for answers to be flushed.
 LAST_REQUEST_SECONDS = 0.25
 FLUSH_SECONDS = 5.0
+ACCEPT_PAUSE_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class HttpServer:
         self._state = ServerState()
         self._sock: socket.socket | None = None
         self._adoptions: set[asyncio.Task[Any]] = set()
+        self._resume: asyncio.TimerHandle | None = None
 
     def start(self, sock: socket.socket) -> None:
         """``sock`` listens already and does not block."""
@@ -59,8 +61,12 @@ class HttpServer:
                 connection, _ = self._sock.accept()
             except BlockingIOError:
                 return
-            except OSError as error:  # the client has gone, or this process has no descriptors left
-                logger.warning("cannot accept a connection: %s", error)
+            except ConnectionError:  # this client has gone already
+                continue
+            except OSError as error:  # no descriptors left: the socket stays readable, so look away
+                logger.warning("cannot accept connections: %s; trying again in a moment", error)
+                loop.remove_reader(self._sock)
+                self._resume = loop.call_later(ACCEPT_PAUSE_SECONDS, self.start, self._sock)
                 return
             connection.setblocking(False)
             adoption = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
@@ -87,6 +93,8 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._sock)
         self._accept()
+        if self._resume is not None:
+            self._resume.cancel()
         self._sock.close()
         await asyncio.gather(*self._adoptions, return_exceptions=True)
         began = loop.time()

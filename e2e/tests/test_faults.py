@@ -54,6 +54,13 @@ def ask(model: Deployed, url: str, max_tokens: int = 4) -> str:
     return answer.choices[0].text
 
 
+def served(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/ready", trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
 def restarts(pod: Object) -> int:
     return int(pod["status"]["containerStatuses"][0]["restartCount"])
 
@@ -103,13 +110,13 @@ def test_a_killed_engine_ends_its_requests_with_an_error_and_the_container(
     assert isinstance(answer.error, openai.APIError), answer.error
     assert "the engine core has died" in str(answer.error)
 
-    def ended(pod: Object) -> Object | None:
-        last: Object | None = pod["status"]["containerStatuses"][0]["lastState"].get("terminated")
-        return last if restarts(pod) > before else None
+    def back(pod: Object) -> Object | None:
+        status: Object = pod["status"]["containerStatuses"][0]
+        return status if status["restartCount"] > before and status["ready"] else None
 
-    assert model.wait_pod(name, ended, "its container is restarted")["exitCode"] == 1
-    model.wait_ready(1)
-    wait_until(lambda: httpx.get(f"{url}/ready", trust_env=False).is_success, 60, "serving again")
+    status = model.wait_pod(name, back, "its container serves again")
+    assert status["lastState"]["terminated"]["exitCode"] == 1
+    wait_until(lambda: served(url), 30, "the Service has its endpoint back")
     assert ask(model, url)
     assert model.pod_names() == [name]
 

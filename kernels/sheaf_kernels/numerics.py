@@ -16,6 +16,9 @@ import triton.language as tl
 INTERPRETED: bool = triton.knobs.runtime.interpret
 _INTERPRETED = tl.constexpr(INTERPRETED)
 
+# Said explicitly, because the default differs between versions of Triton.
+triton.knobs.language.default_fp_fusion = True
+
 LOG2_E = math.log2(math.e)
 
 

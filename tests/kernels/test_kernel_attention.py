@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sheaf_kernels.paged_decode import DecodePlan, paged_decode, paged_decode_reference
 from sheaf_kernels.paged_prefill import paged_prefill, paged_prefill_reference
+from sheaf_kernels.paging import page_offsets
 from sheaf_kernels.parity import (
     AttentionCase,
     assert_close,
@@ -13,6 +16,24 @@ from sheaf_kernels.parity import (
     check_paged_decode,
     check_paged_prefill,
 )
+
+
+@triton.jit
+def _offsets_kernel(pages_ptr, out_ptr, tile, B: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    n = tl.arange(0, N)
+    tl.store(out_ptr + n, page_offsets(pages_ptr, tile, n, n < N, 5, K=8, B=B, D=128, BLOCK_N=N))
+
+
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_offsets_beyond_32_bits(page_size: int) -> None:
+    pages = torch.tensor([1, 2**31 - 1, 2**31 - 2, 3, 4, 5, 6, 7], dtype=torch.int32)
+    out = torch.empty(32, dtype=torch.int64)
+    _offsets_kernel[(1,)](pages, out, page_size, B=page_size, N=32)
+    token = torch.arange(page_size, page_size + 32)
+    want = (pages[token // page_size].long() * 8 + 5) * page_size * 128 + token % page_size * 128
+    assert want.max() > 2**40
+    assert out.tolist() == want.tolist()
+
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # (query heads, key-value heads): MHA, GQA with odd groups, MQA of sixteen.

@@ -17,6 +17,7 @@ from sheaf_operator.observed import Json, Observed, owned_by
 from sheaf_operator.plan import Apply, Delete, Scale
 
 REQUEST_TIMEOUT = 20.0
+LEASE_TIMEOUT = 5.0  # well under the Lease's duration, so that one slow answer does not lose it
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 
@@ -176,19 +177,21 @@ class Cluster:
     # The Lease
 
     async def get_lease(self, namespace: str, name: str) -> Json | None:
-        return await self._get(_LEASES, namespace, name)
+        return await self._get(_LEASES, namespace, name, LEASE_TIMEOUT)
 
     async def write_lease(self, namespace: str, name: str, lease: Json, create: bool) -> Json:
         base = _LEASES.format(ns=quote(namespace))
         if create:
-            return await self._request("POST", base, body=lease, timeout=5.0)
-        return await self._request("PUT", f"{base}/{quote(name)}", body=lease, timeout=5.0)
+            return await self._request("POST", base, body=lease, timeout=LEASE_TIMEOUT)
+        return await self._request("PUT", f"{base}/{quote(name)}", body=lease, timeout=LEASE_TIMEOUT)
 
     # Plumbing
 
-    async def _get(self, template: str, namespace: str, name: str) -> Json | None:
+    async def _get(
+        self, template: str, namespace: str, name: str, timeout: float = REQUEST_TIMEOUT
+    ) -> Json | None:
         try:
-            return await self._request("GET", _path(template, namespace, name))
+            return await self._request("GET", _path(template, namespace, name), timeout=timeout)
         except KindMissing:
             raise
         except ApiError as error:

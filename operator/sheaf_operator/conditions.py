@@ -58,8 +58,9 @@ class Situation:
 
     @property
     def rolled_out(self) -> bool:
-        """The present revision has served, and no pod of another one is left."""
-        return self.applied and not self.old_pods and (self.current_ready > 0 or self._has_served)
+        """The present revision has served or is to have no pod, and no pod of another one is left."""
+        served = self.current_ready > 0 or self._has_served or self.observed.replicas == 0
+        return self.applied and not self.old_pods and served
 
     @property
     def _has_served(self) -> bool:
@@ -190,8 +191,8 @@ def autoscaling_active(s: Situation) -> State:
     problem = s.pod_problem
     if problem is not None and s.ready and s.rolled_out:
         return State("False", problem.reason, f"a further replica cannot serve: {problem.message}")
-    if s.decision.limiting == "MissingSamples":
-        return State("False", "MissingSamples", s.decision.reason)
+    if s.decision.limiting in ("MissingSamples", "NoReadyReplica"):
+        return State("False", s.decision.limiting, s.decision.reason)
     if policy.mode == "Advisory":
         return State("True", "Advisory", "decides and reports, but leaves the count alone")
     return State("True", "Scaling", "decides on fresh measurements")

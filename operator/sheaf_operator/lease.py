@@ -1,8 +1,9 @@
 """One writer at a time: a Lease that is renewed all along and checked before each write.
 
 The holder trusts its own clock only: it holds the Lease until `duration` minus a margin after it *started*
-its last successful renewal. Another candidate waits until the record has not changed for the full duration
-on *its* clock. So the two never overlap, however their wall clocks differ.
+its last successful renewal, and abandons a write that is not answered by the end of that margin. Another
+candidate waits until the record has not changed for the full duration on *its* clock. So the two never
+overlap, however their wall clocks differ.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -53,6 +55,17 @@ class Lease:
         """Raises NotHolder unless this process may write now."""
         if not self.held:
             raise NotHolder(f"Lease {self._namespace}/{self._name} is not held by {self._identity}")
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
+        """Around one write. Raises NotHolder if another process may write before it has been answered."""
+        self.check()
+        left = self._valid_until + self._duration * MARGIN - self._clock()
+        try:
+            async with asyncio.timeout(left):
+                yield
+        except TimeoutError as error:
+            raise NotHolder(f"a write took longer than the Lease {self._namespace}/{self._name}") from error
 
     async def run(self) -> None:
         """Acquire and renew until cancelled, then give the Lease back."""

@@ -163,9 +163,9 @@ class Reconciler:
     ) -> tuple[Plan, ApiError | Unreachable | None]:
         """Carry out the plan in order. An action that fails ends it; the problem becomes part of the plan."""
         for action in plan.actions:
-            self._lease.check()
             try:
-                await self._act(observed, action)
+                async with self._lease.writing():
+                    await self._act(observed, action)
             except (ApiError, Unreachable) as error:
                 if isinstance(action, Scale) and _changed_meanwhile(error):
                     memory.dirty = True
@@ -265,11 +265,11 @@ class Reconciler:
 
     async def _scale(self, observed: Observed, memory: Memory, replicas: int, now: float) -> float | None:
         """Write the count. Returns when to try again if the Deployment is no longer the one observed."""
-        self._lease.check()
         memory.dirty = True
         version = (observed.deployment or {})["metadata"]["resourceVersion"]
         try:
-            await self._act(observed, Scale(replicas, version))
+            async with self._lease.writing():
+                await self._act(observed, Scale(replicas, version))
         except ApiError as error:
             if not _changed_meanwhile(error):
                 raise
@@ -289,9 +289,9 @@ class Reconciler:
             wanted = scaling.VICTIM_COST if name == victim else None
             if cost == wanted or (wanted is None and cost != scaling.VICTIM_COST):
                 continue
-            self._lease.check()
             try:
-                await self._cluster.set_deletion_cost(observed.namespace, name, wanted)
+                async with self._lease.writing():
+                    await self._cluster.set_deletion_cost(observed.namespace, name, wanted)
                 self._telemetry.writes.labels("Pod").inc()
             except ApiError as error:
                 if error.code != 404:
@@ -329,8 +329,8 @@ class Reconciler:
     async def _write_status(self, observed: Observed, status: Json) -> None:
         if status == observed.status:
             return
-        self._lease.check()
-        await self._cluster.apply_status(observed, status)
+        async with self._lease.writing():
+            await self._cluster.apply_status(observed, status)
         self._telemetry.writes.labels("Status").inc()
         await self._recorder.changes(observed, status)
         observed.owner["status"] = status

@@ -21,7 +21,7 @@ class Settings:
     resync_interval: float = 60.0
     retry_base: float = 0.5
     retry_cap: float = 30.0
-    workers: int = 4
+    workers: int = 16  # deployments looked after at once; they wait for pods and the API server, not for CPU
     lease_duration: float = 15.0
     victim_wait: float = 2.0  # between marking the pod that should go and lowering the count
     http_port: int = 8080
@@ -43,4 +43,6 @@ class Settings:
                 values[field.name] = kind(env[variable])
             except ValueError as error:
                 raise ValueError(f"{variable}={env[variable]!r} is not a {kind.__name__}") from error
+            if kind in (int, float) and not 0 < float(values[field.name]) < float("inf"):
+                raise ValueError(f"{variable}={env[variable]!r} must be more than 0")
         return Settings(**values)  # type: ignore[arg-type]

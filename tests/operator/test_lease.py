@@ -1,3 +1,4 @@
+import asyncio
 import copy
 from typing import Any
 
@@ -120,3 +121,26 @@ async def test_losing_the_race_is_no_error() -> None:
     assert not await b.attempt()
     assert a.held
     assert not b.held
+
+
+async def test_a_write_is_abandoned_before_another_may_take_over() -> None:
+    """The clock has passed to the very end of the Lease when the write begins to hang."""
+    _, clock, (a,) = candidates("a")
+    await a.attempt()
+    clock.now += DURATION * 0.8 - 0.001
+    a._duration = 0.0  # leaves the write a millisecond instead of the margin
+    async with asyncio.timeout(5):
+        with pytest.raises(NotHolder, match="took longer"):
+            async with a.writing():
+                await asyncio.Event().wait()
+
+
+async def test_a_quick_write_is_left_alone_and_its_errors_pass() -> None:
+    _, _, (a,) = candidates("a")
+    with pytest.raises(NotHolder):
+        async with a.writing():
+            raise AssertionError
+    await a.attempt()
+    with pytest.raises(ApiError):
+        async with a.writing():
+            raise ApiError(500, "InternalError", "")

@@ -210,7 +210,7 @@ async def test_events_tell_of_transitions_once() -> None:
 
 
 def test_the_fake_lease_stands_for_the_real_one() -> None:
-    assert {"held", "check"} <= set(dir(Lease))
+    assert {"held", "writing"} <= set(dir(Lease))
 
 
 async def test_only_a_change_of_the_spec_or_a_deletion_is_news_about_the_resource() -> None:

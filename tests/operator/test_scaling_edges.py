@@ -203,3 +203,18 @@ async def test_a_run_that_failed_reads_everything_again() -> None:
     world.cluster.fail = None
     await world.run(1)
     assert world.cluster.reads == reads + 1
+
+
+async def test_a_deployment_of_no_replicas_is_settled() -> None:
+    given = k.spec(replicas=0, autoscaling={"mode": "Disabled"})
+    world = World(given, k.settled(given, replicas=0, ready=0))
+    await world.run()
+    assert (said(world)["Ready"]["reason"], said(world)["Reconciling"]["status"]) == ("ScaledToZero", "False")
+
+
+async def test_the_scaler_is_not_active_while_nobody_is_ready() -> None:
+    given = k.spec(autoscaling={"maxReplicas": 5})
+    world = World(given, k.settled(given, replicas=2, ready=0))
+    await world.run()
+    active = said(world)["AutoscalingActive"]
+    assert (active["status"], active["reason"]) == ("False", "NoReadyReplica")

@@ -24,6 +24,13 @@ def test_a_wrong_value_names_its_variable() -> None:
         Settings.from_env({"SHEAF_WORKERS": "many"})
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_a_time_that_cannot_be_waited_is_refused(value: str) -> None:
+    """An interval of 0 would be a loop without a pause."""
+    with pytest.raises(ValueError, match=r"SHEAF_AUTOSCALE_INTERVAL=.* must be more than 0"):
+        Settings.from_env({"SHEAF_AUTOSCALE_INTERVAL": value})
+
+
 @pytest.mark.parametrize(("namespace", "scans"), [("", True), ("ml", False)])
 def test_one_namespace_asks_for_nothing_cluster_scoped(namespace: str, scans: bool) -> None:
     settings = kopf.OperatorSettings()

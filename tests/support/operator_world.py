@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -78,9 +79,11 @@ class FakeScraper:
 class HeldLease:
     held = True
 
-    def check(self) -> None:
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[None]:
         if not self.held:
             raise NotHolder
+        yield
 
 
 def reading(waiting: int = 0, running: int = 0, blocks: int = 0) -> Reading:

@@ -11,9 +11,11 @@ from sheaf_operator import autoscale
 from sheaf_operator.api_scaling import Autoscaling, ScaleDown, ScaleUp
 from sheaf_operator.autoscale import Decision, Limits, Policy, RatePolicy, Samples
 from sheaf_operator.observed import Json, Observed, fell_silent, is_ready, pod_name
+from sheaf_operator.problems import clip
 from sheaf_operator.scrape import Reading
 
 MAX_DECISIONS = 10
+MAX_REASON = 400  # characters: ten decisions and the conditions stay under 16 KiB
 
 
 def policy(spec: Autoscaling) -> Policy:
@@ -96,13 +98,13 @@ def status(decision: Decision, observed: Observed, now: datetime) -> Json:
                 "from": current,
                 "to": decision.desired,
                 "limiting": decision.limiting,
-                "reason": decision.reason[:1000],
+                "reason": clip(decision.reason, MAX_REASON),
             },
         )
     result: Json = {
         "desired": decision.desired,
         "limiting": decision.limiting,
-        "reason": decision.reason[:1000],
+        "reason": clip(decision.reason, MAX_REASON),
         "metrics": [_metric(signal, observed.replicas or 0) for signal in decision.signals],
         "decisions": decisions[:MAX_DECISIONS],
     }

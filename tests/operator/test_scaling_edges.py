@@ -1,5 +1,6 @@
 """The scaler when a write fails, a mode switches, time passes unseen, or the Deployment is replaced."""
 
+import json
 from typing import Any
 
 import kube_objects as k
@@ -9,6 +10,7 @@ from sheaf_operator import names
 from sheaf_operator.cluster import ApiError
 from sheaf_operator.plan import Scale
 from sheaf_operator.settings import Settings
+from sheaf_operator.status import LLMDeploymentStatus
 
 Conditions = dict[str, dict[str, Any]]
 
@@ -218,3 +220,23 @@ async def test_the_scaler_is_not_active_while_nobody_is_ready() -> None:
     await world.run()
     active = said(world)["AutoscalingActive"]
     assert (active["status"], active["reason"]) == ("False", "NoReadyReplica")
+
+
+async def test_the_longest_status_at_a_hundred_replicas_stays_under_16_kib() -> None:
+    """A hundred pods with long errors, every condition with its longest message, ten long decisions."""
+    given = k.spec(autoscaling={"maxReplicas": 100})
+    of = k.revision(given)
+    pods = []
+    for n in range(100):
+        pod = k.crashed("é" * 5000, of=of)
+        pod["metadata"]["name"] = f"{'p' * 240}{n}"
+        pods.append(pod)
+    long = "é" * 390
+    entry = {"time": "2026-01-01T00:00:00Z", "from": 1, "to": 2, "limiting": "QueueDepth", "reason": long}
+    autoscaling = {"desired": 1, "limiting": "QueueDepth", "reason": long, "decisions": [entry] * 10}
+    owner = k.owner(status={"autoscaling": autoscaling})
+    world = World(given, k.settled(given, replicas=100, pods=tuple(pods), owner=owner))
+    await world.run()
+    assert len(json.dumps(world.cluster.status, ensure_ascii=False).encode()) < 16 * 1024
+    LLMDeploymentStatus.model_validate(world.cluster.status)
+    assert len(world.cluster.status["timeline"]) <= 10

@@ -19,17 +19,16 @@ from sheaf_operator import conditions, names, problems, scaling
 from sheaf_operator import plan as planning
 from sheaf_operator.api import LLMDeploymentSpec
 from sheaf_operator.autoscale import Decision, History, decide
-from sheaf_operator.cluster import ApiError, Cluster, KindMissing, Unreachable
+from sheaf_operator.cluster import ApiError, Cluster, Unreachable
 from sheaf_operator.lease import Lease
 from sheaf_operator.observed import Json, Observed, pod_name
 from sheaf_operator.plan import Apply, Delete, Plan, Scale
 from sheaf_operator.problems import Problem
 from sheaf_operator.recorder import Recorder
-from sheaf_operator.revision import Revision
+from sheaf_operator.report import build_status, problem_of
 from sheaf_operator.scrape import Reading, Scraper
 from sheaf_operator.settings import Settings
 from sheaf_operator.telemetry import Telemetry
-from sheaf_operator.timeline import timeline
 
 log = logging.getLogger(__name__)
 Key = tuple[str, str]  # namespace, name
@@ -170,7 +169,7 @@ class Reconciler:
                 if isinstance(action, Scale) and _changed_meanwhile(error):
                     memory.dirty = True
                     return plan, None
-                problem = _problem_of(error, action)
+                problem = problem_of(error, action)
                 memory.dirty = True
                 retry = None if problem.reason in ("NameConflict", "KServeMissing") else error
                 return Plan(plan.actions, plan.revision, problem), retry
@@ -345,28 +344,6 @@ class Reconciler:
         await self._write_status(observed, build_status(situation, datetime.now(UTC)))
 
 
-def build_status(s: conditions.Situation, now: datetime) -> Json:
-    """The whole status but for `autoscaling`."""
-    observed = s.observed
-    revision: Revision | None = s.revision
-    deployment = observed.deployment or {}
-    result: Json = {
-        "observedGeneration": observed.generation,
-        "replicas": int(deployment.get("status", {}).get("replicas", 0)),
-        "readyReplicas": s.ready,
-        "selector": names.selector(observed.name),
-        "conditions": conditions.conditions(s, scaling.stamp(now)),
-        "timeline": timeline(observed, revision.hash if revision else None),
-    }
-    if observed.inference_service is not None and s.problem is None:
-        result["url"] = names.url(observed.name, observed.namespace)
-    if revision is not None:
-        result["image"], result["revision"] = revision.image, revision.hash
-    if s.capacity is not None:
-        result["capacity"] = s.capacity
-    return result
-
-
 def _identity(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
     return metadata.get("uid"), metadata.get("generation"), metadata.get("deletionTimestamp")
 
@@ -374,17 +351,3 @@ def _identity(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
 def _changed_meanwhile(error: ApiError | Unreachable) -> bool:
     """Whether a write of /scale failed because the Deployment is not the observed one any more."""
     return isinstance(error, ApiError) and error.code in (404, 409)
-
-
-def _problem_of(error: ApiError | Unreachable, action: planning.Action) -> Problem:
-    if isinstance(error, KindMissing):
-        return Problem("KServeMissing", "the cluster has no InferenceService kind: install KServe", True)
-    if isinstance(error, Unreachable):
-        return Problem("ApplyFailed", str(error), transient=True)
-    if isinstance(action, Apply) and action.create and error.code == 409:
-        metadata = action.obj["metadata"]
-        words = f"{action.obj['kind']} {metadata['name']} exists and was not made by Sheaf"
-        return Problem("NameConflict", f"{words}: delete it or choose another name", True)
-    if error.permanent:
-        return Problem("Rejected", problems.clip(f"the API server refused: {error.message}"))
-    return Problem("ApplyFailed", problems.clip(error.message), transient=True)

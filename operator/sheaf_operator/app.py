@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from sheaf_operator.cluster import Cluster
-from sheaf_operator.lease import Lease
+from sheaf_operator.cluster import ApiError, Cluster, Unreachable
+from sheaf_operator.lease import Lease, NotHolder
 from sheaf_operator.queue import KeyedQueue, Worker
 from sheaf_operator.reconcile import Key, Reconciler
 from sheaf_operator.scrape import Scraper
@@ -41,7 +41,8 @@ class App:
         self._scraper = Scraper(settings.scrape_timeout)
         self.reconciler = Reconciler(cluster, self._scraper, self.lease, self.telemetry, settings)
         queue: KeyedQueue[Key] = KeyedQueue(settings.retry_base, settings.retry_cap)
-        self._worker = Worker(queue, self.reconciler.process, settings.workers)
+        expected = (ApiError, Unreachable, NotHolder)
+        self._worker = Worker(queue, self.reconciler.process, settings.workers, expected)
         self._main: asyncio.Task[None] | None = None
         self._beat = 0.0
 

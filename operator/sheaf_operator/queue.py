@@ -110,9 +110,17 @@ class Worker(Generic[Key]):
     """Feeds keys to an asynchronous function, `concurrency` of them at a time."""
 
     def __init__(
-        self, queue: KeyedQueue[Key], process: Callable[[Key], Awaitable[float | None]], concurrency: int
+        self,
+        queue: KeyedQueue[Key],
+        process: Callable[[Key], Awaitable[float | None]],
+        concurrency: int,
+        expected: tuple[type[Exception], ...] = (),
     ) -> None:
-        """`process` returns after how many seconds it wants to see the key again, or None; it may raise."""
+        """`process` returns after how many seconds it wants to see the key again, or None; it may raise.
+
+        Errors that are not `expected` are logged with where they came from.
+        """
+        self._expected = expected
         self._queue, self._process, self._concurrency = queue, process, concurrency
         self._wake = asyncio.Event()
 
@@ -150,7 +158,9 @@ class Worker(Generic[Key]):
             again = await self._process(key)
         except Exception as error:
             delay = self._queue.fail(key, clock())
-            log.warning("%s: %s: %s; again in %.1f s", key, type(error).__name__, error, delay)
+            where = None if isinstance(error, self._expected) else error
+            words = "%s: %s: %s; again in %.1f s"
+            log.warning(words, key, type(error).__name__, error, delay, exc_info=where)
         else:
             self._queue.done(key)
             if again is not None:

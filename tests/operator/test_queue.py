@@ -215,3 +215,24 @@ async def test_cancelling_the_workers_cancels_what_they_do() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize(("expected", "told"), [((RuntimeError,), False), ((), True)])
+async def test_an_unexpected_error_is_logged_with_its_place(
+    expected: tuple[type[Exception], ...], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed = asyncio.Event()
+
+    async def process(key: str) -> float | None:
+        failed.set()
+        raise RuntimeError("boom")
+
+    worker: Worker[str] = Worker(KeyedQueue(base=60), process, 1, expected)
+    task = asyncio.create_task(worker.run())
+    worker.add("a")
+    await failed.wait()
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    (record,) = caplog.records
+    assert (record.exc_info is not None) == told

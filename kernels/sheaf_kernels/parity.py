@@ -239,7 +239,8 @@ def _is_rounding(
     token: int, s: int, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
 ) -> bool:
     """Whether ``token`` is what row s draws with u and top_p off by no more than DRAW_TOLERANCE."""
-    for slack in (0.0, DRAW_TOLERANCE, -DRAW_TOLERANCE):
+    # Where nothing is filtered the order is another one, so 1 stays 1.
+    for slack in (0.0, DRAW_TOLERANCE, -DRAW_TOLERANCE) if top_p[s] < 1 else (0.0,):
         order, mass = sample.distribution_reference(
             logits[s], float(temperature[s]), int(top_k[s]), float(top_p[s]) + slack
         )

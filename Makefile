@@ -34,8 +34,8 @@ manifests: crds ## write the plain manifests from the Helm chart
 	@python charts/manifests.py
 
 test: lint ## everything: linters, fast tests, then end to end on the local cluster
-	@pytest tests
-	@pytest e2e/tests
+	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile tests
+	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile e2e/tests
 
 model: env ## fetch and convert the demo model once, print its folder
 	@PYTHONPATH=e2e python -m sheaf_e2e.model

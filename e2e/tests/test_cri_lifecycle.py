@@ -1,10 +1,12 @@
 """Pods and containers from start to end, through the real server."""
 
 import concurrent.futures
+import itertools
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -323,7 +325,7 @@ def test_as_an_unprivileged_user(tmp_path_factory):
     nobody = 65534
     cache = Path(tmp_path_factory.mktemp("cache"))
     shutil.copytree(proto.ensure(), cache / proto.ensure().name)
-    for folder in (cache, *cache.parents[:2]):
+    for folder in itertools.takewhile(lambda f: f != Path(tempfile.gettempdir()), (cache, *cache.parents)):
         folder.chmod(0o755)
     with running_node(uid=nobody, env={"SHEAF_CACHE": str(cache), "HOME": "/nonexistent"}) as node:
         pod = node.run_pod()

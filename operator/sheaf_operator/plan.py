@@ -102,9 +102,13 @@ def choose_revision(spec: LLMDeploymentSpec, observed: Observed, default_image: 
 
 
 def _newest_first(observed: Observed) -> list[Json]:
-    def age(runtime: Json) -> tuple[str, str]:
+    """Creation times are whole seconds; within one, the store's own order (resourceVersion) decides."""
+
+    def age(runtime: Json) -> tuple[str, int, str]:
         metadata = runtime["metadata"]
-        return str(metadata.get("creationTimestamp", "")), str(metadata["name"])
+        version = str(metadata.get("resourceVersion", ""))
+        order = int(version) if version.isdecimal() else 0
+        return str(metadata.get("creationTimestamp", "")), order, str(metadata["name"])
 
     return sorted(observed.runtimes, key=age, reverse=True)
 

@@ -130,6 +130,20 @@ def test_history_is_bounded_and_keeps_what_is_in_use() -> None:
     assert len(kept) == HISTORY
 
 
+def test_runtimes_of_the_same_second_are_kept_in_the_order_they_were_made() -> None:
+    revisions = [k.revision(k.spec(engine={"maxModelLen": n + 1})) for n in range(6)]
+    runtimes = []
+    for version, made in enumerate(revisions, start=98):  # 99 → 100: numbers, not text
+        runtimes.append(k.runtime(made))
+        runtimes[-1]["metadata"]["resourceVersion"] = str(version)
+    observed = k.settled(
+        k.spec(), inference_service=k.service(revisions[5]), runtimes=tuple(reversed(runtimes))
+    )
+    result = run(k.spec(engine={"maxModelLen": 6}), observed)
+    deleted = {a.name for a in result.actions if isinstance(a, Delete)}
+    assert deleted == {f"m-{r.hash}" for r in revisions[:3]}
+
+
 def test_an_object_of_somebody_else_is_never_touched() -> None:
     foreign = k.service(k.revision(k.spec()))
     foreign["metadata"]["ownerReferences"] = []

@@ -7,6 +7,10 @@ at once, t the target (waiting requests per replica). More replicas are wanted w
 when L fits into the running slots of fewer with a tenth to spare, L ≤ 0.9·c·(n−1). In between nothing
 changes, so a constant load cannot make the count swing. c is the runtime's limit on running sequences, or
 what a replica runs beside requests that have been waiting for a while, if that is less.
+Under a load that grows while replicas start, L/(c+t) would want the whole backlog to run at once. So once the
+flow is known (flow.py: λ requests per second of s seconds each), no more are wanted than run what arrives and
+drain the W waiting ones within D = 600 s, n = ceil((λ + W/D)·s/c), or one more than answer if those do not
+shrink the queue.
 
 KVCacheUtilizationPercent. Let U be the sum of the replicas' utilizations and τ the target: n = ceil(U/τ),
 with HPA's tolerance of a tenth on either side.
@@ -20,8 +24,10 @@ present count, so nothing shrinks within the first window after a restart, nor a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from sheaf_operator.flow import Demand, Flow
 
 Direction = Literal["Up", "Down"]
 TOLERANCE = 0.1
@@ -63,7 +69,7 @@ class Policy:
 @dataclass(frozen=True)
 class Sample:
     """One replica's load. `kv` is the share of its KV blocks in use, `slots` how many sequences it runs at
-    most.
+    most, `finished` how many requests have ended since its last reading (None: not known).
     """
 
     waiting: int
@@ -72,6 +78,7 @@ class Sample:
     slots: int | None = None
     queued_tokens: int = 0
     oldest_wait: float = 0.0
+    finished: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,7 @@ class History:
 
     recommendations: tuple[Recommendation, ...] = ()
     changes: tuple[Change, ...] = ()
+    flow: Flow = field(default_factory=Flow)
 
     def applied(self, now: float, before: int, after: int) -> History:
         """The count has really been changed: what the rate policies count."""
@@ -150,7 +158,8 @@ def decide(policy: Policy, samples: Samples, history: History, now: float) -> De
     """The count to have from `now` on. `now` is in seconds of the clock that the history uses."""
     # Bounds are the user's word: they hold at once, whatever the window or the rates say.
     base = min(max(samples.current, policy.minimum), policy.maximum)
-    signals = _signals(policy, samples)
+    history = replace(history, flow=_observe(history.flow, samples, now))
+    signals = _signals(policy, samples, history.flow.demand())
     raw, limiting, reason = _bound(policy, *_wish(samples, signals))
     history = _remember(policy, history, base, raw, now)
     desired, limiting, reason, next_change = _stabilize(policy, base, history, raw, limiting, reason)
@@ -158,10 +167,18 @@ def decide(policy: Policy, samples: Samples, history: History, now: float) -> De
     return Decision(desired, raw, limiting, reason, signals, history, next_change)
 
 
-def _signals(policy: Policy, samples: Samples) -> tuple[Signal, ...]:
+def _observe(flow: Flow, samples: Samples, now: float) -> Flow:
+    finished = [load.finished for load in samples.loads if load.finished is not None]
+    waiting = sum(load.waiting for load in samples.loads)
+    running = sum(load.running for load in samples.loads)
+    known = len(finished) == len(samples.loads)
+    return flow.observe(now, len(samples.loads), waiting, running, sum(finished) if known else None)
+
+
+def _signals(policy: Policy, samples: Samples, demand: Demand | None) -> tuple[Signal, ...]:
     result = []
     if policy.queue_target is not None:
-        result.append(_queue(policy.queue_target, samples))
+        result.append(_queue(policy.queue_target, samples, demand))
     if policy.kv_target is not None:
         result.append(_kv(policy.kv_target, samples))
     return tuple(result)
@@ -179,7 +196,7 @@ def _slots(samples: Samples) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _queue(target: float, samples: Samples) -> Signal:
+def _queue(target: float, samples: Samples, demand: Demand | None) -> Signal:
     waiting = sum(load.waiting for load in samples.loads)
     running = sum(load.running for load in samples.loads)
     load = waiting + running
@@ -188,9 +205,14 @@ def _queue(target: float, samples: Samples) -> Signal:
         at_least, at_most = 0, (1 if load == 0 else max(1, samples.current))
         need = f"{running} running"
     else:
-        at_least = math.ceil(load / (slots + target)) if waiting else 0
+        at_least = backlog = math.ceil(load / (slots + target)) if waiting else 0
         at_most = max(1, at_least, math.ceil(load / (slots * (1 - TOLERANCE))))
         need = f"one replica runs {slots:g} and may keep {target:g} waiting"
+        if demand is not None:
+            # A queue that does not shrink asks for one more than answer, whatever was measured.
+            more = len(samples.loads) + samples.missing + 1 if demand.stuck else 0
+            at_least = min(backlog, max(_ceil(demand.running(waiting) / slots), more))
+            need += f"; {demand.words(waiting)}" if at_least < backlog else ""
     words = f"{waiting} requests waiting and {running} running on {_count(len(samples.loads))}; {need}"
     return Signal("QueueDepth", target, waiting / max(1, len(samples.loads)), at_least, at_most, words)
 
@@ -256,7 +278,7 @@ def _remember(policy: Policy, history: History, current: int, raw: int, now: flo
         entries.append(Recommendation(raw, now, now))
     period = max((r.period for r in (*policy.up.rates, *policy.down.rates)), default=0.0)
     changes = tuple(c for c in history.changes if c.time > now - period)
-    return History(tuple(entries), changes)
+    return replace(history, recommendations=tuple(entries), changes=changes)
 
 
 def _recent(history: History, window: float) -> list[Recommendation]:

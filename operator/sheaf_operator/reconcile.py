@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from sheaf_operator import conditions, names, problems, scaling
 from sheaf_operator import plan as planning
 from sheaf_operator.api import LLMDeploymentSpec
-from sheaf_operator.autoscale import Decision, History, decide
+from sheaf_operator.autoscale import Decision, History, Samples, decide
 from sheaf_operator.cluster import ApiError, Cluster, Unreachable
 from sheaf_operator.lease import Lease
 from sheaf_operator.observed import Json, Observed, pod_name
@@ -211,7 +211,7 @@ class Reconciler:
         if now - memory.scraped_at < self._settings.autoscale_interval * 0.9 and not waiting:
             return None
         memory.scraped_at = now
-        memory.readings = await self._scraper.read(scaling.addresses(observed))
+        before, memory.readings = memory.readings, await self._scraper.read(scaling.addresses(observed))
         self._count_failures(observed, memory)
         if spec.autoscaling.mode != "Builtin" and memory.marked is not None:
             await self._mark(observed, None)
@@ -219,12 +219,12 @@ class Reconciler:
         if spec.autoscaling.mode == "Disabled":
             memory.decision = None
             return None
-        return await self._decide(spec, observed, memory, now)
+        samples = scaling.samples(observed, memory.readings, before)
+        return await self._decide(spec, observed, memory, samples, now)
 
     async def _decide(
-        self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory, now: float
+        self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory, samples: Samples, now: float
     ) -> float | None:
-        samples = scaling.samples(observed, memory.readings)
         decision = decide(scaling.policy(spec.autoscaling), samples, memory.history, now)
         uid = str((observed.deployment or {})["metadata"]["uid"])
         if memory.deployment_uid not in (None, uid) and memory.decision is not None:

@@ -45,13 +45,26 @@ def addresses(observed: Observed) -> list[tuple[str, str]]:
     return [(pod_name(p), p["status"]["podIP"]) for p in pods if p["status"].get("podIP")]
 
 
-def samples(observed: Observed, readings: Mapping[str, Reading | str]) -> Samples:
+def samples(
+    observed: Observed, readings: Mapping[str, Reading | str], before: Mapping[str, Reading | str]
+) -> Samples:
+    """`before` are the last readings but these: what has finished meanwhile is the difference."""
     ready = [pod_name(pod) for pod in observed.ready_pods]
-    answers = [readings.get(name) for name in ready]
-    loads = tuple(a.sample for a in answers if isinstance(a, Reading))
+    loads = tuple(
+        replace(answer.sample, finished=_finished(before.get(name), answer))
+        for name in ready
+        if isinstance(answer := readings.get(name), Reading)
+    )
     # What a pod does that was ready and is not any more, nobody knows: it is missing, not loading.
     silent = sum(fell_silent(pod) for pod in observed.live_pods)
     return Samples(current=observed.replicas or 0, loads=loads, missing=len(ready) - len(loads) + silent)
+
+
+def _finished(before: Reading | str | None, now: Reading) -> int | None:
+    if not isinstance(before, Reading) or before.finished is None or now.finished is None:
+        return None
+    # A counter that went down began anew with its container.
+    return now.finished - before.finished if now.finished >= before.finished else None
 
 
 def capacity(readings: Mapping[str, Reading | str], before: Json | None) -> Json | None:

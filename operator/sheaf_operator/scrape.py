@@ -21,6 +21,7 @@ _FAMILIES = {
     "vllm:num_requests_running": "running",
     "vllm:kv_cache_usage_perc": "kv",
     "vllm:cache_config_info": "cache_config",
+    "vllm:request_success_total": "finished",
     "sheaf:queued_tokens": "queued_tokens",
     "sheaf:oldest_wait_seconds": "oldest_wait",
     "sheaf:blocks_live": "blocks_live",
@@ -33,12 +34,15 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 @dataclass(frozen=True)
 class Reading:
-    """One pod's answer. `kv_tokens` and `weights_bytes` are its capacity, None where not reported."""
+    """One pod's answer. `kv_tokens` and `weights_bytes` are its capacity, `finished` counts the requests that
+    have ended since its start; None where not reported.
+    """
 
     sample: Sample
     blocks_live: int = 0
     kv_tokens: int | None = None
     weights_bytes: int | None = None
+    finished: int | None = None
 
     @property
     def burden(self) -> tuple[int, int]:
@@ -86,7 +90,8 @@ def parse(text: str) -> Reading:
         oldest_wait=found.get("oldest_wait", 0.0),
     )
     weights = int(found["weights_bytes"]) if "weights_bytes" in found else None
-    return Reading(sample, int(found.get("blocks_live", 0)), kv_tokens, weights)
+    finished = int(found["finished"]) if "finished" in found else None
+    return Reading(sample, int(found.get("blocks_live", 0)), kv_tokens, weights, finished)
 
 
 class Scraper:

@@ -37,6 +37,7 @@ class Replica:
     ready_at: int
     running: list[int] = field(default_factory=list)  # when each ends
     waiting: deque[int] = field(default_factory=deque)  # when each came
+    finished: int = 0  # since the last tick
 
     def load(self) -> int:
         return len(self.running) + len(self.waiting)
@@ -62,7 +63,9 @@ class Fleet:
         for _ in range(arrivals):
             min(ready, key=Replica.load).waiting.append(now)
         for replica in [*ready, *self.leaving]:
+            before = len(replica.running)
             replica.running = [end for end in replica.running if end > now]
+            replica.finished += before - len(replica.running)
             while replica.waiting and len(replica.running) < self.slots:
                 self.waits.append(now - replica.waiting.popleft())
                 replica.running.append(now + self.service)
@@ -77,9 +80,12 @@ class Fleet:
                 kv=0.7 * len(r.running) / self.slots,
                 slots=self.slots if self.reports_slots else None,
                 oldest_wait=now - r.waiting[0] if r.waiting else 0,
+                finished=r.finished,
             )
             for r in ready
         )
+        for replica in ready:
+            replica.finished = 0
         count = len(self.replicas)
         decision = decide(self.policy, Samples(count, loads), self.history, float(now))
         self.history = decision.history
@@ -136,6 +142,44 @@ def test_a_step_of_load_is_not_asked_for_twice_while_replicas_load(start: int) -
         fleet.second(now, 20 if now == 0 else arrivals(1.0, now))
     offered = 20 + start
     assert max(fleet.log) <= 1 + offered / (8 + 4)
+
+
+GROWING = [(16, 10, 90, 5.6), (8, 8, 180, 9), (64, 30, 300, 4)]
+
+
+@pytest.mark.parametrize("ramp", [1, 600], ids=["step", "ramp"])
+@pytest.mark.parametrize(("slots", "service", "start", "peak"), GROWING)
+def test_a_backlog_that_grows_while_replicas_load_is_not_all_to_run_at_once(
+    slots: int, service: int, start: int, peak: float, ramp: int
+) -> None:
+    """`peak` in replicas' worth of work. Half as much again is left for draining what has queued up."""
+    fleet = Fleet(Policy(1, 30), slots, service, start)
+    rate = peak * slots / service
+    came = 0.0
+    for now in range(2400):
+        before, came = came, came + rate * min(1.0, (now + 1) / ramp)
+        fleet.second(now, int(came) - int(before))
+        if now == start:
+            asked = len(fleet.replicas)
+    assert max(fleet.log) <= math.ceil(1.5 * peak) + 1
+    assert ramp > start or asked >= peak  # all that is needed is under way before the first one is ready
+    assert sum(len(r.waiting) for r in fleet.replicas) <= 4 * len(fleet.replicas)
+    assert fleet.turns() <= 1
+
+
+@pytest.mark.parametrize("service", [2, 4, 10])
+@pytest.mark.parametrize(("clients", "slots", "target", "needed"), [(4, 2, 1, 2), (21, 8, 2, 3)])
+def test_clients_that_wait_for_their_answers_bring_what_they_need_at_once(
+    clients: int, slots: int, target: int, needed: int, service: int
+) -> None:
+    fleet = Fleet(Policy(1, 8, queue_target=target), slots, service, start=20)
+    for now in range(600):
+        idle = now < 90
+        fleet.second(now, 0 if idle else clients - fleet.load())
+    ups = [b for a, b in pairwise(fleet.log) if b > a]
+    assert ups == [needed]
+    assert max(fleet.log) == needed
+    assert fleet.log[20] == needed, fleet.log[:24]
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,6 +1,7 @@
 """The scaler when a write fails, a mode switches, time passes unseen, or the Deployment is replaced."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import kube_objects as k
@@ -192,6 +193,16 @@ async def test_an_event_between_two_scrapes_does_not_put_the_next_one_off() -> N
     world.reconciler.touch(("ns", "m"))
     await world.run(4)
     assert world.again == pytest.approx(Settings().autoscale_interval - 4)
+
+
+async def test_what_finishes_between_two_scrapes_bounds_what_a_growing_queue_asks_for() -> None:
+    """Two requests come per second and one, of eight seconds, ends: two replicas' work and the queue's."""
+    world = scaling_world(1)
+    for step in range(12):
+        load = reading(waiting=5 * step, running=8)
+        world.scraper.load = {"p0": replace(load, finished=1000 + 5 * step)}
+        await world.run(5)
+    assert world.cluster.status["autoscaling"]["desired"] == 3
 
 
 async def test_a_run_that_failed_reads_everything_again() -> None:

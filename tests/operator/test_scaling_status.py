@@ -55,20 +55,33 @@ def test_the_defaults_are_both_signals() -> None:
 
 def test_samples_tell_silent_pods_from_loading_ones() -> None:
     observed = k.settled(k.spec(), replicas=4, ready=2)
-    samples = scaling.samples(observed, {"p0": reading(running=1), "p1": "no answer"})
+    samples = scaling.samples(observed, {"p0": reading(running=1), "p1": "no answer"}, {})
     assert (samples.current, len(samples.loads), samples.missing, samples.pending) == (4, 1, 1, 2)
 
 
 def test_a_pod_that_was_ready_is_missing_until_its_container_starts_anew() -> None:
     observed = k.settled(k.spec(), replicas=2, ready=1)
     (ready,) = [c for c in observed.pods[1]["status"]["conditions"] if c["type"] == "Ready"]
-    assert scaling.samples(observed, {"p0": reading()}).missing == 0
+    assert scaling.samples(observed, {"p0": reading()}, {}).missing == 0
     ready["lastTransitionTime"] = "2026-01-01T00:05:00Z"
-    assert scaling.samples(observed, {"p0": reading()}).missing == 1
+    assert scaling.samples(observed, {"p0": reading()}, {}).missing == 1
     observed.pods[1]["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = ready[
         "lastTransitionTime"
     ]
-    assert scaling.samples(observed, {"p0": reading()}).missing == 0
+    assert scaling.samples(observed, {"p0": reading()}, {}).missing == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [(10, 17, 7), (10, 10, 0), (10, 3, None), (None, 3, None), (3, None, None), ("silent", 3, None)],
+)
+def test_what_has_finished_is_the_difference_of_two_readings(before: Any, now: Any, expected: Any) -> None:
+    observed = k.settled(k.spec(), replicas=1, ready=1)
+    last = {"p0": before if before == "silent" else reading(finished=before)}
+    (load,) = scaling.samples(observed, {"p0": reading(finished=now)}, last).loads
+    assert load.finished == expected
+    (first,) = scaling.samples(observed, {"p0": reading(finished=now)}, {}).loads
+    assert first.finished is None
 
 
 def test_only_ready_pods_are_asked() -> None:

@@ -12,6 +12,8 @@ vllm:num_requests_running{engine="0",model_name="m"} 3.0
 vllm:num_requests_waiting{engine="0",model_name="m"} 7.0
 vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
 vllm:cache_config_info{block_size="16",num_gpu_blocks="100",engine="0"} 1.0
+vllm:request_success_total{engine="0",finished_reason="stop"} 30
+vllm:request_success_total{engine="0",finished_reason="length"} 12
 vllm:e2e_request_latency_seconds_bucket{le="+Inf"} 12
 sheaf:blocks_live{engine="0",model_name="m"} 25
 sheaf:queued_tokens{engine="0",model_name="m"} 700
@@ -26,6 +28,7 @@ def test_the_families_we_need_are_read() -> None:
     sample = reading.sample
     assert (sample.waiting, sample.running, sample.kv, sample.slots) == (7, 3, 0.25, 8)
     assert (sample.queued_tokens, sample.oldest_wait) == (700, 1.5)
+    assert reading.finished == 42
     assert (reading.blocks_live, reading.kv_tokens, reading.weights_bytes) == (25, 1600, 270_000_000)
 
 

@@ -21,8 +21,13 @@ from sheaf_e2e.launcher import CHECKOUT
 
 SAMPLE = CHECKOUT / "manifests" / "samples" / "smollm2.yaml"
 QUESTION = "What is the capital of France?"
-LOAD_SECONDS = 45  # at most; less if all replicas are there before
-LOAD_RATE = 2.0  # requests per second: more than one replica's slots, so a queue grows
+LOAD_RATE = 2.0  # requests per second at first
+LOAD_GROWTH = (
+    1.5  # times so many, every LOAD_STEP seconds, until it takes all replicas: machines differ in speed
+)
+LOAD_STEP = 8.0
+LOAD_STEPS = 12
+RUSH_SECONDS = 45  # at most, once all replicas are wanted; less if they are there before
 TRICKLE_RATE = 0.4  # goes on through the scale-down, on the same pooled connections
 MAX_TOKENS = 48
 READY_TIMEOUT = 240
@@ -155,10 +160,14 @@ def scale_up_and_down(
     def available(count: int) -> Callable[[Object], bool]:
         return lambda o: o.get("status", {}).get("readyReplicas") == count == o["status"].get("replicas")
 
+    def wanted(count: int) -> Callable[[Object], bool]:
+        return lambda o: o.get("status", {}).get("autoscaling", {}).get("desired") == count
+
     with Follower(cluster, metadata["name"], metadata["namespace"], console) as follower:
         console.say(f"open loop: {LOAD_RATE:g} requests/s of {MAX_TOKENS} tokens each")
         users = Users(base_url, model, LOAD_RATE)
-        there = follower.wait(available(most), LOAD_SECONDS)
+        grow_until(lambda: follower.wait(wanted(most), LOAD_STEP), users, console)
+        there = follower.wait(available(most), RUSH_SECONDS)
         users.rate = TRICKLE_RATE
         console.say(f"the rush is over: {TRICKLE_RATE:g} requests/s go on, on the same connections")
         if not there and not follower.wait(available(most), SCALE_TIMEOUT):
@@ -169,6 +178,16 @@ def scale_up_and_down(
         console.good(f"back to {least}; the last answers come in")
         users.finish(SCALE_TIMEOUT)
     return users.outcomes, follower.recording
+
+
+def grow_until(enough: Callable[[], bool], users: Users, console: Console) -> None:
+    """Raise the rate step by step; ``enough`` waits for one step's time."""
+    for _ in range(LOAD_STEPS):
+        if enough():
+            return
+        users.rate *= LOAD_GROWTH
+        console.say(f"it copes: {users.rate:.1f} requests/s from now on")
+    raise StoryFailed(f"{users.rate:.0f} requests/s are not enough to want all replicas")
 
 
 def summary(outcomes: list[Outcome], console: Console) -> None:

@@ -44,7 +44,7 @@ demo: env ## the whole story on this machine: cluster, model, tokens, 1 to 3 rep
 	@PYTHONPATH=e2e:benchmarks python -m sheaf_e2e.demo $(if $(KEEP),--keep)
 
 cluster: env ## start the local cluster with the operator, print its kubeconfig and URLs, stay up until Ctrl-C
-	@PYTHONPATH=e2e python -m sheaf_e2e.cluster up
+	@PYTHONPATH=e2e python -m sheaf_e2e.up
 
 bench: env ## our server against transformers on the demo model; writes benchmarks/results/cpu.json
 	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.model)"

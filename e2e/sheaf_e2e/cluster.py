@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import yaml
 
@@ -26,7 +26,6 @@ from sheaf_e2e.release import Helm
 OPERATOR_NAMESPACE = "sheaf-system"
 OPERATOR = "sheaf-operator"
 OPERATOR_LABELS = f"app.kubernetes.io/name={OPERATOR}"
-KUBECONFIG_VARIABLE = "SHEAF_E2E_KUBECONFIG"
 
 Report = Callable[[str], None]
 
@@ -177,19 +176,3 @@ class Cluster(ABC):
             yield name
         finally:
             self.api.delete("v1", "Namespace", name)
-
-
-def open_cluster(report: Report = to_stderr, **local_options: Any) -> Cluster:
-    """The cluster to use, not started: that of ``$SHEAF_E2E_KUBECONFIG`` if set, else a local one."""
-    from sheaf_e2e.external import ExternalCluster
-    from sheaf_e2e.local import LocalCluster
-
-    if path := os.environ.get(KUBECONFIG_VARIABLE):
-        return ExternalCluster(Path(path).expanduser(), report=report)
-    return LocalCluster(report=report, **local_options)
-
-
-if __name__ == "__main__":
-    from sheaf_e2e.up import main
-
-    main()

@@ -1,4 +1,4 @@
-"""``python -m sheaf_e2e.cluster up``: a local cluster with the operator that stays up until Ctrl-C."""
+"""``python -m sheaf_e2e.up``: a local cluster with the operator that stays up until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from sheaf_e2e.namespace import NamespaceUnavailable
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sheaf_e2e.cluster", description=__doc__)
-    parser.add_argument("action", choices=["up"])
-    parser.parse_args()
+    argparse.ArgumentParser(prog="python -m sheaf_e2e.up", description=__doc__).parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell that starts us with "&" ignores it
         signal.signal(number, _interrupt)
     try:
@@ -65,3 +63,7 @@ def _show_services(cluster: LocalCluster) -> None:
                 shown.add(metadata["uid"])
                 url = cluster.url(metadata["name"], metadata["namespace"])
                 print(f"{metadata['namespace']}/{metadata['name']}: {url}/v1/chat/completions", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from model_folders import byte_level, write_folder
-from sheaf_e2e.cluster import Cluster, open_cluster
+from sheaf_e2e.choose import open_cluster
+from sheaf_e2e.cluster import Cluster
 from sheaf_e2e.faults import Faults
 from sheaf_e2e.local import LocalCluster
 from sheaf_e2e.model import demo_model

@@ -52,13 +52,23 @@ class Unreachable(Exception):
     """The API server gave no answer."""
 
 
+class NoConfiguration(RuntimeError):
+    """Neither in a cluster nor told of one."""
+
+
 async def load_configuration() -> client.Configuration:
-    """In-cluster service account, else the kubeconfig."""
+    """In-cluster service account, else the kubeconfig. Raises NoConfiguration if there is neither."""
     loaded = client.Configuration()
     try:
         config.load_incluster_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
     except config.ConfigException:
-        await config.load_kube_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
+        try:
+            await config.load_kube_config(client_configuration=loaded)  # type: ignore[no-untyped-call]
+        except (config.ConfigException, OSError) as error:
+            raise NoConfiguration(
+                f"no cluster to work in: this is no pod with a service account, and there is no usable "
+                f"kubeconfig in $KUBECONFIG or ~/.kube/config ({error})"
+            ) from error
     return loaded
 
 

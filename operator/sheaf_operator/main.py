@@ -12,6 +12,7 @@ from typing import Any
 import kopf
 
 from sheaf_operator import handlers  # noqa: F401  registers itself with kopf
+from sheaf_operator.cluster import NoConfiguration, load_configuration
 from sheaf_operator.settings import Settings
 
 
@@ -37,6 +38,7 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # kopf reports each watch event at debug and each reconnection at info.
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("kubernetes.aio.config").setLevel(logging.ERROR)  # NoConfiguration says it better
 
 
 async def run(settings: Settings) -> bool:
@@ -67,6 +69,7 @@ def main() -> None:
     try:
         settings = Settings.from_env()
         configure_logging(settings.log_level)
-    except ValueError as error:
+        asyncio.run(load_configuration())  # kopf would retry for ever what nobody will mend
+    except (ValueError, NoConfiguration) as error:
         sys.exit(f"sheaf-operator: {error}")
     sys.exit(0 if asyncio.run(run(settings)) else 1)

@@ -38,6 +38,19 @@ def predictor_deployment(name: str) -> str:
     return f"{name}-predictor"
 
 
+HOST_LABEL = 63  # characters of one part of a host name (RFC 1123)
+
+
+def predictor_host(name: str, namespace: str) -> str:
+    """KServe's host name for the predictor, whatever the domain; it refuses what is longer than a label."""
+    return f"{predictor_deployment(name)}-{namespace}"
+
+
+def excess(name: str, namespace: str) -> int:
+    """By how many characters a name is too long in its namespace."""
+    return max(0, len(predictor_host(name, namespace)) - HOST_LABEL)
+
+
 def revision_hash(pod_spec: dict[str, Any]) -> str:
     """Eight hex digits over the parts of a spec that reach the pods."""
     text = json.dumps(pod_spec, sort_keys=True, separators=(",", ":"))

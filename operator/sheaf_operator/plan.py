@@ -142,6 +142,8 @@ def plan(spec: LLMDeploymentSpec, observed: Observed, default_image: str) -> Pla
                 transient=True,
             )
         )
+    if names.excess(observed.name, observed.namespace):
+        return Plan(problem=_too_long(observed))
     service = observed.inference_service
     if service is not None and not owned_by(service, observed.uid):
         return Plan(problem=_conflict(service, observed))
@@ -162,6 +164,18 @@ def plan(spec: LLMDeploymentSpec, observed: Observed, default_image: str) -> Pla
     actions += _prune(observed, wanted)
     actions += _fixed_replicas(spec, observed)
     return Plan(tuple(actions), wanted)
+
+
+def _too_long(observed: Observed) -> Problem:
+    room = len(observed.name) - names.excess(observed.name, observed.namespace)
+    shorter = (
+        f"make it anew with a name of at most {room} characters" if room > 0 else "use a shorter namespace"
+    )
+    return Problem(
+        "NameTooLong",
+        f"KServe joins name and namespace to {names.predictor_host(observed.name, observed.namespace)}, "
+        f"which may have {names.HOST_LABEL} characters: {shorter}",
+    )
 
 
 def _conflict(service: Json, observed: Observed) -> Problem:

@@ -144,6 +144,24 @@ def test_runtimes_of_the_same_second_are_kept_in_the_order_they_were_made() -> N
     assert deleted == {f"m-{r.hash}" for r in revisions[:3]}
 
 
+@pytest.mark.parametrize(("name", "namespace"), [("m" * 48, "n" * 5), ("m", "n" * 63)])
+def test_a_name_that_kserve_would_refuse_is_stalled_with_what_to_change(name: str, namespace: str) -> None:
+    owner = k.owner()
+    owner["metadata"] |= {"name": name, "namespace": namespace}
+    result = run(k.spec(), Observed(owner))
+    assert result.actions == ()
+    assert result.problem is not None
+    assert result.problem.reason == "NameTooLong"
+    room = 63 - len("-predictor-") - len(namespace)
+    assert (f"at most {room} characters" if room > 0 else "shorter namespace") in result.problem.message
+
+
+def test_a_name_of_the_greatest_length_is_planned() -> None:
+    owner = k.owner()
+    owner["metadata"] |= {"name": "m" * 48, "namespace": "n" * 4}
+    assert run(k.spec(), Observed(owner)).problem is None
+
+
 def test_an_object_of_somebody_else_is_never_touched() -> None:
     foreign = k.service(k.revision(k.spec()))
     foreign["metadata"]["ownerReferences"] = []

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import kopf
 import pytest
 from sheaf_operator.handlers import configure
@@ -36,3 +41,12 @@ def test_one_namespace_asks_for_nothing_cluster_scoped(namespace: str, scans: bo
     settings = kopf.OperatorSettings()
     configure(settings, Settings(watch_namespace=namespace))
     assert settings.scanning.disabled is not scans
+
+
+def test_without_a_cluster_it_says_so_in_one_line_and_ends(tmp_path: Path) -> None:
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "sheaf_operator"]
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("sheaf-operator: no cluster to work in")
+    assert len(ended.stderr.splitlines()) == 1

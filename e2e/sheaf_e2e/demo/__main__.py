@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from sheaf_e2e.binaries import BuildFailed, anything_to_build
-from sheaf_e2e.cluster import KUBECONFIG_VARIABLE, CommandFailed, open_cluster
+from sheaf_e2e.choose import KUBECONFIG_VARIABLE, open_cluster
+from sheaf_e2e.cluster import CommandFailed
 from sheaf_e2e.demo import first, story
 from sheaf_e2e.demo.console import Console
 from sheaf_e2e.demo.picture import draw

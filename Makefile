@@ -34,7 +34,9 @@ manifests: crds ## write the plain manifests from the Helm chart
 	@python charts/manifests.py
 
 test: lint ## everything: linters, fast tests, then end to end on the local cluster
+	@PYTHONPATH=e2e python -m sheaf_e2e.model >/dev/null
 	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile tests
+	@$(if $(SHEAF_E2E_KUBECONFIG),,PYTHONPATH=e2e python -m sheaf_e2e.binaries)
 	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile e2e/tests
 
 model: env ## fetch and convert the demo model once, print its folder

@@ -165,8 +165,8 @@ def test_connections_are_carried_in_with_half_close(launcher: Launcher) -> None:
 def test_nothing_listening_inside_is_a_reset_outside(launcher: Launcher) -> None:
     port = launcher.forward("172.30.0.1", 7001)
     with (
+        pytest.raises(ConnectionResetError),  # it may come before connect() has returned
         socket.create_connection(("127.0.0.1", port), timeout=5) as connection,
-        pytest.raises(ConnectionResetError),
     ):
         connection.recv(1)
 

@@ -283,16 +283,11 @@ def paged_decode(
     the cache: the device does not check them. Raises TypeError or ValueError naming the argument.
     """
     check = Checker("paged_decode")
-    check.tensor("q", q_TQD, "T Q D", FLOATS)
-    check.tensor("k_cache", k_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
-    check.tensor("v_cache", v_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
-    check.tensor("block_table", block_table_SM, "S M", [torch.int32])
-    check.tensor("context_len", context_len_S, "S", [torch.int32])
-    check.tensor("query_start", query_start, str(check["S"] + 1), [torch.int32])
-    check.tensor("out", out_TQD, "T Q D", [q_TQD.dtype])
+    check_attention(
+        check, q_TQD, k_cache_PKBD, v_cache_PKBD, block_table_SM, query_start, context_len_S, out_TQD
+    )
     check.tensor("the plan's lse", plan.lse_WQ, "W Q", [torch.float32])
     check.tensor("the plan's partial", plan.partial_WQD, "W Q D", [torch.float32])
-    check_heads_and_pages(check, q_TQD, out_TQD)
     check.require(check["S"] <= plan.max_seqs, f"the plan is for {plan.max_seqs} sequences, got {check['S']}")
     if check["S"] == 0:
         return
@@ -311,8 +306,24 @@ def paged_decode(
     )  # fmt: skip
 
 
-def check_heads_and_pages(check: Checker, q_TQD: torch.Tensor, out_TQD: torch.Tensor) -> None:
-    """What both attention kernels ask of head counts, head size, page size and packing."""
+def check_attention(
+    check: Checker,
+    q_TQD: torch.Tensor,
+    k_cache_PKBD: torch.Tensor,
+    v_cache_PKBD: torch.Tensor,
+    block_table_SM: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len_S: torch.Tensor,
+    out_TQD: torch.Tensor,
+) -> None:
+    """What both attention kernels ask of their arguments: shapes, dtypes, head counts and sizes, packing."""
+    check.tensor("q", q_TQD, "T Q D", FLOATS)
+    check.tensor("k_cache", k_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
+    check.tensor("v_cache", v_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
+    check.tensor("block_table", block_table_SM, "S M", [torch.int32])
+    check.tensor("context_len", context_len_S, "S", [torch.int32])
+    check.tensor("query_start", query_start, str(check["S"] + 1), [torch.int32])
+    check.tensor("out", out_TQD, "T Q D", [q_TQD.dtype])
     check.require(
         check["Q"] % check["K"] == 0, f"{check['Q']} query heads do not divide among {check['K']} KV heads"
     )

@@ -20,9 +20,9 @@ import torch
 import triton
 import triton.language as tl
 
-from sheaf_kernels.checks import FLOATS, Checker
+from sheaf_kernels.checks import Checker
 from sheaf_kernels.numerics import LOG2_E, architecture, dot_operand, next_power_of_2, round_to
-from sheaf_kernels.paged_decode import check_heads_and_pages
+from sheaf_kernels.paged_decode import check_attention
 from sheaf_kernels.paging import gather_kv_reference, page_offsets
 
 
@@ -172,14 +172,9 @@ def paged_prefill(
     the device does not check them. Raises TypeError or ValueError naming the argument.
     """
     check = Checker("paged_prefill")
-    check.tensor("q", q_TQD, "T Q D", FLOATS)
-    check.tensor("k_cache", k_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
-    check.tensor("v_cache", v_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
-    check.tensor("block_table", block_table_SM, "S M", [torch.int32])
-    check.tensor("context_len", context_len_S, "S", [torch.int32])
-    check.tensor("query_start", query_start, str(check["S"] + 1), [torch.int32])
-    check.tensor("out", out_TQD, "T Q D", [q_TQD.dtype])
-    check_heads_and_pages(check, q_TQD, out_TQD)
+    check_attention(
+        check, q_TQD, k_cache_PKBD, v_cache_PKBD, block_table_SM, query_start, context_len_S, out_TQD
+    )
     if check["S"] == 0 or check["T"] == 0:
         return
     options = launch_options(q_TQD.dtype, check["D"], architecture(q_TQD.device))

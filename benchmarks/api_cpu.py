@@ -21,20 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from machine import cpu_seconds, processor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from model_folders import byte_level, write_folder
 from serving import Served, serving
 
-TICKS = os.sysconf("SC_CLK_TCK")
 PROMPT = "The quick brown fox jumps over the lazy dog, and 世界 sees it. "
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
 async def stream_all(url: str, chat: bool, streams: int, tokens: int) -> float:
@@ -127,13 +121,6 @@ def main() -> None:
     if given.output:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         given.output.write_text(text + "\n")
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from typing import Any
 
 import loadgen
 from local_server import Server
+from machine import commit, cpu_seconds, processor
 
 HERE = Path(__file__).parent
 STREAMS = (1, 4, 16)
@@ -81,11 +82,6 @@ class Baseline:
         self.process.wait()
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def idle(server: Server, seconds: float) -> dict[str, float]:
     """Per cent of one core that each process uses with nothing to do."""
     before = {name: cpu_seconds(pid) for name, pid in server.processes().items()}
@@ -139,8 +135,8 @@ def main() -> int:
             print()
         print(f"idle for {args.idle_seconds:.0f} s", flush=True)
         result = {
-            "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
-            "commit": _commit(),
+            "machine": {"cpu": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+            "commit": commit(),
             "prompt_tokens": args.prompt_tokens,
             "output_tokens": args.output_tokens,
             "transformers_one_at_a_time_tok_per_s": round(statistics.median(alone), 2),
@@ -165,18 +161,6 @@ def main() -> int:
     print(json.dumps({k: v for k, v in result.items() if k != "sheaf"}, indent=2))
     print(f"written to {args.output}")
     return 0
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _commit() -> str:
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -77,13 +77,7 @@ async def send(session: aiohttp.ClientSession, url: str, model: str, job: Job, d
                 out.error = f"HTTP {response.status}: {(await response.text())[:200]}"
                 return out
             async for line in response.content:
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
-                if data == b"[DONE]":
-                    out.complete = out.finish_reason is not None
-                    continue
-                _take_event(out, orjson.loads(data))
+                take_line(out, line)
             if not out.complete and out.error is None:
                 out.error = "the stream ended without a finish reason and [DONE]"
     except (TimeoutError, aiohttp.ClientError, ConnectionError) as error:
@@ -93,14 +87,22 @@ async def send(session: aiohttp.ClientSession, url: str, model: str, job: Job, d
     return out
 
 
-def _take_event(out: Outcome, event: dict[str, Any]) -> None:
+def take_line(out: Outcome, line: bytes) -> None:
+    """Note what one line of a stream of server-sent events says, of a completion or of a chat."""
+    if not line.startswith(b"data:"):
+        return
+    data = line[5:].strip()
+    if data == b"[DONE]":
+        out.complete = out.finish_reason is not None
+        return
+    event: dict[str, Any] = orjson.loads(data)
     if "error" in event:
         out.error = str(event["error"].get("message", event["error"]))
     if event.get("usage"):
         out.prompt_tokens = event["usage"]["prompt_tokens"]
         out.output_tokens = event["usage"]["completion_tokens"]
     for choice in event.get("choices", ()):
-        if choice.get("text"):
+        if choice.get("text") or choice.get("delta", {}).get("content"):
             out.chunk_times.append(time.perf_counter())
         if choice.get("finish_reason"):
             out.finish_reason = choice["finish_reason"]

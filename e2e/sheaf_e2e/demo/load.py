@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
 
 import openai
-from loadgen import Outcome
+from loadgen import Outcome, take_line
 
 SUBJECTS = (
     "the sea",
@@ -52,13 +51,7 @@ async def ask(client: openai.AsyncOpenAI, model: str, prompt: str, max_tokens: i
             stream_options={"include_usage": True},
         ) as response:
             async for line in response.iter_lines():
-                data = line.removeprefix("data:").strip()
-                if not line.startswith("data:"):
-                    continue
-                if data == "[DONE]":
-                    out.complete = out.finish_reason is not None
-                    continue
-                _take(out, json.loads(data))
+                take_line(out, line.encode())
         if not out.complete and out.error is None:
             out.error = "the stream ended without a finish reason and [DONE]"
     except openai.APIError as error:
@@ -67,21 +60,6 @@ async def ask(client: openai.AsyncOpenAI, model: str, prompt: str, max_tokens: i
         out.error = f"{type(error).__name__}: {error!r}"
     out.end = time.perf_counter()
     return out
-
-
-def _take(out: Outcome, event: dict[str, object]) -> None:
-    if "error" in event:
-        out.error = str(event["error"])
-    usage = event.get("usage")
-    if isinstance(usage, dict):
-        out.prompt_tokens = usage["prompt_tokens"]
-        out.output_tokens = usage["completion_tokens"]
-    choices = event.get("choices")
-    for choice in choices if isinstance(choices, list) else []:
-        if choice.get("delta", {}).get("content"):
-            out.chunk_times.append(time.perf_counter())
-        if choice.get("finish_reason"):
-            out.finish_reason = choice["finish_reason"]
 
 
 class OpenLoop:

@@ -1,7 +1,6 @@
 """A cluster to test against: the local one, or any other through a kubeconfig.
 
-Tests use only what :class:`Cluster` offers; what a cluster cannot do (faults need the local one) is told by
-its ``capabilities``.
+Tests use only what :class:`Cluster` offers; those that need more, such as faults, ask for the local one.
 """
 
 from __future__ import annotations
@@ -41,8 +40,6 @@ class CommandFailed(RuntimeError):
 class Cluster(ABC):
     """A running Kubernetes with KServe. Use as a context manager, or call ``start`` and ``stop``."""
 
-    #: What can be done besides using it: "faults", "volumes" (folders of this machine), "gpus" (pretended).
-    capabilities: frozenset[str] = frozenset()
     api: Api
     kubeconfig: Path
     kubectl_program: str

@@ -17,17 +17,6 @@ from sheaf_e2e.launcher import python
 from sheaf_e2e.local import LocalCluster
 from sheaf_e2e.namespace import NODE_IP
 
-#: Names for ``stop_component``.
-COMPONENTS = (
-    "etcd",
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubelet",
-    "kserve",
-    "proxy",
-)
-
 
 class Faults:
     """Everything takes effect before the call returns. ``with`` forms undo themselves."""
@@ -38,7 +27,8 @@ class Faults:
 
     def kill_pod(self, pod: str, namespace: str = "default", *, number: int = signal.SIGKILL) -> None:
         """Signal every process of the pod's containers; the kubelet restarts them by its rules."""
-        self._signal_pod(pod, namespace, number)
+        for pid in self._pids(pod, namespace):
+            self._launcher.call("signal_tree", pid=pid, number=number)
 
     def signal_process(self, pod: str, match: str, number: int, namespace: str = "default") -> None:
         """Signal only those of the pod's processes that have ``match`` in their command line.
@@ -49,13 +39,6 @@ class Faults:
         found = [self._launcher.call("signal_tree", pid=p, number=number, match=match) for p in pids]
         if not any(found):
             raise LookupError(f"no process of pod {namespace}/{pod} has {match!r} in its command line")
-
-    def freeze_pod(self, pod: str, namespace: str = "default") -> None:
-        """Stop the pod's processes where they are: connections stay open and nobody answers."""
-        self._signal_pod(pod, namespace, signal.SIGSTOP)
-
-    def thaw_pod(self, pod: str, namespace: str = "default") -> None:
-        self._signal_pod(pod, namespace, signal.SIGCONT)
 
     @contextmanager
     def frozen_pod(self, pod: str, namespace: str = "default") -> Iterator[None]:
@@ -81,7 +64,10 @@ class Faults:
                 self._network(f"network.restore({address!r}, {NODE_IP!r})")
 
     def stop_component(self, name: str) -> None:
-        """Kill a component of the cluster (see COMPONENTS) at once, as a crash or a power cut would."""
+        """Kill a component of the cluster at once, as a crash or a power cut would.
+
+        One of etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kserve, proxy.
+        """
         self._launcher.stop_process(name, signal_number=signal.SIGKILL)
 
     def start_component(self, name: str, timeout: float = 60) -> None:
@@ -132,10 +118,6 @@ class Faults:
 
     def _operator_pods(self) -> list[Object]:
         return self._cluster.api.list_objects("v1", "Pod", OPERATOR_NAMESPACE, labels=OPERATOR_LABELS)
-
-    def _signal_pod(self, pod: str, namespace: str, number: int) -> None:
-        for pid in self._pids(pod, namespace):
-            self._launcher.call("signal_tree", pid=pid, number=number)
 
     def _pids(self, pod: str, namespace: str) -> list[int]:
         """The first process of each running container, by the namespace's process numbers."""

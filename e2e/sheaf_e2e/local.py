@@ -15,7 +15,6 @@ from sheaf_e2e.launcher import Launcher
 class LocalCluster(Cluster):
     """``with_kserve=False`` leaves KServe out until ``start_kserve``; logs stay in a given ``log_folder``."""
 
-    capabilities = frozenset({"faults", "volumes", "gpus"})
     launcher: Launcher
     binaries: Binaries
     credentials: Credentials

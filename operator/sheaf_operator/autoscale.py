@@ -29,7 +29,6 @@ from typing import Literal
 
 from sheaf_operator.flow import Demand, Flow
 
-Direction = Literal["Up", "Down"]
 TOLERANCE = 0.1
 SATURATED = 1.0  # seconds that a request waits before the running ones count as all that fit
 

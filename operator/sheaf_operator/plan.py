@@ -139,7 +139,6 @@ def plan(spec: LLMDeploymentSpec, observed: Observed, default_image: str) -> Pla
             problem=Problem(
                 "KServeMissing",
                 "the cluster has no InferenceService kind: install KServe, and Sheaf goes on by itself",
-                transient=True,
             )
         )
     if names.excess(observed.name, observed.namespace):
@@ -186,13 +185,11 @@ def _conflict(service: Json, observed: Observed) -> Problem:
         return Problem(
             "WaitingForDeletion",
             f"InferenceService {observed.name} of an earlier LLMDeployment of this name is being deleted",
-            transient=True,
         )
     return Problem(
         "NameConflict",
         f"an InferenceService named {observed.name} exists and was not made by Sheaf: "
         "delete it or choose another name; it is left as it is",
-        transient=True,
     )
 
 

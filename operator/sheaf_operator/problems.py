@@ -21,11 +21,10 @@ _INSUFFICIENT = re.compile(r"Insufficient ([\w.\-/]*\w)")
 
 @dataclass(frozen=True)
 class Problem:
-    """`reason` is CamelCase. `transient`: it may pass without anybody doing something."""
+    """`reason` is CamelCase."""
 
     reason: str
     message: str
-    transient: bool = False
 
 
 def clip(text: str, limit: int = MAX_MESSAGE) -> str:

@@ -37,13 +37,13 @@ def build_status(s: conditions.Situation, now: datetime) -> Json:
 def problem_of(error: ApiError | Unreachable, action: Action) -> Problem:
     """What a write that failed means to the user."""
     if isinstance(error, KindMissing):
-        return Problem("KServeMissing", "the cluster has no InferenceService kind: install KServe", True)
+        return Problem("KServeMissing", "the cluster has no InferenceService kind: install KServe")
     if isinstance(error, Unreachable):
-        return Problem("ApplyFailed", str(error), transient=True)
+        return Problem("ApplyFailed", str(error))
     if isinstance(action, Apply) and action.create and error.code == 409:
         metadata = action.obj["metadata"]
         words = f"{action.obj['kind']} {metadata['name']} exists and was not made by Sheaf"
-        return Problem("NameConflict", f"{words}: delete it or choose another name", True)
+        return Problem("NameConflict", f"{words}: delete it or choose another name")
     if error.permanent:
         return Problem("Rejected", problems.clip(f"the API server refused: {error.message}"))
-    return Problem("ApplyFailed", problems.clip(error.message), transient=True)
+    return Problem("ApplyFailed", problems.clip(error.message))

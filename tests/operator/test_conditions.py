@@ -149,11 +149,11 @@ def test_a_write_that_is_still_due_is_reconciling() -> None:
 @pytest.mark.parametrize(
     ("problem", "stalled", "reconciling"),
     [
-        (Problem("KServeMissing", "x", transient=True), "True", "False"),
-        (Problem("NameConflict", "x", transient=True), "True", "False"),
+        (Problem("KServeMissing", "x"), "True", "False"),
+        (Problem("NameConflict", "x"), "True", "False"),
         (Problem("Rejected", "x"), "True", "False"),
-        (Problem("ApplyFailed", "x", transient=True), "False", "True"),
-        (Problem("WaitingForDeletion", "x", transient=True), "False", "True"),
+        (Problem("ApplyFailed", "x"), "False", "True"),
+        (Problem("WaitingForDeletion", "x"), "False", "True"),
     ],
 )
 def test_a_problem_of_the_plan(problem: Problem, stalled: str, reconciling: str) -> None:

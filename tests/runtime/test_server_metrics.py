@@ -34,7 +34,6 @@ def stats(**changes: object) -> EngineStats:
         blocks_live=25,
         blocks_cached=50,
         blocks_free=25,
-        last_progress=now,
         steps=9,
         prompt_tokens=100,
         generation_tokens=20,

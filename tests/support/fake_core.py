@@ -148,7 +148,6 @@ class FakeCore:
             blocks_live=min(total, 90),
             blocks_cached=10,
             blocks_free=90 - min(total, 90),
-            last_progress=time.time(),
             steps=self.steps,
             prompt_tokens=self.prompt_tokens,
             generation_tokens=self.generation_tokens,

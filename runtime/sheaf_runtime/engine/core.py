@@ -43,7 +43,6 @@ class EngineCore:
         self._requests: dict[tuple[bytes, str], Request] = {}
         self._num_added = 0
         self._num_seeds = 0
-        self._last_progress = clock()
         self._iteration_tokens: list[int] = []
         self.ready = EngineReady(
             # Clients derive default output lengths from this, so it must be one that can be served.
@@ -135,7 +134,6 @@ class EngineCore:
         result = self._executor.collect()
         now = self._clock()
         outputs = scheduler.commit(result, now)
-        self._last_progress = now
         for output in outputs:
             if output.finish_reason is not None:
                 del self._requests[output.request.client, output.request.request_id]
@@ -157,7 +155,6 @@ class EngineCore:
             blocks_live=live,
             blocks_cached=cached,
             blocks_free=free,
-            last_progress=self._last_progress,
             steps=counters.steps,
             prompt_tokens=counters.prompt_tokens,
             generation_tokens=counters.generation_tokens,

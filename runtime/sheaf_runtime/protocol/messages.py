@@ -113,7 +113,6 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     blocks_live: int
     blocks_cached: int
     blocks_free: int
-    last_progress: float  # when a step last completed
     steps: int
     prompt_tokens: int  # counter: prompt tokens computed or taken from the cache
     generation_tokens: int  # counter

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from plan_driver import PlanDriver
+from sheaf_kernels import aot
 from sheaf_runtime import LLM, SamplingParams
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.worker.backend import resolve_backend
@@ -20,6 +21,7 @@ from sheaf_runtime.worker.local import LocalExecutor
 from sheaf_runtime.worker.triton_backend import TritonAttention
 from tiny_models import write_tiny_llama
 from transformers import AutoModelForCausalLM
+from triton.runtime.interpreter import InterpretedFunction
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
 PROMPTS = [[3], [5, 6, 7, 8, 9], list(range(10, 47)), [4, 4, 4] * 6]
@@ -137,6 +139,28 @@ def test_half_precision_follows_torch(folders: dict[tuple[int, int, int], str], 
     got, want = run("triton"), run("torch")
     # Two layers of roundings at different places; logits are about 5 in size.
     torch.testing.assert_close(got, want, rtol=0.05, atol=0.2 if dtype == "bfloat16" else 0.03)
+
+
+def test_every_kernel_is_launched(
+    folders: dict[tuple[int, int, int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is compiled ahead of time is what serves; all norms of a layer add the residual, but the first."""
+    launched: list[str] = []
+    original = InterpretedFunction.run
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> None:
+        launched.append(self.fn.__name__ + (" with residual" if kwargs.get("HAS_RESIDUAL") else ""))
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(InterpretedFunction, "run", run)
+    driver = PlanDriver(folders[4, 2, 16], block_size=16, num_blocks=8, attention_backend="triton")
+    long, short = driver.add(PROMPTS[1]), driver.add(PROMPTS[0])
+    driver.step([(long, 5), (short, 1)])
+    assert {name.removesuffix(" with residual") for name in launched} == {v.name for v in aot.all_variants()}
+    layers = driver.model.config.num_layers
+    assert launched.count("rms_norm_kernel") == 1
+    assert launched.count("rms_norm_kernel with residual") == 2 * layers
+    assert launched.count("swiglu_kernel") == launched.count("rope_kv_write_kernel") == layers
 
 
 def test_the_backend_asked_for_runs(folders: dict[tuple[int, int, int], str]) -> None:

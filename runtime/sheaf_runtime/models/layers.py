@@ -34,7 +34,7 @@ class Attention(Protocol):
 
 
 class Linear:
-    """``y = x W^T + b (+ residual)``; several matrices of a checkpoint may be stacked in one (q, k and v).
+    """``y = x W^T + b``; several matrices of a checkpoint may be stacked in one (q, k and v).
 
     ``weight`` is [out, in]. After ``pack`` on a CPU with oneDNN it is gone: only the packed copy stays.
     """
@@ -54,12 +54,11 @@ class Linear:
             self._packed = pack_weight(weight)
             self.weight = None
 
-    def __call__(self, x_TC: Tensor, residual: Tensor | None = None) -> Tensor:
+    def __call__(self, x_TC: Tensor) -> Tensor:
         if self._packed is not None:
-            return packed_linear(x_TC, self._packed, self.bias, residual)
+            return packed_linear(x_TC, self._packed, self.bias)
         assert self.weight is not None
-        y = F.linear(x_TC, self.weight, self.bias)
-        return y if residual is None else y.add_(residual)
+        return F.linear(x_TC, self.weight, self.bias)
 
 
 class Output:
@@ -77,7 +76,7 @@ class Output:
 
     def __call__(self, x_TC: Tensor) -> Tensor:
         if self._packed is not None:
-            return packed_linear(x_TC, self._packed, None, None)
+            return packed_linear(x_TC, self._packed, None)
         return F.linear(x_TC, self.weight)
 
 
@@ -98,11 +97,8 @@ def pack_weight(weight: Tensor) -> Tensor:
     return packed
 
 
-def packed_linear(x_TC: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    if residual is None:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x_TC, packed, bias, "none", [], "")
-    else:
-        y = torch.ops.mkldnn._linear_pointwise.binary(x_TC, residual, packed, bias, "add")
+def packed_linear(x_TC: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x_TC, packed, bias, "none", [], "")
     return y
 
 
@@ -116,10 +112,11 @@ def swiglu(gate_up_TC: Tensor) -> Tensor:
 class Ops:
     """The layers that a backend may run as one kernel each; the defaults are plain torch.
 
-    ``rms_norm`` is called with x [T, C], weight [C] and eps. ``None``: as ``RMSNorm`` has it.
+    ``rms_norm`` is called with x [T, C], weight [C], eps and residual [T, C] or None, and returns what
+    ``RMSNorm`` returns. ``None``: as ``RMSNorm`` has it.
     """
 
-    rms_norm: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    rms_norm: Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]] | None = None
     swiglu: Callable[[Tensor], Tensor] = swiglu
 
 
@@ -127,7 +124,10 @@ TORCH_OPS = Ops()
 
 
 class RMSNorm:
-    """``y = x / sqrt(mean(x^2) + eps) * weight``, the mean and the division in float32."""
+    """``h = x + residual; y = h / sqrt(mean(h^2) + eps) * weight``, the mean and the division in float32.
+
+    Returns (y, h): h is the residual of what comes next. Without a residual h is x itself.
+    """
 
     def __init__(
         self, features: int, eps: float, *, dtype: torch.dtype, device: torch.device, ops: Ops
@@ -137,14 +137,15 @@ class RMSNorm:
         self._eps_tensor = torch.full((1, 1), eps, device=device)
         self._fused = ops.rms_norm
 
-    def __call__(self, x_TC: Tensor) -> Tensor:
+    def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self._fused is not None:
-            return self._fused(x_TC, self.weight, self._eps)
-        x = x_TC.float()
+            return self._fused(x_TC, self.weight, self._eps, residual_TC)
+        h_TC = x_TC if residual_TC is None else x_TC + residual_TC
+        x = h_TC.float()
         # Few launches count more than few operations here: norm^2 / C + eps in one.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = torch.addcmul(self._eps_tensor, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-        return (x * scale).to(x_TC.dtype).mul_(self.weight)
+        return (x * scale).to(h_TC.dtype).mul_(self.weight), h_TC
 
 
 class Rope:

@@ -38,13 +38,22 @@ class DecoderLayer:
         self.down = linear(inner, hidden, config.mlp_bias)
         self._swiglu = ops.swiglu
 
-    def __call__(self, x_TC: Tensor, cos_T1D: Tensor, sin_T1D: Tensor, attention: Attention) -> Tensor:
+    def __call__(
+        self,
+        x_TC: Tensor,
+        residual_TC: Tensor | None,
+        cos_T1D: Tensor,
+        sin_T1D: Tensor,
+        attention: Attention,
+    ) -> tuple[Tensor, Tensor]:
+        """(x, residual) of the next layer, whose first norm adds them; the first layer has no residual."""
         heads, kv_heads = self._heads, self._kv_heads
-        qkv = self.qkv(self.input_norm(x_TC)).view(-1, heads + 2 * kv_heads, self._head_dim)
+        normed, residual_TC = self.input_norm(x_TC, residual_TC)
+        qkv = self.qkv(normed).view(-1, heads + 2 * kv_heads, self._head_dim)
         q = attention.write_kv(self._index, qkv, cos_T1D, sin_T1D)
         attended = attention.attend(self._index, q).view(-1, heads * self._head_dim)
-        x_TC = self.output(attended, x_TC)
-        return self.down(self._swiglu(self.gate_up(self.mlp_norm(x_TC))), x_TC)
+        normed, residual_TC = self.mlp_norm(self.output(attended), residual_TC)
+        return self.down(self._swiglu(self.gate_up(normed))), residual_TC
 
     def targets(self) -> Iterator[Target]:
         prefix = f"model.layers.{self._index}."
@@ -100,16 +109,16 @@ class Decoder:
         self.rope = Rope(config.rope, config.head_dim, max_position, device)
 
     def forward(self, tokens_T: Tensor, positions_T: Tensor, attention: Attention) -> Tensor:
-        """Hidden states [T, C] before the final norm; keys and values go to the pages on the way."""
-        x = F.embedding(tokens_T, self.embedding)
+        """Hidden states [T, C] after the final norm; keys and values go to the pages on the way."""
+        x, residual = F.embedding(tokens_T, self.embedding), None
         cos, sin = self.rope(positions_T)
         for layer in self.layers:
-            x = layer(x, cos, sin, attention)
-        return x
+            x, residual = layer(x, residual, cos, sin, attention)
+        return self.final_norm(x, residual)[0]
 
     def logits(self, hidden_RC: Tensor) -> Tensor:
         """Next-token logits [R, V] of the given rows of ``forward``'s result."""
-        return self.output(self.final_norm(hidden_RC))
+        return self.output(hidden_RC)
 
     def targets(self) -> Iterator[Target]:
         yield "model.embed_tokens.weight", self.embedding

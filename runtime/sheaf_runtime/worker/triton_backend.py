@@ -25,7 +25,7 @@ from sheaf_runtime.worker.sampler import SamplingRows, ban
 
 
 def triton_ops() -> Ops:
-    return Ops(rms_norm=lambda x_TC, weight, eps: rms_norm(x_TC, weight, eps)[0], swiglu=swiglu)
+    return Ops(rms_norm=rms_norm, swiglu=swiglu)
 
 
 class TritonAttention:

@@ -292,6 +292,21 @@ def test_deletion_works_with_the_operator_down(operator: Cluster, namespace: str
         )
 
 
+def test_orphans_are_taken_back_and_their_pods_run_on(operator: Cluster, namespace: str) -> None:
+    """Pods cannot start here (no such claim): that the status says so shows that they are seen as ours."""
+    applied = operator.api.apply(resource("again", namespace))
+    wait_condition(operator, applied, "Stalled", "True", "VolumeNotFound")
+    kinds = "inferenceservices,servingruntimes,deployments,replicasets,pods"
+    before = {o["metadata"]["uid"] for o in objects(operator, kinds, namespace)}
+    operator.kubectl("delete", "-n", namespace, "llmd/again", "--cascade=orphan", "--timeout=30s")
+    anew = operator.api.apply(resource("again", namespace))
+    assert anew["metadata"]["uid"] != applied["metadata"]["uid"]
+    wait_condition(operator, anew, "Stalled", "True", "VolumeNotFound")
+    assert {o["metadata"]["uid"] for o in objects(operator, kinds, namespace)} == before
+    for child in objects(operator, "inferenceservices,servingruntimes", namespace):
+        assert [ref["uid"] for ref in child["metadata"]["ownerReferences"]] == [anew["metadata"]["uid"]]
+
+
 def may(cluster: Cluster, user: str, verb: str, resource: str) -> bool:
     group = "apps" if resource == "deployments" else ""
     attributes = {"verb": verb, "group": group, "resource": resource, "namespace": "default"}

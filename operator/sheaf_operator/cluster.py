@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -108,13 +109,8 @@ class Cluster:
             self._list(_PODS, namespace, selected),
         )
         ours = service and deployment and owned_by(deployment, service["metadata"]["uid"])
-        return Observed(
-            owner=owner,
-            inference_service=service,
-            runtimes=tuple(r for r in runtimes if owned_by(r, owner["metadata"]["uid"])),
-            deployment=deployment if ours else None,
-            pods=tuple(pods),
-        )
+        found = Observed(owner, True, service, (), deployment if ours else None, tuple(pods))
+        return replace(found, runtimes=tuple(r for r in runtimes if found.owns(r)))
 
     # Writing
 

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sheaf_operator import names
+from sheaf_operator.api import KIND
 
 Json = dict[str, Any]
 CLOCK_SKEW = timedelta(seconds=5)  # between API servers, which give the creation times
@@ -43,13 +44,22 @@ class Observed:
     def status(self) -> Json:
         return self.owner.get("status") or {}
 
+    def owns(self, child: Json) -> bool:
+        """Whether this InferenceService or ServingRuntime is ours, or an orphan of ours to take back."""
+        return owned_by(child, self.uid) or is_orphan(child, self.name)
+
     @property
     def live_pods(self) -> list[Json]:
-        """Pods that are not ending. One older than its owner belongs to a namesake that was deleted."""
-        return [pod for pod in self.pods if not is_terminating(pod) and not self._predates(pod)]
+        """Pods that are not ending. One that is too old belongs to a namesake that was deleted."""
+        since = self._since - CLOCK_SKEW
+        return [pod for pod in self.pods if not is_terminating(pod) and _created(pod) >= since]
 
-    def _predates(self, pod: Json) -> bool:
-        return _created(pod) < _created(self.owner) - CLOCK_SKEW
+    @property
+    def _since(self) -> datetime:
+        """When the first pod may have been made: an InferenceService that was taken back is older than we."""
+        service = self.inference_service
+        taken_back = service is not None and self.owns(service) and "creationTimestamp" in service["metadata"]
+        return min(_created(obj) for obj in (self.owner, service if taken_back else None) if obj)
 
     @property
     def ready_pods(self) -> list[Json]:
@@ -76,6 +86,21 @@ def _created(obj: Json) -> datetime:
 
 def owned_by(obj: Json, uid: str) -> bool:
     return any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences", []))
+
+
+def is_orphan(obj: Json, name: str) -> bool:
+    """Whether the operator made this for an LLMDeployment `name` that was deleted without its children.
+
+    One whose owner is named but dead is none: the garbage collector is about to delete it.
+    """
+    metadata = obj["metadata"]
+    return (
+        metadata.get("labels", {}).get(names.LABEL_DEPLOYMENT) == name
+        and any(m.get("manager") == names.FIELD_MANAGER for m in metadata.get("managedFields", []))
+        and not any(
+            ref.get("controller") or ref.get("kind") == KIND for ref in metadata.get("ownerReferences", [])
+        )
+    )
 
 
 def pod_name(pod: Json) -> str:

@@ -144,7 +144,7 @@ def plan(spec: LLMDeploymentSpec, observed: Observed, default_image: str) -> Pla
     if names.excess(observed.name, observed.namespace):
         return Plan(problem=_too_long(observed))
     service = observed.inference_service
-    if service is not None and not owned_by(service, observed.uid):
+    if service is not None and not observed.owns(service):
         return Plan(problem=_conflict(service, observed))
     wanted = choose_revision(spec, observed, default_image)
     strategy = choose_strategy(spec, observed, wanted)
@@ -160,6 +160,7 @@ def plan(spec: LLMDeploymentSpec, observed: Observed, default_image: str) -> Pla
     desired = render.inference_service(*identity, wanted, strategy, spec.suspend)
     if service is None or not _holds(service, desired):
         actions.append(Apply(desired, create=service is None))
+    actions += _take_back(observed, wanted)
     actions += _prune(observed, wanted)
     actions += _fixed_replicas(spec, observed)
     return Plan(tuple(actions), wanted)
@@ -191,6 +192,20 @@ def _conflict(service: Json, observed: Observed) -> Problem:
         f"an InferenceService named {observed.name} exists and was not made by Sheaf: "
         "delete it or choose another name; it is left as it is",
     )
+
+
+def _take_back(observed: Observed, wanted: Revision) -> list[Apply]:
+    """Orphans of an earlier LLMDeployment of this name, so that the history goes on and nothing is left over.
+
+    They are written as they were recorded: no pod notices.
+    """
+    orphans = [r for r in observed.runtimes if not owned_by(r, observed.uid)]
+    recorded = [found for runtime in orphans if (found := revisions.read(runtime))]
+    return [
+        Apply(render.serving_runtime(observed.name, observed.namespace, observed.uid, found), create=False)
+        for found in recorded
+        if found.hash != wanted.hash
+    ]
 
 
 def _prune(observed: Observed, wanted: Revision) -> list[Delete]:

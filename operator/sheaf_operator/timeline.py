@@ -29,9 +29,14 @@ def timeline(observed: Observed, revision: str | None) -> list[Json]:
 
 
 def _started_at(observed: Observed, pod: Json) -> str:
-    """The resource's creation for its first spec, else the pod's: a spec change leaves no timestamp."""
-    created = str(observed.owner["metadata"]["creationTimestamp"])
-    return created if observed.generation == 1 else str(pod["metadata"]["creationTimestamp"])
+    """The resource's creation for its first spec, else the pod's: a spec change leaves no timestamp.
+
+    A pod that was taken back is older than the resource; then its own creation counts too.
+    """
+    created = str(pod["metadata"]["creationTimestamp"])
+    if observed.generation == 1:
+        return min(created, str(observed.owner["metadata"]["creationTimestamp"]))
+    return created
 
 
 def _ready_at(pod: Json) -> str | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import kube_objects as k
 import pytest
-from sheaf_operator import render
+from sheaf_operator import names, render
 from sheaf_operator.observed import Observed
 from sheaf_operator.plan import HISTORY, Apply, Delete, Plan, Scale, covers, plan
 
@@ -179,6 +179,59 @@ def test_a_namesake_that_is_being_deleted_is_waited_for() -> None:
     assert result.actions == ()
     assert result.problem is not None
     assert result.problem.reason == "WaitingForDeletion"
+
+
+def orphans(of: Any, **metadata: Any) -> Observed:
+    """What `kubectl delete --cascade=orphan` leaves, and a new resource of the same name."""
+    left = k.settled(of, owner=k.owner(uid="new", creationTimestamp="2026-01-02T00:00:00Z"))
+    assert left.inference_service is not None
+    for child in (left.inference_service, *left.runtimes):
+        child["metadata"] |= {
+            "ownerReferences": [],
+            "managedFields": [{"manager": names.FIELD_MANAGER, "operation": "Apply"}],
+            "creationTimestamp": "2026-01-01T00:00:01Z",
+            **metadata,
+        }
+    return left
+
+
+def test_orphans_are_taken_back_as_they_are() -> None:
+    left = orphans(k.spec())
+    old = k.revision(k.spec(engine={"maxModelLen": 99}))
+    history = k.runtime(old)
+    history["metadata"] |= {f: left.runtimes[0]["metadata"][f] for f in ("ownerReferences", "managedFields")}
+    result = run(k.spec(), replace(left, runtimes=(*left.runtimes, history)), image=NEW_IMAGE)
+    assert result.problem is None
+    assert all(isinstance(a, Apply) and not a.create for a in result.actions)
+    written = {a.obj["metadata"]["name"]: a.obj for a in result.actions if isinstance(a, Apply)}
+    assert left.inference_service is not None
+    for live in (left.inference_service, *left.runtimes, history):
+        obj = written[live["metadata"]["name"]]
+        assert obj["spec"] == live["spec"]
+        assert obj["metadata"]["labels"] == live["metadata"]["labels"]
+        assert obj["metadata"]["annotations"] == live["metadata"]["annotations"]
+        assert [ref["uid"] for ref in obj["metadata"]["ownerReferences"]] == ["new"]
+
+
+def test_pods_of_orphans_serve_on() -> None:
+    assert len(orphans(k.spec()).ready_pods) == 1
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"labels": {}},
+        {"managedFields": [{"manager": "kubectl", "operation": "Apply"}]},
+        {"ownerReferences": [{"kind": "Other", "name": "m", "uid": "x", "controller": True}]},
+    ],
+    ids=["no label", "somebody else's field manager", "somebody else's child"],
+)
+def test_what_only_looks_like_an_orphan_is_a_name_conflict(metadata: dict[str, Any]) -> None:
+    result = run(k.spec(), orphans(k.spec(), **metadata))
+    assert result.actions == ()
+    assert result.problem is not None
+    assert result.problem.reason == "NameConflict"
+    assert "delete it or choose another name" in result.problem.message
 
 
 def test_kserve_missing_is_a_problem_and_not_an_error() -> None:

@@ -39,6 +39,14 @@ def test_history_is_not_rewritten_by_later_pods() -> None:
     assert timeline(k.settled(k.spec(), owner=owner, pods=(later,)), OURS.hash) == before
 
 
+def test_a_pod_that_was_taken_back_keeps_its_durations() -> None:
+    service = k.service(OURS)
+    service["metadata"]["creationTimestamp"] = "2026-01-01T00:00:01Z"
+    late = k.owner(creationTimestamp="2026-01-02T00:00:00Z")
+    observed = k.settled(k.spec(), owner=late, inference_service=service)
+    assert [seconds for _, seconds in phases(timeline(observed, OURS.hash))] == [0, 0, 1, 2, 18]
+
+
 def test_a_new_revision_begins_anew_with_its_pod() -> None:
     owner = k.owner(
         generation=2, status={"revision": "old", "timeline": [{"phase": "Ready", "time": "x", "seconds": 1}]}

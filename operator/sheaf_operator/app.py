@@ -20,6 +20,7 @@ from sheaf_operator.telemetry import Telemetry
 log = logging.getLogger(__name__)
 LEASE_NAME = "sheaf-operator"
 HEARTBEAT = 1.0
+SPACING = 1.0  # between runs that events cause: a pod that starts brings several
 SILENCE = 60.0  # a loop that has not turned for so long is stuck
 
 
@@ -40,7 +41,7 @@ class App:
         )
         self._scraper = Scraper(settings.scrape_timeout)
         self.reconciler = Reconciler(cluster, self._scraper, self.lease, self.telemetry, settings)
-        queue: KeyedQueue[Key] = KeyedQueue(settings.retry_base, settings.retry_cap)
+        queue: KeyedQueue[Key] = KeyedQueue(settings.retry_base, settings.retry_cap, spacing=SPACING)
         expected = (ApiError, Unreachable, NotHolder)
         self._worker = Worker(queue, self.reconciler.process, settings.workers, expected)
         self._main: asyncio.Task[None] | None = None

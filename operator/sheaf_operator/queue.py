@@ -2,8 +2,8 @@
 
 The rules (client-go's): a key that is added while it waits is there once; added while it is being
 processed, it runs again afterwards; a failed key comes back after an exponentially growing, jittered delay,
-which a success resets. `KeyedQueue` is plain data with the time passed in; `run` is the thin asynchronous
-edge.
+which a success resets. Events in a burst are gathered: the first one is never put off, the others cause one
+run per `spacing`. `KeyedQueue` is plain data with the time passed in; `Worker` is the thin asynchronous edge.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
@@ -28,7 +29,10 @@ class KeyedQueue(Generic[Key]):
         base: float = 0.5,
         cap: float = 30.0,
         jitter: Callable[[], float] = lambda: random.uniform(0.5, 1.0),
+        spacing: float = 0.0,
     ) -> None:
+        self._spacing = spacing
+        self._started: dict[Key, float] = {}  # within the last `spacing`, the oldest first
         self._base, self._cap, self._jitter = base, cap, jitter
         self._ready: deque[Key] = deque()
         self._waiting: set[Key] = set()  # keys in _ready
@@ -45,8 +49,15 @@ class KeyedQueue(Generic[Key]):
     def failures(self, key: Key) -> int:
         return self._failures.get(key, 0)
 
-    def add(self, key: Key) -> None:
-        """Process `key` as soon as possible."""
+    def add(self, key: Key, now: float) -> None:
+        """Process `key` as soon as possible, but not within `spacing` of its last start."""
+        due = self._started.get(key, -math.inf) + self._spacing
+        if due > now and key not in self._running:
+            self._add_at(key, due)
+        else:
+            self._add_now(key)
+
+    def _add_now(self, key: Key) -> None:
         self._due.pop(key, None)
         if key in self._running:
             self._again.add(key)
@@ -56,8 +67,10 @@ class KeyedQueue(Generic[Key]):
 
     def add_after(self, key: Key, delay: float, now: float) -> None:
         """Process `key` after `delay`, or earlier if something else asks for it earlier."""
-        due = now + delay
-        if key in self._waiting or key in self._again or self._due.get(key, due + 1) <= due:
+        self._add_at(key, now + delay)
+
+    def _add_at(self, key: Key, due: float) -> None:
+        if key in self._waiting or key in self._again or self._due.get(key, math.inf) <= due:
             return
         self._due[key] = due
         self._sequence += 1
@@ -71,13 +84,20 @@ class KeyedQueue(Generic[Key]):
         key = self._ready.popleft()
         self._waiting.discard(key)
         self._running.add(key)
+        self._start(key, now)
         return key
+
+    def _start(self, key: Key, now: float) -> None:
+        self._started.pop(key, None)
+        self._started[key] = now
+        while (oldest := next(iter(self._started))) != key and self._started[oldest] + self._spacing <= now:
+            del self._started[oldest]
 
     def _promote(self, now: float) -> None:
         while self._later and self._later[0][0] <= now:
             due, _, key = heapq.heappop(self._later)
             if self._due.get(key) == due:
-                self.add(key)
+                self._add_now(key)
 
     def next_due(self) -> float | None:
         """When the next delayed key becomes ready."""
@@ -85,25 +105,25 @@ class KeyedQueue(Generic[Key]):
             heapq.heappop(self._later)
         return self._later[0][0] if self._later else None
 
-    def done(self, key: Key) -> None:
+    def done(self, key: Key, now: float) -> None:
         """Processing succeeded."""
         self._failures.pop(key, None)
-        self._finish(key)
+        self._finish(key, now)
 
     def fail(self, key: Key, now: float) -> float:
         """Processing failed: the key comes back after the returned delay."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         delay = min(self._cap, self._base * float(2 ** min(failures, 32))) * self._jitter()
-        self._finish(key)
+        self._finish(key, now)
         self.add_after(key, delay, now)
         return delay
 
-    def _finish(self, key: Key) -> None:
+    def _finish(self, key: Key, now: float) -> None:
         self._running.discard(key)
         if key in self._again:
             self._again.discard(key)
-            self.add(key)
+            self.add(key, now)
 
 
 class Worker(Generic[Key]):
@@ -125,7 +145,7 @@ class Worker(Generic[Key]):
         self._wake = asyncio.Event()
 
     def add(self, key: Key) -> None:
-        self._queue.add(key)
+        self._queue.add(key, asyncio.get_running_loop().time())
         self._wake.set()
 
     async def run(self) -> None:
@@ -162,7 +182,7 @@ class Worker(Generic[Key]):
             words = "%s: %s: %s; again in %.1f s"
             log.warning(words, key, type(error).__name__, error, delay, exc_info=where)
         else:
-            self._queue.done(key)
+            self._queue.done(key, clock())
             if again is not None:
                 self._queue.add_after(key, again, clock())
         self._wake.set()

@@ -13,28 +13,28 @@ def queue(**more: float) -> KeyedQueue[str]:
 def test_a_burst_is_one_run() -> None:
     q = queue()
     for _ in range(5):
-        q.add("a")
+        q.add("a", 0.0)
     assert q.take(0.0) == "a"
     assert q.take(0.0) is None
 
 
 def test_a_key_that_changes_while_it_runs_runs_again_and_not_at_the_same_time() -> None:
     q = queue()
-    q.add("a")
+    q.add("a", 0.0)
     assert q.take(0.0) == "a"
-    q.add("a")
-    q.add("a")
+    q.add("a", 0.0)
+    q.add("a", 0.0)
     assert q.take(0.0) is None
-    q.done("a")
+    q.done("a", 0.0)
     assert q.take(0.0) == "a"
-    q.done("a")
+    q.done("a", 0.0)
     assert q.take(0.0) is None
 
 
 def test_keys_come_in_order() -> None:
     q = queue()
     for key in "abc":
-        q.add(key)
+        q.add(key, 0.0)
     assert [q.take(0.0) for _ in range(3)] == ["a", "b", "c"]
 
 
@@ -42,21 +42,21 @@ def test_failures_back_off_up_to_the_cap_and_success_resets() -> None:
     q = queue()
     now, delays = 0.0, []
     for _ in range(5):
-        q.add("a")
+        q.add("a", 0.0)
         q.take(now)
         delays.append(q.fail("a", now))
     assert delays == [1.0, 2.0, 4.0, 8.0, 8.0]
-    q.add("a")
+    q.add("a", 0.0)
     q.take(now)
-    q.done("a")
-    q.add("a")
+    q.done("a", 0.0)
+    q.add("a", 0.0)
     q.take(now)
     assert q.fail("a", now) == 1.0
 
 
 def test_the_jitter_is_applied() -> None:
     q: KeyedQueue[str] = KeyedQueue(base=1.0, cap=8.0, jitter=lambda: 0.5)
-    q.add("a")
+    q.add("a", 0.0)
     q.take(0.0)
     assert q.fail("a", 0.0) == 0.5
 
@@ -76,28 +76,75 @@ def test_the_earlier_of_two_delays_counts() -> None:
     q.add_after("a", 3.0, now=0.0)
     q.add_after("a", 6.0, now=0.0)
     assert q.take(3.0) == "a"
-    q.done("a")
+    q.done("a", 0.0)
     assert q.take(100.0) is None
 
 
 def test_an_event_beats_a_back_off() -> None:
     q = queue()
-    q.add("a")
+    q.add("a", 0.0)
     q.take(0.0)
     q.fail("a", 0.0)
-    q.add("a")
+    q.add("a", 0.0)
     assert q.take(0.0) == "a"
-    q.done("a")
+    q.done("a", 0.0)
     assert q.take(100.0) is None
 
 
 def test_a_delay_while_it_runs_is_kept() -> None:
     q = queue()
-    q.add("a")
+    q.add("a", 0.0)
     q.take(0.0)
-    q.done("a")
+    q.done("a", 0.0)
     q.add_after("a", 5.0, now=0.0)
     assert q.take(5.0) == "a"
+
+
+def runs(events: list[float], takes: float = 0.0) -> list[float]:
+    """When the one key that is added at `events` is processed; a run takes so long, the spacing is 1."""
+    q = queue(spacing=1.0)
+    left, now, started = sorted(events), 0.0, list[float]()
+    while (when := min([*left[:1], *filter(None, [q.next_due()])], default=None)) is not None:
+        now = max(now, when)
+        while left and left[0] <= now:
+            q.add("a", left.pop(0))
+        while q.take(now) is not None:
+            started.append(now)
+            now += takes
+            while left and left[0] < now:
+                q.add("a", left.pop(0))
+            q.done("a", now)
+    return started
+
+
+def test_the_first_event_is_not_put_off_and_a_burst_costs_one_run_per_spacing() -> None:
+    assert runs([5.0]) == [5.0]
+    assert runs([5.0 + n / 1000 for n in range(1000)]) == [5.0, 6.0]
+    assert runs([5.0, 5.1, 9.0]) == [5.0, 6.0, 9.0]
+
+
+def test_a_burst_during_a_run_costs_one_more() -> None:
+    assert runs([0.0, 0.1, 0.2, 0.3], takes=0.4) == [0.0, 1.0]
+    assert runs([0.0, 0.1, 3.9], takes=4.0) == [0.0, 4.0]
+
+
+def test_a_wish_to_come_back_within_the_spacing_is_granted() -> None:
+    q = queue(spacing=1.0)
+    q.add("a", 0.0)
+    q.take(0.0)
+    q.done("a", 0.0)
+    q.add_after("a", 0.5, now=0.0)
+    q.add("a", 0.1)
+    assert q.take(0.5) == "a"
+
+
+@given(st.lists(st.floats(0.1, 30), min_size=1, max_size=60), st.floats(0, 3))
+def test_bursts_are_bounded_and_no_event_is_left_unseen(events: list[float], takes: float) -> None:
+    started = runs(events, takes)
+    assert len(started) <= 1 + (started[-1] - started[0]) / max(1.0, takes) + 1e-6
+    assert started[0] == min(events)
+    for event in events:  # seen by a run that begins after it, as soon as worker and spacing allow
+        assert min(s for s in started if s >= event) <= event + max(1.0, takes) + 1e-6
 
 
 steps = st.lists(
@@ -112,7 +159,7 @@ def test_no_key_is_lost_or_run_twice_at_once(script: list[tuple[str, str]]) -> N
     for what, key in script:
         now += 0.5
         if what == "add":
-            q.add(key)
+            q.add(key, now)
             owed.add(key)
         elif what == "after":
             q.add_after(key, 2.0, now)
@@ -124,17 +171,17 @@ def test_no_key_is_lost_or_run_twice_at_once(script: list[tuple[str, str]]) -> N
         elif what in ("done", "fail") and running:
             ended = running.pop(0)
             if what == "done":
-                q.done(ended)
+                q.done(ended, now)
             else:
                 q.fail(ended, now)
                 owed.add(ended)
     for key in running:
-        q.done(key)
+        q.done(key, now)
     got = set()
     now += 100
     while (taken := q.take(now)) is not None:
         got.add(taken)
-        q.done(taken)
+        q.done(taken, now)
     assert got == owed
 
 

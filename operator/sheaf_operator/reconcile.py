@@ -45,7 +45,7 @@ class Memory:
     dirty: bool = True
     history: History = field(default_factory=History)
     deployment_uid: str | None = None
-    restore: int = 0  # what a Deployment that KServe made anew had before; 0 if there is none to restore
+    restore: int | None = None  # the count to get back to; 0 if there is none, None before the first decision
     decision: Decision | None = None
     readings: dict[str, Reading | str] = field(default_factory=dict)
     scraped_at: float = float("-inf")
@@ -202,7 +202,7 @@ class Reconciler:
         """Scrape, decide, and write one step. Returns when to look again if that is sooner than usual."""
         self._gauges(observed)
         if spec.suspend:
-            memory.decision = None
+            memory.decision, memory.restore = None, 0  # serving again begins from the minimum
         if spec.suspend or observed.deployment is None:
             memory.readings = {}
             return None
@@ -226,13 +226,7 @@ class Reconciler:
         self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory, samples: Samples, now: float
     ) -> float | None:
         decision = decide(scaling.policy(spec.autoscaling), samples, memory.history, now)
-        uid = str((observed.deployment or {})["metadata"]["uid"])
-        if memory.deployment_uid not in (None, uid) and memory.decision is not None:
-            memory.restore = memory.decision.desired
-        if samples.current >= min(memory.restore, spec.autoscaling.max_replicas):
-            memory.restore = 0
-        decision = scaling.restored(decision, memory.restore, spec.autoscaling)
-        memory.deployment_uid = uid
+        decision = scaling.restored(decision, self._to_restore(spec, observed, memory), spec.autoscaling)
         memory.history, memory.decision = decision.history, decision
         self._telemetry.desired.labels(observed.namespace, observed.name).set(decision.desired)
         for signal in decision.signals:
@@ -240,6 +234,19 @@ class Reconciler:
         if spec.autoscaling.mode != "Builtin":
             return None
         return await self._step(observed, memory, decision.desired, now)
+
+    def _to_restore(self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory) -> int:
+        """What the Deployment had before KServe made it anew, with one replica; 0 if it has its count."""
+        uid = str((observed.deployment or {})["metadata"]["uid"])
+        if memory.restore is None:  # whoever decided before us may have gone just then; its last word is kept
+            memory.restore = int(observed.status.get("autoscaling", {}).get("desired", 0))
+        elif memory.deployment_uid not in (None, uid) and memory.decision is not None:
+            memory.restore = memory.decision.desired
+        memory.deployment_uid = uid
+        reached = (observed.replicas or 0) >= min(memory.restore, spec.autoscaling.max_replicas)
+        if reached or spec.autoscaling.mode != "Builtin":
+            memory.restore = 0
+        return memory.restore
 
     async def _step(self, observed: Observed, memory: Memory, desired: int, now: float) -> float | None:
         """Up at once; down one replica at a time, and only while one ReplicaSet is live."""

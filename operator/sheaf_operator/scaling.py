@@ -146,7 +146,7 @@ VICTIM_COST = "-1000"
 
 
 def restored(decision: Decision, count: int, spec: Autoscaling) -> Decision:
-    """KServe made the Deployment anew, with one replica: go straight back to the `count` of before."""
+    """Go straight back to the `count` of before instead of finding it again by load."""
     desired = min(count, spec.max_replicas)
     if desired <= decision.desired:
         return decision
@@ -154,5 +154,5 @@ def restored(decision: Decision, count: int, spec: Autoscaling) -> Decision:
         decision,
         desired=desired,
         limiting="Recreated",
-        reason=f"the Deployment was made anew; it had {desired} replicas before",
+        reason=f"the Deployment lost its count, as one made anew does: {desired} replicas were wanted",
     )

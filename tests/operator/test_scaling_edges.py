@@ -8,6 +8,7 @@ import kube_objects as k
 import pytest
 from operator_world import World, reading, scaling_world
 from sheaf_operator import names
+from sheaf_operator.api import LLMDeploymentSpec
 from sheaf_operator.cluster import ApiError
 from sheaf_operator.plan import Scale
 from sheaf_operator.settings import Settings
@@ -111,6 +112,71 @@ async def test_a_count_that_is_restored_obeys_the_bounds_of_now() -> None:
     assert await world.run(5) == [("scale", 2)]
 
 
+def restarted(world: World, **change: Any) -> World:
+    """The operator anew, with what the API server has; `change` came meanwhile."""
+    assert world.cluster.observed is not None
+    given = LLMDeploymentSpec.model_validate(world.cluster.observed.owner["spec"])
+    again = World(given, world.cluster.observed)
+    again.change(**change)
+    return again
+
+
+def made_anew() -> dict[str, Any]:
+    fresh = k.deployment(1)
+    fresh["metadata"]["uid"] = "another"
+    return {"deployment": fresh, "pods": (k.pod("q", k.revision(k.spec())),)}
+
+
+async def test_the_count_is_restored_even_if_the_operator_restarts_meanwhile() -> None:
+    world = scaling_world(3, window=300)
+    await world.run()
+    again = restarted(world, **made_anew())
+    assert await again.run() == [("scale", 3)]
+    assert again.cluster.status["autoscaling"]["limiting"] == "Recreated"
+    again.change(deployment=k.deployment(3))
+    assert await again.run(5) == []
+    again.change(deployment=k.deployment(2))  # from here on it is as if nothing had happened
+    assert await again.run(5) == []
+
+
+async def test_a_restart_during_a_scale_down_restores_nothing() -> None:
+    world = scaling_world(3)
+    assert await world.run() == [("cost", "p0", "-1000")]
+    assert world.cluster.status["autoscaling"]["desired"] == 1
+    again = restarted(world)
+    assert await again.run() == [("cost", "p0", "-1000")]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_a_suspended_deployment_that_serves_again_begins_from_its_minimum(restart: bool) -> None:
+    world = scaling_world(3, window=300)
+    await world.run()
+    spec = dict(world.cluster.observed.owner["spec"])  # type: ignore[union-attr]
+    owner = k.owner(generation=2, status=world.cluster.status)
+    world.change(owner={**owner, "spec": {**spec, "suspend": True}}, deployment=None, pods=())
+    await world.run(5)
+    if restart:
+        world = restarted(world)
+        await world.run()
+    owner = k.owner(generation=3, status=world.cluster.status)
+    world.change(owner={**owner, "spec": spec}, **made_anew())
+    assert ("scale", 3) not in await world.run(5)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_advice_is_not_restored(restart: bool) -> None:
+    given = k.spec(autoscaling={"mode": "Advisory", "maxReplicas": 9})
+    world = World(given, k.settled(given))
+    world.scraper.load = {"p0": reading(waiting=30, running=8)}
+    await world.run()
+    assert world.cluster.status["autoscaling"]["desired"] == 4
+    if restart:
+        world = restarted(world)
+    world.change(**made_anew())
+    await world.run(5)
+    assert world.cluster.status["autoscaling"]["desired"] == 1
+
+
 async def test_a_fixed_count_that_meets_a_conflict_is_not_news() -> None:
     given = k.spec(replicas=2, autoscaling={"mode": "Disabled"})
     world = World(given, k.settled(given))
@@ -135,7 +201,7 @@ async def test_losing_the_lease_forgets_what_another_may_have_changed() -> None:
     world = scaling_world(3, window=60)
     for _ in range(30):
         await world.run(5)
-        busy(world, 3)
+        world.scraper.load = {f"p{n}": reading(running=8) for n in range(3)}
     world.lease.held = False
     await world.run(5)
     reads = world.cluster.reads

@@ -275,6 +275,8 @@ def test_the_minimum_is_written_and_suspend_stops_everything(operator: Cluster, 
     wait_until(
         lambda: not objects(operator, "deployments,pods", namespace), 60, "all pods are gone", every=0.5
     )
+    wait_condition(operator, applied, "Reconciling", "False", "Suspended")
+    wait_condition(operator, applied, "Stalled", "False")
     operator.api.patch(API, "LLMDeployment", "pause", {"spec": {"suspend": False}}, namespace)
     wait_until(lambda: deployment(operator, "pause", namespace)["spec"]["replicas"] == 2, 30, "resumed")
 

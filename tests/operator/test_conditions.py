@@ -173,6 +173,24 @@ def test_suspended() -> None:
     assert stopping["Reconciling"][:2] == ("True", "Stopping")
 
 
+@pytest.mark.parametrize(
+    ("reason", "fields"),
+    [
+        ("Suspended", {"suspend": True}),
+        ("ScaledToZero", {"replicas": 0, "autoscaling": {"mode": "Disabled"}}),
+    ],
+)
+def test_what_serves_nobody_on_purpose_is_at_rest(reason: str, fields: dict[str, Any]) -> None:
+    """What docs/using.md has GitOps tools wait for, whatever kept its pods from serving before."""
+    given = k.spec(**fields)
+    failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: q"}
+    refused = k.deployment(0, conditions=[failure] if given.suspend else [])
+    said = judge(k.settled(given, pods=(), deployment=refused), given)
+    assert said["Ready"][:2] == ("False", reason)
+    assert said["Reconciling"][0] == "False"
+    assert said["Stalled"][0] == "False"
+
+
 def test_kserves_own_complaint_is_passed_on() -> None:
     service = k.service(OURS)
     service["status"] = {

@@ -17,6 +17,7 @@ from sheaf_operator.api import LLMDeploymentSpec
 from sheaf_operator.autoscale import Decision
 from sheaf_operator.observed import Json, Observed, main_container, revision_of
 from sheaf_operator.problems import Problem
+from sheaf_operator.quantity import human_replicas
 from sheaf_operator.revision import Revision
 from sheaf_operator.status import CONDITION_TYPES
 
@@ -81,10 +82,6 @@ class Situation:
         return found or problems.of_deployment(self.observed.deployment)
 
 
-def _replicas(count: int) -> str:
-    return f"{count} replica" if count == 1 else f"{count} replicas"
-
-
 def ready(s: Situation) -> State:
     if s.spec.suspend:
         return State("False", "Suspended", "spec.suspend is true: set it to false to serve again")
@@ -92,9 +89,11 @@ def ready(s: Situation) -> State:
     if s.ready:
         if s.current_ready == 0:
             return State(
-                "True", "ServingPreviousRevision", f"{_replicas(s.ready)} of an earlier revision still serve"
+                "True",
+                "ServingPreviousRevision",
+                f"{human_replicas(s.ready)} of an earlier revision still serve",
             )
-        return State("True", "Serving", f"{s.ready} of {_replicas(total)} ready")
+        return State("True", "Serving", f"{s.ready} of {human_replicas(total)} ready")
     if problem := s.problem or s.pod_problem:
         return State("False", problem.reason, problem.message)
     if total == 0 and s.observed.deployment is not None:

@@ -42,3 +42,7 @@ def human_bytes(count: int) -> str:
         scaled, power = scaled / 1024, power + 1
     digits = 0 if scaled >= 100 or power == 0 else 1
     return f"{scaled:.{digits}f} {_BINARY[power]}B"
+
+
+def human_replicas(count: int) -> str:
+    return f"{count} replica" if count == 1 else f"{count} replicas"

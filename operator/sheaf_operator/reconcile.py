@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from sheaf_operator import conditions, names, problems, scaling
 from sheaf_operator import plan as planning
 from sheaf_operator.api import LLMDeploymentSpec
-from sheaf_operator.autoscale import Decision, History, Samples, decide
+from sheaf_operator.autoscale import Decision, History, decide
 from sheaf_operator.cluster import ApiError, Cluster, Unreachable
 from sheaf_operator.lease import Lease
 from sheaf_operator.observed import Json, Observed, pod_name
@@ -28,6 +28,7 @@ from sheaf_operator.recorder import Recorder
 from sheaf_operator.report import build_status, problem_of
 from sheaf_operator.scrape import Reading, Scraper
 from sheaf_operator.settings import Settings
+from sheaf_operator.signals import Samples
 from sheaf_operator.telemetry import Telemetry
 
 log = logging.getLogger(__name__)

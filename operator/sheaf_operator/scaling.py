@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from sheaf_operator import autoscale
 from sheaf_operator.api_scaling import Autoscaling, ScaleDown, ScaleUp
-from sheaf_operator.autoscale import Decision, Limits, Policy, RatePolicy, Samples
+from sheaf_operator.autoscale import Decision, Policy
+from sheaf_operator.behavior import Limits, RatePolicy
 from sheaf_operator.observed import Json, Observed, fell_silent, is_ready, pod_name
 from sheaf_operator.problems import clip
 from sheaf_operator.scrape import Reading
+from sheaf_operator.signals import Samples, Signal
 
 MAX_DECISIONS = 10
 MAX_REASON = 400  # characters: ten decisions and the conditions stay under 16 KiB
@@ -127,7 +128,7 @@ def status(decision: Decision, observed: Observed, now: datetime) -> Json:
     return result
 
 
-def _metric(signal: autoscale.Signal, current: int) -> Json:
+def _metric(signal: Signal, current: int) -> Json:
     scale = 100 if signal.type == "KVCacheUtilizationPercent" else 1
     return {
         "type": signal.type,

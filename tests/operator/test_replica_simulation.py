@@ -12,15 +12,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sheaf_operator.autoscale import (
-    History,
-    Limits,
-    Policy,
-    Recommendation,
-    Sample,
-    Samples,
-    decide,
-)
+from sheaf_operator.autoscale import History, Policy, decide
+from sheaf_operator.behavior import Limits, Recommendation
+from sheaf_operator.signals import Sample, Samples
 
 TICK = 5
 # Requests per minute of an hour. Source: Azure Public Dataset, LLM inference trace 2023 (conversation),

@@ -5,9 +5,10 @@ from typing import Any
 import kube_objects as k
 import pytest
 from sheaf_operator import scaling
-from sheaf_operator.autoscale import Decision, History, Sample, Signal
+from sheaf_operator.autoscale import Decision, History
 from sheaf_operator.observed import Observed
 from sheaf_operator.scrape import Reading
+from sheaf_operator.signals import Sample, Signal
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OURS = k.revision(k.spec())

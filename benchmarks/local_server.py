@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -16,10 +17,17 @@ from typing import IO
 class Server:
     """Ready when constructed; ``close`` it, or use it as a context manager.
 
-    ``log`` takes its output (default: ours). Raises RuntimeError if it ends before it is ready.
+    ``log`` takes its output (default: ours); ``before_exec`` runs in the child first. Raises RuntimeError if
+    it ends before it is ready.
     """
 
-    def __init__(self, model: Path, flags: list[str], log: IO[bytes] | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        flags: list[str],
+        log: IO[bytes] | None = None,
+        before_exec: Callable[[], None] | None = None,
+    ) -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
@@ -27,7 +35,7 @@ class Server:
         start = time.perf_counter()
         command = [sys.executable, "-m", "sheaf_runtime", "serve", str(model), "--host", "127.0.0.1"]
         command += ["--port", str(port), "--served-model-name", "m", *flags]
-        self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        self.process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=before_exec)
         try:
             self._wait_ready()
         except BaseException:

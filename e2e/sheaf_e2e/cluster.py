@@ -8,9 +8,8 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -20,17 +19,12 @@ import yaml
 
 from sheaf_e2e.api import Api, Object
 from sheaf_e2e.launcher import CHECKOUT
+from sheaf_e2e.progress import Report, to_stderr
 from sheaf_e2e.release import Helm
 
 OPERATOR_NAMESPACE = "sheaf-system"
 OPERATOR = "sheaf-operator"
 OPERATOR_LABELS = f"app.kubernetes.io/name={OPERATOR}"
-
-Report = Callable[[str], None]
-
-
-def to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 class CommandFailed(RuntimeError):

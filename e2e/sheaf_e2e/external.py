@@ -7,9 +7,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from sheaf_e2e.api import Api
+from sheaf_e2e.api import Api, ApiError
 from sheaf_e2e.binaries import find_or_build
-from sheaf_e2e.cluster import Cluster, Report, to_stderr
+from sheaf_e2e.cluster import Cluster
+from sheaf_e2e.obstacles import Obstacle
+from sheaf_e2e.progress import Report, to_stderr
 
 
 class ExternalCluster(Cluster):
@@ -22,7 +24,7 @@ class ExternalCluster(Cluster):
     def __init__(self, kubeconfig: Path, report: Report = to_stderr) -> None:
         super().__init__(report)
         if not kubeconfig.is_file():
-            raise FileNotFoundError(f"there is no kubeconfig {kubeconfig}: set SHEAF_E2E_KUBECONFIG to one")
+            raise Obstacle(f"there is no kubeconfig {kubeconfig}; set SHEAF_E2E_KUBECONFIG to one")
         self.kubeconfig = kubeconfig
         self._proxy: subprocess.Popen[str] | None = None
 
@@ -31,11 +33,18 @@ class ExternalCluster(Cluster):
         try:
             self._proxy_url = self._start_proxy()
             self.api = Api(self._proxy_url)
-            # Without KServe in it, this fails and says so.
-            self.api.list_objects("serving.kserve.io/v1beta1", "InferenceService")
+            self._require_kserve()
         except BaseException:
             self.stop()
             raise
+
+    def _require_kserve(self) -> None:
+        try:
+            self.api.list_objects("serving.kserve.io/v1beta1", "InferenceService")
+        except ApiError as error:
+            raise Obstacle(
+                f"{self.kubeconfig}: this cluster has no KServe ({error}); install it there"
+            ) from None
 
     def stop(self) -> None:
         if hasattr(self, "api"):
@@ -55,15 +64,16 @@ class ExternalCluster(Cluster):
         first = self._proxy.stdout.readline()
         if match := re.search(r"127\.0\.0\.1:\d+", first):
             return f"http://{match[0]}"
-        raise RuntimeError(f"kubectl proxy: {first}{self._proxy.stdout.read()}")
+        words = " ".join((first + self._proxy.stdout.read()).split())
+        raise Obstacle(f"kubectl cannot use {self.kubeconfig} ({words}); try: kubectl proxy --kubeconfig=...")
 
     def _forward(self, namespace: str, kind: str, name: str, address: str, port: int) -> str:
         return f"{self._proxy_url}/api/v1/namespaces/{namespace}/{kind}s/{name}:{port}/proxy"
 
     def model_volume(self, name: str, path: Path, namespace: str = "default") -> None:
         if self.api.find("v1", "PersistentVolumeClaim", name, namespace) is None:
-            raise LookupError(
-                f"this cluster cannot see {path}: "
+            raise Obstacle(
+                f"this cluster cannot see {path}; "
                 f"create a PersistentVolumeClaim {namespace}/{name} that holds it"
             )
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from sheaf_e2e import control_plane, kserve, node
 from sheaf_e2e.binaries import Binaries, find_or_build
-from sheaf_e2e.cluster import Cluster, Report, to_stderr
+from sheaf_e2e.cluster import Cluster
 from sheaf_e2e.control_plane import Credentials
 from sheaf_e2e.launcher import Launcher
+from sheaf_e2e.progress import Report, to_stderr
 
 
 class LocalCluster(Cluster):
@@ -27,7 +28,7 @@ class LocalCluster(Cluster):
         self._with_kserve = with_kserve
 
     def start(self) -> None:
-        self.binaries = find_or_build()
+        self.binaries = find_or_build(self.report)
         self.kubectl_program = self.binaries["kubectl"]
         begin = time.monotonic()
         self.launcher = Launcher(self._log_folder)

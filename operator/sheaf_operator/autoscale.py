@@ -7,6 +7,9 @@ at once, t the target (waiting requests per replica). More replicas are wanted w
 when L fits into the running slots of fewer with a tenth to spare, L ≤ 0.9·c·(n−1). In between nothing
 changes, so a constant load cannot make the count swing. c is the runtime's limit on running sequences, or
 what a replica runs beside requests that have been waiting for a while, if that is less.
+Replicas that are busy reading prompts have slots free and are full all the same. So fewer of them are wanted
+only if what arrives also fits the pace at which they were seen to take requests in (pace.py), again with a
+tenth to spare.
 Under a load that grows while replicas start, L/(c+t) would want the whole backlog to run at once. So once the
 flow is known (flow.py: λ requests per second of s seconds each), no more are wanted than run what arrives and
 drain the W waiting ones within D = 600 s, n = ceil((λ + W/D)·s/c), or one more than answer if those do not
@@ -28,8 +31,10 @@ from dataclasses import dataclass, field, replace
 from sheaf_operator import behavior, signals
 from sheaf_operator.behavior import Change, Limits, Recommendation
 from sheaf_operator.flow import Demand, Flow
+from sheaf_operator.pace import Pace
 from sheaf_operator.quantity import human_replicas
-from sheaf_operator.signals import Samples, Signal
+from sheaf_operator.samples import Samples
+from sheaf_operator.signals import Signal
 
 AT_ONCE, AFTER_FIVE_MINUTES = Limits(), Limits(window=300.0)
 
@@ -55,6 +60,7 @@ class History:
     recommendations: tuple[Recommendation, ...] = ()
     changes: tuple[Change, ...] = ()
     flow: Flow = field(default_factory=Flow)
+    pace: Pace = field(default_factory=Pace)
 
     def applied(self, now: float, before: int, after: int) -> History:
         """The count has really been changed: what the rate policies count."""
@@ -81,7 +87,8 @@ def decide(policy: Policy, samples: Samples, history: History, now: float) -> De
     # Bounds are the user's word: they hold at once, whatever the window or the rates say.
     base = min(max(samples.current, policy.minimum), policy.maximum)
     flow = _observe(history.flow, samples, now)
-    asked = _ask(policy, samples, flow.demand())
+    pace = history.pace.observe(now, samples.loads)
+    asked = _ask(policy, samples, flow.demand(), pace)
     raw, limiting, reason = _bound(policy, *_wish(samples, asked))
     wishes = behavior.remember(policy.up, policy.down, history.recommendations, base, raw, now)
     changes = behavior.still_counted(policy.up, policy.down, history.changes, now)
@@ -93,7 +100,7 @@ def decide(policy: Policy, samples: Samples, history: History, now: float) -> De
     if slowed := behavior.slow_down(limits, base, desired, changes, now):
         desired, words = slowed
         limiting, reason = "RatePolicy", f"{reason}, {words}"
-    return Decision(desired, raw, limiting, reason, asked, History(wishes, changes, flow), next_change)
+    return Decision(desired, raw, limiting, reason, asked, History(wishes, changes, flow, pace), next_change)
 
 
 def _observe(flow: Flow, samples: Samples, now: float) -> Flow:
@@ -104,10 +111,10 @@ def _observe(flow: Flow, samples: Samples, now: float) -> Flow:
     return flow.observe(now, len(samples.loads), waiting, running, sum(finished) if known else None)
 
 
-def _ask(policy: Policy, samples: Samples, demand: Demand | None) -> tuple[Signal, ...]:
+def _ask(policy: Policy, samples: Samples, demand: Demand | None, pace: Pace) -> tuple[Signal, ...]:
     result = []
     if policy.queue_target is not None:
-        result.append(signals.queue_depth(policy.queue_target, samples, demand))
+        result.append(signals.queue_depth(policy.queue_target, samples, demand, pace))
     if policy.kv_target is not None:
         result.append(signals.kv_cache(policy.kv_target, samples))
     return tuple(result)

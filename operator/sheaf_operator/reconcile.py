@@ -26,9 +26,9 @@ from sheaf_operator.plan import Apply, Delete, Plan, Scale
 from sheaf_operator.problems import Problem
 from sheaf_operator.recorder import Recorder
 from sheaf_operator.report import build_status, problem_of
+from sheaf_operator.samples import Samples
 from sheaf_operator.scrape import Reading, Scraper
 from sheaf_operator.settings import Settings
-from sheaf_operator.signals import Samples
 from sheaf_operator.telemetry import Telemetry
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from sheaf_operator.autoscale import Decision, Policy
 from sheaf_operator.behavior import Limits, RatePolicy
 from sheaf_operator.observed import Json, Observed, fell_silent, is_ready, pod_name
 from sheaf_operator.problems import clip
+from sheaf_operator.samples import Sample, Samples
 from sheaf_operator.scrape import Reading
-from sheaf_operator.signals import Samples, Signal
+from sheaf_operator.signals import Signal
 
 MAX_DECISIONS = 10
 MAX_REASON = 400  # characters: ten decisions and the conditions stay under 16 KiB
@@ -52,7 +53,7 @@ def samples(
     """`before` are the last readings but these: what has finished meanwhile is the difference."""
     ready = [pod_name(pod) for pod in observed.ready_pods]
     loads = tuple(
-        replace(answer.sample, finished=_finished(before.get(name), answer))
+        _since(before.get(name), answer)
         for name in ready
         if isinstance(answer := readings.get(name), Reading)
     )
@@ -61,11 +62,16 @@ def samples(
     return Samples(current=observed.replicas or 0, loads=loads, missing=len(ready) - len(loads) + silent)
 
 
-def _finished(before: Reading | str | None, now: Reading) -> int | None:
+def _since(before: Reading | str | None, now: Reading) -> Sample:
+    """The sample with what has ended and begun between the two readings."""
     if not isinstance(before, Reading) or before.finished is None or now.finished is None:
-        return None
-    # A counter that went down began anew with its container.
-    return now.finished - before.finished if now.finished >= before.finished else None
+        return now.sample
+    finished = now.finished - before.finished
+    if finished < 0:  # a counter that went down began anew with its container
+        return now.sample
+    return replace(
+        now.sample, finished=finished, begun=max(0, finished + now.sample.running - before.sample.running)
+    )
 
 
 def capacity(readings: Mapping[str, Reading | str], before: Json | None) -> Json | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from sheaf_operator.names import PORT
-from sheaf_operator.signals import Sample
+from sheaf_operator.samples import Sample
 
 MAX_BYTES = 2_000_000
 MAX_VALUE = 1e15  # no count, no number of bytes is larger: garbage

@@ -6,40 +6,11 @@ import math
 from dataclasses import dataclass
 
 from sheaf_operator.flow import Demand
+from sheaf_operator.pace import Pace
 from sheaf_operator.quantity import human_replicas
+from sheaf_operator.samples import SATURATED, Samples
 
 TOLERANCE = 0.1
-SATURATED = 1.0  # seconds that a request waits before the running ones count as all that fit
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One replica's load. `kv` is the share of its KV blocks in use, `slots` how many sequences it runs at
-    most, `finished` how many requests have ended since its last reading (None: not known).
-    """
-
-    waiting: int
-    running: int
-    kv: float
-    slots: int | None = None
-    queued_tokens: int = 0
-    oldest_wait: float = 0.0
-    finished: int | None = None
-
-
-@dataclass(frozen=True)
-class Samples:
-    """`loads`: of the ready replicas that answered; `missing`: others that are ready or have been; `current`:
-    wanted count.
-    """
-
-    current: int
-    loads: tuple[Sample, ...] = ()
-    missing: int = 0
-
-    @property
-    def pending(self) -> int:
-        return max(0, self.current - len(self.loads) - self.missing)
 
 
 @dataclass(frozen=True)
@@ -66,7 +37,7 @@ def _slots(samples: Samples) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def queue_depth(target: float, samples: Samples, demand: Demand | None) -> Signal:
+def queue_depth(target: float, samples: Samples, demand: Demand | None, pace: Pace) -> Signal:
     waiting = sum(load.waiting for load in samples.loads)
     running = sum(load.running for load in samples.loads)
     load = waiting + running
@@ -83,6 +54,9 @@ def queue_depth(target: float, samples: Samples, demand: Demand | None) -> Signa
             more = len(samples.loads) + samples.missing + 1 if demand.stuck else 0
             at_least = min(backlog, max(_ceil(demand.running(waiting) / slots), more))
             need += f"; {demand.words(waiting)}" if at_least < backlog else ""
+        if (kept := _ceil(pace.replicas_busy() / (1 - TOLERANCE))) > at_most:
+            at_most = kept
+            need += f"; {pace.words()}"
     words = (
         f"{waiting} requests waiting and {running} running on {human_replicas(len(samples.loads))}; {need}"
     )

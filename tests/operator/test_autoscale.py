@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sheaf_operator.autoscale import Decision, History, Policy, decide
 from sheaf_operator.behavior import Limits, RatePolicy, Recommendation
-from sheaf_operator.signals import Sample, Samples
+from sheaf_operator.samples import Sample, Samples
 
 POLICY = Policy(minimum=1, maximum=10, queue_target=4, kv_target=0.8, down=Limits(window=300))
 IDLE = Sample(waiting=0, running=0, kv=0.0, slots=8)

@@ -6,7 +6,7 @@ from sheaf_operator.autoscale import History, Policy, decide
 from sheaf_operator.conditions import Situation, conditions
 from sheaf_operator.observed import Observed
 from sheaf_operator.problems import Problem
-from sheaf_operator.signals import Sample, Samples
+from sheaf_operator.samples import Sample, Samples
 from sheaf_operator.status import CONDITION_TYPES
 
 NOW = "2026-01-01T01:00:00Z"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sheaf_operator.autoscale import History, Policy, decide
 from sheaf_operator.flow import DRAIN, ENOUGH, WINDOW, Flow
-from sheaf_operator.signals import Sample, Samples
+from sheaf_operator.samples import Sample, Samples
 
 
 def watched(growth: int, finished: int, running: int = 8, steps: int = 4, waiting: int = 20) -> Flow:

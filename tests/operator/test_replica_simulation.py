@@ -2,6 +2,8 @@
 
 One replica runs `slots` requests at once, each for `service` seconds; a new one serves `start` seconds after
 it was asked for. Requests wait in the replica that they were sent to, the one with the fewest at the time.
+Where `prefill` is given, a replica reads the prompts one after the other, each in so many seconds, and only
+then runs them.
 """
 
 import math
@@ -10,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sheaf_operator.autoscale import History, Policy, decide
 from sheaf_operator.behavior import Limits, Recommendation
-from sheaf_operator.signals import Sample, Samples
+from sheaf_operator.samples import Sample, Samples
 
 TICK = 5
 # Requests per minute of an hour. Source: Azure Public Dataset, LLM inference trace 2023 (conversation),
@@ -30,8 +32,10 @@ HOUR = [
 class Replica:
     ready_at: int
     running: list[int] = field(default_factory=list)  # when each ends
+    free_at: int = 0  # when the prompt that is being read has been
     waiting: deque[int] = field(default_factory=deque)  # when each came
     finished: int = 0  # since the last tick
+    begun: int = 0
 
     def load(self) -> int:
         return len(self.running) + len(self.waiting)
@@ -46,6 +50,7 @@ class Fleet:
     service: int
     start: int
     reports_slots: bool = True
+    prefill: int = 0
     replicas: list[Replica] = field(default_factory=lambda: [Replica(0)])
     leaving: list[Replica] = field(default_factory=list)
     history: History = field(default_factory=History)
@@ -60,9 +65,11 @@ class Fleet:
             before = len(replica.running)
             replica.running = [end for end in replica.running if end > now]
             replica.finished += before - len(replica.running)
-            while replica.waiting and len(replica.running) < self.slots:
+            while replica.waiting and len(replica.running) < self.slots and replica.free_at <= now:
                 self.waits.append(now - replica.waiting.popleft())
-                replica.running.append(now + self.service)
+                replica.free_at = now + self.prefill
+                replica.running.append(replica.free_at + self.service)
+                replica.begun += 1
         if now % TICK == 0:
             self.tick(now, ready)
 
@@ -75,11 +82,12 @@ class Fleet:
                 slots=self.slots if self.reports_slots else None,
                 oldest_wait=now - r.waiting[0] if r.waiting else 0,
                 finished=r.finished,
+                begun=r.begun,
             )
             for r in ready
         )
         for replica in ready:
-            replica.finished = 0
+            replica.finished = replica.begun = 0
         count = len(self.replicas)
         decision = decide(self.policy, Samples(count, loads), self.history, float(now))
         self.history = decision.history
@@ -196,6 +204,32 @@ def test_a_constant_stream_settles_and_its_queue_drains(
     assert max(late) - min(late) <= 1, late
     assert fleet.turns() <= 3, fleet.log
     assert sum(len(r.waiting) for r in fleet.replicas) <= len(fleet.replicas) * (4 + slots / service)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    load=st.floats(0.1, 5.0),
+    prefill=st.integers(1, 8),
+    service=st.integers(1, 10),
+    start=st.integers(0, 120),
+    window=st.sampled_from([30, 60, 300]),
+)
+@example(load=1.2, prefill=2, service=2, start=60, window=60)
+def test_a_load_that_prefill_limits_keeps_its_replicas(
+    load: float, prefill: int, service: int, start: int, window: int
+) -> None:
+    """`load` in replicas' worth of prompts. Few requests run and slots are free: they say nothing here."""
+    fleet = Fleet(Policy(1, 40, down=Limits(window=window)), 64, service, start, prefill=prefill)
+    end = 3600
+    for now in range(end):
+        fleet.second(now, arrivals(load / prefill, now))
+    late = fleet.log[len(fleet.log) // 2 :]
+    assert max(late) == min(late) >= load * 0.9, late
+    assert fleet.turns() <= 3, fleet.log
+    assert sum(len(r.waiting) for r in fleet.replicas) <= len(fleet.replicas) * 5
+    for now in range(end, end + 10 * window + 600):
+        fleet.second(now, 0)
+    assert fleet.log[-1] == 1
 
 
 def hpa(raws: list[tuple[float, int]], current: int, up: float, down: float) -> int:

@@ -7,8 +7,9 @@ import pytest
 from sheaf_operator import scaling
 from sheaf_operator.autoscale import Decision, History
 from sheaf_operator.observed import Observed
+from sheaf_operator.samples import Sample
 from sheaf_operator.scrape import Reading
-from sheaf_operator.signals import Sample, Signal
+from sheaf_operator.signals import Signal
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OURS = k.revision(k.spec())

@@ -13,9 +13,9 @@ from sheaf_operator.lease import NotHolder
 from sheaf_operator.observed import Observed
 from sheaf_operator.plan import Apply, Delete, Scale
 from sheaf_operator.reconcile import Reconciler
+from sheaf_operator.samples import Sample
 from sheaf_operator.scrape import Reading
 from sheaf_operator.settings import Settings
-from sheaf_operator.signals import Sample
 from sheaf_operator.telemetry import Telemetry
 
 KEY = ("ns", "m")

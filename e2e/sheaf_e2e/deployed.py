@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import Any
 
+import httpx
+
 from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import Cluster
+from sheaf_e2e.cluster import OPERATOR_LABELS, OPERATOR_NAMESPACE, Cluster
 from sheaf_e2e.waiting import wait_until
 
 API = "sheaf.dev/v1alpha1"
 KIND = "LLMDeployment"
 LABEL = "sheaf.dev/deployment"
+OPERATOR_PORT = 8080
 
 
 def manifest(
@@ -39,6 +43,10 @@ def scaling(status: Object) -> Object:
     """``status.autoscaling`` of an object's status, empty before the first decision."""
     found: Object = status.get("autoscaling", {})
     return found
+
+
+def conditions(status: Object) -> dict[str, Object]:
+    return {c["type"]: c for c in status.get("conditions", [])}
 
 
 def is_ready(pod: Object) -> bool:
@@ -80,6 +88,18 @@ class Deployed:
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.cluster.describe(self.namespace)}") from None
 
+    def wait_condition(
+        self, kind: str, status: str, reason: str | None = None, timeout: float = 60
+    ) -> Object:
+        """The condition, once it has this status (and reason)."""
+
+        def judge(seen: Object) -> Object | None:
+            found = conditions(seen).get(kind, {})
+            return found if found.get("status") == status and reason in (None, found["reason"]) else None
+
+        told: Object = self.wait(judge, f"{kind}={status} {reason or ''}", timeout)
+        return told
+
     def wait_limiting(self, limiting: str, timeout: float = 60) -> Object:
         """``status.autoscaling`` once it names ``limiting``."""
         found: Object = self.wait(
@@ -108,6 +128,23 @@ class Deployed:
 
     def deployment(self) -> Object | None:
         return self.cluster.api.find("apps/v1", "Deployment", f"{self.name}-predictor", self.namespace)
+
+    def wait_deployment(self, judge: Callable[[Object], Any] = bool, timeout: float = 30) -> Object:
+        """KServe's Deployment, once it is there and ``judge`` likes it."""
+        found: Object = self.cluster.api.wait_for(
+            "apps/v1",
+            "Deployment",
+            lambda objects: next((o for o in objects if judge(o)), None),
+            namespace=self.namespace,
+            name=f"{self.name}-predictor",
+            timeout=timeout,
+            describe=f"{self.name}: the Deployment is as it should be",
+        )
+        return found
+
+    def wait_count(self, replicas: int, timeout: float = 30) -> None:
+        """Until the Deployment is to have so many pods."""
+        self.wait_deployment(lambda o: o["spec"]["replicas"] == replicas, timeout)
 
     def pods(self) -> list[Object]:
         """Pods that have not been told to go, oldest first."""
@@ -141,6 +178,38 @@ class Deployed:
             timeout=timeout,
             describe=f"pod {pod} is gone",
         )
+
+    # What the operator does about it
+
+    def counted(self, metric: str) -> int:
+        """The resource's series of one of the operator's counters, such as ``scrapes``."""
+        labels = f'{{name="{self.name}",namespace="{self.namespace}"}}'
+        pods = self.cluster.api.list_objects("v1", "Pod", OPERATOR_NAMESPACE, labels=OPERATOR_LABELS)
+        name = next(pod["metadata"]["name"] for pod in pods if is_ready(pod))
+        url = self.cluster.pod_url(name, OPERATOR_PORT, OPERATOR_NAMESPACE)
+        text = httpx.get(f"{url}/metrics", trust_env=False).raise_for_status().text
+        found = re.search(re.escape(f"sheaf_operator_{metric}_total{labels}") + r" ([\d.e+]+)", text)
+        return int(float(found[1])) if found else 0
+
+    def wait_counted(self, metric: str, more: int, timeout: float = 60) -> None:
+        """Until the operator has counted so many more from now on."""
+        self._wait_until_counted(metric, self.counted(metric) + more, timeout)
+
+    def _wait_until_counted(self, metric: str, enough: int, timeout: float = 60) -> None:
+        describe = f"the operator has counted {enough} {metric}"
+        wait_until(lambda: self.counted(metric) >= enough, timeout, describe, every=0.1)
+
+    def wait_looked_at(self) -> None:
+        """Until the operator has read everything anew and done all that it will do about it.
+
+        An annotation on a pod makes it look. Its second look begins when all is done that the first caused.
+        """
+        for _ in range(2):
+            pod = wait_until(self.pod_names, 30, f"{self.name}: a pod")[0]
+            seen = self.counted("observations")
+            note = {"metadata": {"annotations": {"test/look": str(seen)}}}
+            self.cluster.api.patch("v1", "Pod", pod, note, self.namespace)
+            self._wait_until_counted("observations", seen + 1)
 
     def left(self) -> list[str]:
         """KIND/NAME of everything in the namespace that this LLMDeployment brought there."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -13,71 +11,21 @@ import pytest
 import yaml
 from sheaf_e2e.api import Object
 from sheaf_e2e.cluster import OPERATOR, OPERATOR_NAMESPACE, Cluster
+from sheaf_e2e.deployed import API, KIND, Deployed, conditions, manifest
 from sheaf_e2e.faults import Faults
 from sheaf_e2e.launcher import CHECKOUT
 from sheaf_e2e.local import LocalCluster
 from sheaf_e2e.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
-API = "sheaf.dev/v1alpha1"
 SERVICE = "serving.kserve.io/v1beta1"
-RUNTIME = "serving.kserve.io/v1alpha1"
 SMALL = {"cpu": "100m", "memory": "2Gi"}
 NO_IMAGE = {"image": "nowhere/nothing:1"}
 
 
-def resource(name: str, namespace: str, uri: str = "pvc://smollm2", **spec: Any) -> Object:
-    return {
-        "apiVersion": API,
-        "kind": "LLMDeployment",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "model": {"uri": uri},
-            "engine": {"maxModelLen": 512, "extraArgs": ["--kv-cache-memory", "64MiB"]},
-            "accelerator": {"count": 0},
-            "resources": SMALL,
-            "termination": {"drainTimeoutSeconds": 5},
-            **spec,
-        },
-    }
-
-
-def conditions(obj: Object) -> dict[str, Object]:
-    return {c["type"]: c for c in obj.get("status", {}).get("conditions", [])}
-
-
-def wait_status(
-    cluster: Cluster, obj: Object, judge: Callable[[Object], bool], describe: str, timeout: float = 60
-) -> Object:
-    """The LLMDeployment once `judge` likes it."""
-    metadata = obj["metadata"]
-
-    def seen(objects: list[Object]) -> Object | None:
-        return next((o for o in objects if judge(o)), None)
-
-    found: Object = cluster.api.wait_for(
-        API,
-        "LLMDeployment",
-        seen,
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        timeout=timeout,
-        describe=describe,
-    )
-    return found
-
-
-def wait_condition(
-    cluster: Cluster, obj: Object, kind: str, status: str, reason: str | None = None, timeout: float = 60
-) -> Object:
-    """The condition, once it has this status (and reason)."""
-
-    def judge(seen: Object) -> bool:
-        found = conditions(seen).get(kind, {})
-        return found.get("status") == status and reason in (None, found.get("reason"))
-
-    told = wait_status(cluster, obj, judge, f"{kind}={status} {reason or ''}", timeout)
-    return conditions(told)[kind]
+def apply(cluster: Cluster, name: str, namespace: str, uri: str = "pvc://smollm2", **spec: Any) -> Deployed:
+    spec = {"resources": SMALL, "termination": {"drainTimeoutSeconds": 5}, **spec}
+    return Deployed(cluster, manifest(name, namespace, uri, 512, "--kv-cache-memory", "64MiB", **spec))
 
 
 def objects(cluster: Cluster, kinds: str, namespace: str) -> list[Object]:
@@ -85,31 +33,33 @@ def objects(cluster: Cluster, kinds: str, namespace: str) -> list[Object]:
     return items
 
 
-def deployment(cluster: Cluster, name: str, namespace: str) -> Object:
-    wait_until(
-        lambda: cluster.api.find("apps/v1", "Deployment", f"{name}-predictor", namespace),
-        30,
-        "KServe made the Deployment",
-    )
-    return cluster.api.get("apps/v1", "Deployment", f"{name}-predictor", namespace)
+def versions(cluster: Cluster, namespace: str) -> dict[str, str]:
+    """uid → resourceVersion of all that the operator or KServe writes."""
+    found = objects(cluster, "llmd,inferenceservices,servingruntimes,deployments", namespace)
+    return {o["metadata"]["uid"]: o["metadata"]["resourceVersion"] for o in found}
+
+
+def uids(cluster: Cluster, kinds: str, namespace: str) -> set[str]:
+    return {o["metadata"]["uid"] for o in objects(cluster, kinds, namespace)}
 
 
 def test_from_apply_to_answer_to_nothing(operator: Cluster, namespace: str, model_claim: str) -> None:
-    applied = operator.api.apply(resource("life", namespace))
-    wait_condition(operator, applied, "Ready", "True", "Serving", timeout=120)
-    told = wait_status(operator, applied, lambda o: "capacity" in o["status"], "capacity was measured")
+    life = apply(operator, "life", namespace)
+    life.wait_condition("Ready", "True", "Serving", timeout=120)
+    life.wait(lambda s: "capacity" in s, "capacity was measured")
 
     # The user's object: a status, and nothing else of ours.
+    told = life.get()
     assert "finalizers" not in told["metadata"]
     assert "annotations" not in told["metadata"]
     assert told["metadata"]["generation"] == 1
     assert [p["phase"] for p in told["status"]["timeline"]][-1] == "Ready"
     assert told["status"]["url"] == f"http://life-predictor.{namespace}.svc.cluster.local"
-    assert conditions(told)["Stalled"]["status"] == "False"
-    assert conditions(told)["Fits"]["status"] == "True"
+    assert conditions(told["status"])["Stalled"]["status"] == "False"
+    assert conditions(told["status"])["Fits"]["status"] == "True"
 
     answer = httpx.post(
-        operator.url("life-predictor", namespace) + "/v1/completions",
+        life.url + "/v1/completions",
         json={"model": "life", "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0},
         timeout=60,
         trust_env=False,
@@ -117,19 +67,14 @@ def test_from_apply_to_answer_to_nothing(operator: Cluster, namespace: str, mode
     assert answer.status_code == 200, answer.text
     assert "Paris" in answer.json()["choices"][0]["text"]
 
-    # At rest nothing is written.
-    watched = "llmd,inferenceservices,servingruntimes,deployments"
-    before = {
-        o["metadata"]["uid"]: o["metadata"]["resourceVersion"] for o in objects(operator, watched, namespace)
-    }
-    time.sleep(12)
-    after = {
-        o["metadata"]["uid"]: o["metadata"]["resourceVersion"] for o in objects(operator, watched, namespace)
-    }
-    assert after == before
+    # At rest nothing is written, neither for what is there nor for what is measured.
+    before = versions(operator, namespace)
+    life.wait_counted("scrapes", 2)
+    life.wait_looked_at()
+    assert versions(operator, namespace) == before
 
-    # Drift is repaired, and no pod is restarted by it.
-    pods = {p["metadata"]["uid"] for p in objects(operator, "pods", namespace)}
+    # Drift is repaired.
+    pods, template = life.pod_names(), life.wait_deployment()["spec"]["template"]
     operator.kubectl("delete", "servingruntimes", "--all", "-n", namespace)
     # Not a label: KServe would carry it into the pods.
     drift = {"spec": {"predictor": {"deploymentStrategy": {"type": "Recreate", "rollingUpdate": None}}}}
@@ -145,10 +90,13 @@ def test_from_apply_to_answer_to_nothing(operator: Cluster, namespace: str, mode
         30,
         "runtime and strategy are back",
     )
-    time.sleep(2)
-    assert {p["metadata"]["uid"] for p in objects(operator, "pods", namespace)} == pods
+    # No pod is restarted by it: once KServe has passed on a later change, it has seen all that was before.
+    life.patch({"rollout": {"strategy": "Recreate"}})
+    later = life.wait_deployment(lambda o: o["spec"]["strategy"]["type"] == "Recreate")
+    assert later["spec"]["template"] == template
+    assert life.pod_names() == pods
 
-    operator.api.delete(API, "LLMDeployment", "life", namespace)
+    operator.api.delete(API, KIND, "life", namespace)
     wait_until(
         lambda: (
             not objects(operator, "inferenceservices,servingruntimes,deployments,pods,services", namespace)
@@ -179,10 +127,9 @@ def test_the_status_says_what_is_wrong(
     reason: str,
     words: str,
 ) -> None:
-    applied = operator.api.apply(resource(name, namespace, **fields))
-    stalled = wait_condition(operator, applied, "Stalled", "True", reason, timeout=90)
-    assert words in stalled["message"]
-    assert wait_condition(operator, applied, "Ready", "False", reason)
+    wrong = apply(operator, name, namespace, **fields)
+    assert words in wrong.wait_condition("Stalled", "True", reason, timeout=90)["message"]
+    wrong.wait_condition("Ready", "False", reason)
 
 
 def test_an_object_of_somebody_else_is_left_alone(operator: Cluster, namespace: str) -> None:
@@ -198,8 +145,7 @@ def test_an_object_of_somebody_else_is_left_alone(operator: Cluster, namespace: 
     }
     operator.api.apply(foreign)
     before = operator.api.get(SERVICE, "InferenceService", "taken", namespace)["spec"]
-    applied = operator.api.apply(resource("taken", namespace))
-    stalled = wait_condition(operator, applied, "Stalled", "True", "NameConflict")
+    stalled = apply(operator, "taken", namespace).wait_condition("Stalled", "True", "NameConflict")
     assert "was not made by Sheaf" in stalled["message"]
     after = operator.api.get(SERVICE, "InferenceService", "taken", namespace)
     assert after["spec"] == before
@@ -220,16 +166,13 @@ def test_changes_make_revisions_and_history_is_bounded(operator: Cluster, namesp
     """Pods cannot start here (no such image), which changes nothing for what is written."""
     runtimes: list[str] = []
     for length in (100, 200, 300, 400, 500):
-        changed = resource("rev", namespace, pod=NO_IMAGE, engine={"maxModelLen": length})
-        applied = operator.api.apply(changed)
-        generation = applied["metadata"]["generation"]
-        told = wait_status(
-            operator,
-            applied,
-            lambda o, g=generation: o.get("status", {}).get("observedGeneration") == g,  # type: ignore[misc]
+        rev = apply(operator, "rev", namespace, pod=NO_IMAGE, engine={"maxModelLen": length})
+        generation = rev.get()["metadata"]["generation"]
+        revision = rev.wait(
+            lambda s, g=generation: s.get("observedGeneration") == g and s["revision"],  # type: ignore[misc]
             f"generation {generation} is observed",
         )
-        runtimes.append("rev-" + told["status"]["revision"])
+        runtimes.append(f"rev-{revision}")
         service = operator.api.get(SERVICE, "InferenceService", "rev", namespace)
         assert service["spec"]["predictor"]["model"]["runtime"] == runtimes[-1]
     assert len(set(runtimes)) == 5
@@ -244,46 +187,36 @@ def test_changes_make_revisions_and_history_is_bounded(operator: Cluster, namesp
 
 
 def test_replicas_belong_to_the_user_when_scaling_is_disabled(operator: Cluster, namespace: str) -> None:
-    disabled = resource("fixed", namespace, pod=NO_IMAGE, autoscaling={"mode": "Disabled"})
-    operator.api.apply(disabled)
-    deployment(operator, "fixed", namespace)
+    fixed = apply(operator, "fixed", namespace, pod=NO_IMAGE, autoscaling={"mode": "Disabled"})
+    fixed.wait_deployment()
     # Without spec.replicas the count is nobody's but the one who sets it.
     operator.kubectl("scale", "-n", namespace, "deployment/fixed-predictor", "--replicas=2")
-    time.sleep(6)
-    assert deployment(operator, "fixed", namespace)["spec"]["replicas"] == 2
+    fixed.wait_looked_at()
+    fixed.wait_count(2)
     operator.kubectl("scale", "-n", namespace, "llmd/fixed", "--replicas=3")
-    wait_until(
-        lambda: deployment(operator, "fixed", namespace)["spec"]["replicas"] == 3,
-        20,
-        "kubectl scale is honoured",
-    )
+    fixed.wait_count(3)
     operator.kubectl("scale", "-n", namespace, "deployment/fixed-predictor", "--replicas=1")
-    wait_until(
-        lambda: deployment(operator, "fixed", namespace)["spec"]["replicas"] == 3, 20, "drift is repaired"
-    )
-    told = operator.api.get(API, "LLMDeployment", "fixed", namespace)
-    assert told["status"]["selector"] == "sheaf.dev/deployment=fixed"
+    fixed.wait_count(3)  # drift is repaired
+    assert fixed.get()["status"]["selector"] == "sheaf.dev/deployment=fixed"
 
 
 def test_the_minimum_is_written_and_suspend_stops_everything(operator: Cluster, namespace: str) -> None:
     bounds = {"minReplicas": 2, "maxReplicas": 3}
-    applied = operator.api.apply(resource("pause", namespace, pod=NO_IMAGE, autoscaling=bounds))
-    wait_until(lambda: deployment(operator, "pause", namespace)["spec"]["replicas"] == 2, 30, "minReplicas")
-    patch = {"spec": {"suspend": True}}
-    operator.api.patch(API, "LLMDeployment", "pause", patch, namespace)
-    wait_condition(operator, applied, "Ready", "False", "Suspended")
+    pause = apply(operator, "pause", namespace, pod=NO_IMAGE, autoscaling=bounds)
+    pause.wait_count(2)
+    pause.patch({"suspend": True})
+    pause.wait_condition("Ready", "False", "Suspended")
     wait_until(
         lambda: not objects(operator, "deployments,pods", namespace), 60, "all pods are gone", every=0.5
     )
-    wait_condition(operator, applied, "Reconciling", "False", "Suspended")
-    wait_condition(operator, applied, "Stalled", "False")
-    operator.api.patch(API, "LLMDeployment", "pause", {"spec": {"suspend": False}}, namespace)
-    wait_until(lambda: deployment(operator, "pause", namespace)["spec"]["replicas"] == 2, 30, "resumed")
+    pause.wait_condition("Reconciling", "False", "Suspended")
+    pause.wait_condition("Stalled", "False")
+    pause.patch({"suspend": False})
+    pause.wait_count(2)
 
 
 def test_deletion_works_with_the_operator_down(operator: Cluster, namespace: str, faults: Faults) -> None:
-    operator.api.apply(resource("orphan", namespace, pod=NO_IMAGE))
-    deployment(operator, "orphan", namespace)
+    apply(operator, "orphan", namespace, pod=NO_IMAGE).wait_deployment()
     with faults.without_operator():
         operator.kubectl("delete", "-n", namespace, "llmd/orphan", "--timeout=10s")
         wait_until(
@@ -296,17 +229,18 @@ def test_deletion_works_with_the_operator_down(operator: Cluster, namespace: str
 
 def test_orphans_are_taken_back_and_their_pods_run_on(operator: Cluster, namespace: str) -> None:
     """Pods cannot start here (no such claim): that the status says so shows that they are seen as ours."""
-    applied = operator.api.apply(resource("again", namespace))
-    wait_condition(operator, applied, "Stalled", "True", "VolumeNotFound")
+    before = apply(operator, "again", namespace)
+    before.wait_condition("Stalled", "True", "VolumeNotFound")
     kinds = "inferenceservices,servingruntimes,deployments,replicasets,pods"
-    before = {o["metadata"]["uid"] for o in objects(operator, kinds, namespace)}
+    children, gone = uids(operator, kinds, namespace), before.get()["metadata"]["uid"]
     operator.kubectl("delete", "-n", namespace, "llmd/again", "--cascade=orphan", "--timeout=30s")
-    anew = operator.api.apply(resource("again", namespace))
-    assert anew["metadata"]["uid"] != applied["metadata"]["uid"]
-    wait_condition(operator, anew, "Stalled", "True", "VolumeNotFound")
-    assert {o["metadata"]["uid"] for o in objects(operator, kinds, namespace)} == before
+    again = apply(operator, "again", namespace)
+    again.wait_condition("Stalled", "True", "VolumeNotFound")
+    owner = again.get()["metadata"]["uid"]
+    assert owner != gone
+    assert uids(operator, kinds, namespace) == children
     for child in objects(operator, "inferenceservices,servingruntimes", namespace):
-        assert [ref["uid"] for ref in child["metadata"]["ownerReferences"]] == [anew["metadata"]["uid"]]
+        assert [ref["uid"] for ref in child["metadata"]["ownerReferences"]] == [owner]
 
 
 def may(cluster: Cluster, user: str, verb: str, resource: str) -> bool:
@@ -339,8 +273,7 @@ def test_the_role_is_enough_and_no_more(operator: Cluster) -> None:
 def test_kserve_may_come_later() -> None:
     with LocalCluster(with_kserve=False) as cluster:
         cluster.install_operator()
-        applied = cluster.api.apply(resource("early", "default", pod=NO_IMAGE))
-        stalled = wait_condition(cluster, applied, "Stalled", "True", "KServeMissing")
-        assert "install KServe" in stalled["message"]
+        early = apply(cluster, "early", "default", pod=NO_IMAGE)
+        assert "install KServe" in early.wait_condition("Stalled", "True", "KServeMissing")["message"]
         cluster.start_kserve()
-        deployment(cluster, "early", "default")
+        early.wait_deployment()

@@ -117,6 +117,7 @@ class Reconciler:
             memory.dirty = True
             raise
         memory.read_at = now
+        self._telemetry.observations.labels(*key).inc()
         return True
 
     def _next(self, spec: LLMDeploymentSpec, memory: Memory, plan: Plan, soon: float | None) -> float | None:

@@ -51,7 +51,7 @@ class Scaler:
             return None
         memory.scraped_at = now
         before, memory.readings = memory.readings, await self._scraper.read(scaling.addresses(observed))
-        self._count_failures(observed, memory)
+        self._count(observed, memory)
         if spec.autoscaling.mode != "Builtin" and memory.marked is not None:
             await self._mark(observed, None)
             memory.marked = None
@@ -146,7 +146,8 @@ class Scaler:
         self._telemetry.replicas.labels(*key).set(observed.replicas or 0)
         self._telemetry.ready.labels(*key).set(len(observed.ready_pods))
 
-    def _count_failures(self, observed: Observed, memory: Memory) -> None:
+    def _count(self, observed: Observed, memory: Memory) -> None:
+        self._telemetry.scrapes.labels(observed.namespace, observed.name).inc(len(memory.readings))
         for pod, answer in memory.readings.items():
             if isinstance(answer, str):
                 log.info("%s/%s: no metrics from pod %s: %s", observed.namespace, observed.name, pod, answer)

@@ -23,6 +23,15 @@ class Telemetry:
         self.writes = Counter(
             "sheaf_operator_writes", "Writes to the API server by kind", ["kind"], registry=self.registry
         )
+        self.observations = Counter(
+            "sheaf_operator_observations",
+            "Times that a resource and all that belongs to it were read",
+            which,
+            registry=self.registry,
+        )
+        self.scrapes = Counter(
+            "sheaf_operator_scrapes", "Ready pods asked for their metrics", which, registry=self.registry
+        )
         self.scrape_failures = Counter(
             "sheaf_operator_scrape_failures", "Ready pods that did not answer", which, registry=self.registry
         )
@@ -44,5 +53,6 @@ class Telemetry:
         )
 
     def forget(self, namespace: str, name: str) -> None:
-        for metric in (self.scrape_failures, self.desired, self.replicas, self.ready, self.signal):
+        series = (self.observations, self.scrapes, self.scrape_failures, self.desired, self.replicas)
+        for metric in (*series, self.ready, self.signal):
             metric.remove_by_labels({"namespace": namespace, "name": name})

@@ -33,6 +33,19 @@ async def test_everything_is_read_again_after_the_resync_interval() -> None:
     assert world.cluster.reads == reads + 1
 
 
+async def test_looks_and_scrapes_are_counted_and_forgotten_with_the_resource() -> None:
+    world = scaling_world(2)
+    world.scraper.load = {"p0": "no answer"}
+    for _ in range(3):
+        await world.run(5)
+    counters = ("observations", "scrapes", "scrape_failures")
+    assert [world.counted(c) for c in counters] == [1, 6, 3]
+    world.cluster.observed = None
+    world.reconciler.touch(KEY)
+    await world.run()
+    assert [world.counted(c) for c in counters] == [None] * 3
+
+
 async def test_load_scales_up_at_once() -> None:
     world = scaling_world(1)
     world.scraper.load = {"p0": reading(waiting=30, running=8)}

@@ -97,11 +97,12 @@ class World:
         self.cluster = FakeCluster(observed)
         self.scraper = FakeScraper()
         self.lease = HeldLease()
+        self.telemetry = Telemetry()
         self.reconciler = Reconciler(
             self.cluster,  # type: ignore[arg-type]
             self.scraper,  # type: ignore[arg-type]
             self.lease,  # type: ignore[arg-type]
-            Telemetry(),
+            self.telemetry,
             Settings(runtime_image=k.IMAGE),
             clock=lambda: self.now,
         )
@@ -111,6 +112,11 @@ class World:
         self.now += after
         self.again = await self.reconciler.process(KEY)
         return self.cluster.children()
+
+    def counted(self, metric: str) -> float | None:
+        """The resource's series of a counter, such as ``scrapes``; None if there is none."""
+        labels = {"namespace": KEY[0], "name": KEY[1]}
+        return self.telemetry.registry.get_sample_value(f"sheaf_operator_{metric}_total", labels)
 
     def change(self, **fields: Any) -> None:
         assert self.cluster.observed is not None

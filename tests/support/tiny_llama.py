@@ -1,7 +1,7 @@
 """A Llama of a few thousand random weights as a Hugging Face folder, written without torch.
 
-For tests of whole processes and of the cluster, whose own process must import neither torch nor transformers:
-they take seconds to load and threads to run. One shape, one file. `tiny_models` is for what needs more.
+For tests of whole processes and of the cluster: their own process needs neither torch nor transformers, which
+take seconds to import. One shape, one file. `tiny_models` is for what needs more.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Random tiny Llama folders: real files in the real format, a real tokenizer, nonsense weights.
 
-Written by transformers itself, which tests then compare with: any shape, dtype, tied or sharded weights, exactly
-as published models are stored. `tiny_llama` is for tests that must not import torch.
+Written by transformers itself, which tests then compare with: any shape and dtype, tied or sharded weights,
+exactly as published models are stored. `tiny_llama` is for tests that get along without torch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Everything that needs a CUDA card, in one command: ``make gpu-check``. No network needed.
 
 Every kernel against its reference in all dtypes; the engine's tokens on small random models, Triton against
-plain torch, at both pipeline depths; decode attention in GB/s beside the card's own copy bandwidth; tokens a
-second at 1 and 64 streams for random weights in the shape of Qwen3-0.6B.
+plain torch, at both pipeline depths; attention in GB/s beside the card's own copy bandwidth and in TFLOP/s;
+sampling in microseconds; tokens a second at 1 and 64 streams for random weights in the shape of Qwen3-0.6B.
 
 Each part runs in a process of its own, so that one that fails, hangs or breaks the CUDA context hides none of
 the others. Writes one JSON with the card, the versions and the commit (to benchmarks/results, or ``--out``)
@@ -83,8 +83,15 @@ def kernel_cases() -> list[tuple[str, Callable[[Any, str], None]]]:
                 (1, 1, 130, 1, 7, 0, 300), (1, 3000, 130, 257, 1000, 0, 700), q, k, dim, page, 132, 256
             )
             name = f"q{q} k{k} d{dim} page{page}"
-            cases.append((f"paged_decode {name}", lambda t, d, c=case: parity.check_paged_decode(c, t, d)))
-            cases.append((f"paged_prefill {name}", lambda t, d, c=case: parity.check_paged_prefill(c, t, d)))
+            # Few tokens on long contexts: drafts and chunks whose keys are split, beside one that is not.
+            few = AttentionCase((4, 16, 1, 128, 2), (3000, 5000, 700, 4000, 90), q, k, dim, page, 132, 256)
+            for kind, c in (("mixed", case), ("split", few)):
+                cases.append(
+                    (
+                        f"paged_attention {kind} {name}",
+                        lambda t, d, c=c: parity.check_paged_attention(c, t, d),
+                    )
+                )
             rope = RopeCase(77, q, k, dim, page, 20)
             cases.append((f"rope_kv_write {name}", lambda t, d, c=rope: parity.check_rope_kv_write(c, t, d)))
     cases += [
@@ -170,6 +177,12 @@ def attention() -> dict[str, Any]:
     return attention_timing()
 
 
+def sampling() -> dict[str, Any]:
+    from gpu_timing import sampling_timing
+
+    return {"sampling": sampling_timing()}
+
+
 def throughput(device: str = "cuda", shape: Any = None, streams: tuple[int, ...] = (1, 64)) -> dict[str, Any]:
     """Output tokens a second of ``LLM.generate`` in process, prefill included."""
     from gpu_model import QWEN3_0_6B, write_model
@@ -214,6 +227,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "kernels-bfloat16": lambda: kernels("bfloat16"),
     "engine": engine,
     "attention": attention,
+    "sampling": sampling,
     "throughput": throughput,
 }
 

@@ -1,15 +1,16 @@
-"""Device times of attention, and what the card's memory does: GB/s beside the card's own copy bandwidth."""
+"""Device times of attention and sampling; GB/s beside the card's own copy bandwidth."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from sheaf_kernels.paged_decode import DecodePlan, paged_decode
-from sheaf_kernels.paged_prefill import paged_prefill
+from sheaf_kernels.paged_attention import SHORT_ROWS, PlanKind, allocate_plan, paged_attention
+from sheaf_kernels.sample import sample
 
 WARM_UP, TIMED = 10, 50
 COPY_BYTES = 4 << 30
@@ -17,13 +18,23 @@ SLEEP_CYCLES = 1_000_000  # about half a millisecond
 Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128  # Llama 3 8B
 DECODE = ((1, 4096), (1, 32768), (8, 4096), (8, 32768), (16, 4096), (64, 1024), (64, 4096), (256, 1024))
 PREFILL = ((1, 2048), (1, 8192), (8, 512))
+# (batch, new tokens each, context): drafts to verify, then chunks on a long prefix.
+PREFIXED = ((1, 4, 32768), (8, 4, 32768), (1, 16, 32768), (1, 64, 32768), (1, 128, 32768), (1, 512, 32768))
+SAMPLE = ((1, 32000), (1, 128256), (8, 128256), (64, 128256), (1, 151936))
+SAMPLE_PARAMETERS = {
+    "greedy": (0.0, 0, 1.0),
+    "temperature": (1.0, 0, 1.0),
+    "top-k": (1.0, 50, 1.0),
+    "top-p": (1.0, 0, 0.9),
+    "top-k and top-p": (1.0, 50, 0.9),
+}
 
 
-def decode_bytes(batch: int, context: int, pages: int, itemsize: int) -> int:
-    """What one layer's decode must move: keys and values, queries and outputs, page numbers."""
+def attention_bytes(batch: int, query: int, context: int, pages: int, itemsize: int) -> int:
+    """What one layer must move at least: keys and values, queries and outputs, page numbers."""
     return (
         batch * context * 2 * KV_HEADS * HEAD_DIM * itemsize
-        + 2 * batch * Q_HEADS * HEAD_DIM * itemsize
+        + 2 * batch * query * Q_HEADS * HEAD_DIM * itemsize
         + 4 * pages
     )
 
@@ -71,30 +82,29 @@ def make_step(
     )
 
 
-def decode_calls(step: Step, device: str) -> list[Callable[[], None]]:
+def attention_calls(step: Step, kind: PlanKind, device: str) -> list[Callable[[], None]]:
     """One call for each pool, all under one plan."""
-    plan = DecodePlan.allocate(len(step.context_len), Q_HEADS, KV_HEADS, HEAD_DIM, device)
+    plan = allocate_plan(
+        kind,
+        max_seqs=len(step.context_len),
+        num_q_heads=Q_HEADS,
+        num_kv_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        dtype=step.q.dtype,
+        device=device,
+    )
     plan.update(step.query_start, step.context_len)
     scale = HEAD_DIM**-0.5
 
     def call(k: torch.Tensor, v: torch.Tensor) -> None:
-        paged_decode(
+        paged_attention(
             step.q, k, v, step.block_table, step.query_start, step.context_len, scale, step.out, plan
         )
 
     return [lambda k=k, v=v: call(k, v) for k, v in step.pools]  # type: ignore[misc]
 
 
-def prefill_calls(step: Step) -> list[Callable[[], None]]:
-    scale = HEAD_DIM**-0.5
-
-    def call(k: torch.Tensor, v: torch.Tensor) -> None:
-        paged_prefill(step.q, k, v, step.block_table, step.query_start, step.context_len, scale, step.out)
-
-    return [lambda k=k, v=v: call(k, v) for k, v in step.pools]  # type: ignore[misc]
-
-
-def device_times(calls: list[Callable[[], None]]) -> list[float]:
+def device_times(calls: Sequence[Callable[[], object]]) -> list[float]:
     """Seconds of each of TIMED calls on the device, taking turns, after a warm-up. CUDA events.
 
     The device sleeps first, so that start, call and end are all queued when it begins: the host's own time
@@ -140,14 +150,29 @@ def copy_bandwidth(device: str = "cuda") -> float:
     """GB/s read and written together by a copy of COPY_BYTES."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / statistics.median(device_times([lambda: target.copy_(source) and None])) / 1e9
+    return 2 * COPY_BYTES / statistics.median(device_times([lambda: target.copy_(source)])) / 1e9
+
+
+def memory_bound(
+    batch: int, query: int, context: int, copy: float, least: int, device: str
+) -> dict[str, Any]:
+    """Times and GB/s of a step that reads far more keys than it computes tokens, eagerly and as a graph."""
+    dtype = torch.bfloat16
+    step = make_step(batch, query, context, device, dtype, least_bytes=least)
+    moved = attention_bytes(batch, query, context, step.num_pages, dtype.itemsize)
+    calls = attention_calls(step, "short" if query * Q_HEADS // KV_HEADS <= SHORT_ROWS else "long", device)
+    row: dict[str, Any] = {"batch": batch, "query": query, "context": context}
+    for name, timed in (("eager", calls), ("graph", captured(calls))):
+        times = summary(device_times(timed))
+        rate = moved / times["us"] / 1e3
+        row[name] = {**times, "GB_per_s": round(rate, 1), "of_copy": round(rate / copy, 3)}
+    return row
 
 
 def attention_timing(device: str = "cuda") -> dict[str, Any]:
-    """Decode in GB/s, eagerly and under a CUDA graph, and prefill in TFLOP/s, bfloat16, pages of 16."""
+    """Decodes and chunks on a prefix in GB/s, prompts in TFLOP/s; bfloat16, pages of 16."""
     copy = copy_bandwidth(device)
     least = 3 * torch.cuda.get_device_properties(device).L2_cache_size
-    dtype = torch.bfloat16
     result: dict[str, Any] = {
         "copy_GB_per_s": round(copy, 1),
         "shape": {
@@ -158,25 +183,35 @@ def attention_timing(device: str = "cuda") -> dict[str, Any]:
             "page": 16,
         },
         "decode": [],
+        "prefixed": [],
         "prefill": [],
     }
-    for batch, context in DECODE:
-        step = make_step(batch, 1, context, device, dtype, least_bytes=least)
-        moved = decode_bytes(batch, context, step.num_pages, dtype.itemsize)
-        row: dict[str, Any] = {"batch": batch, "context": context}
-        calls = decode_calls(step, device)
-        for name, timed in (("eager", calls), ("graph", captured(calls))):
-            times = summary(device_times(timed))
-            rate = moved / times["us"] / 1e3
-            row[name] = {**times, "GB_per_s": round(rate, 1), "of_copy": round(rate / copy, 3)}
-        result["decode"].append(row)
-        del step, calls, timed
-        torch.cuda.empty_cache()
+    for part, shapes in (("decode", [(b, 1, c) for b, c in DECODE]), ("prefixed", PREFIXED)):
+        for batch, query, context in shapes:
+            result[part].append(memory_bound(batch, query, context, copy, least, device))
+            torch.cuda.empty_cache()
     for batch, length in PREFILL:
-        step = make_step(batch, length, length, device, dtype, least_bytes=least)
-        times = summary(device_times(prefill_calls(step)))
+        step = make_step(batch, length, length, device, torch.bfloat16, least_bytes=least)
+        times = summary(device_times(attention_calls(step, "long", device)))
         rate = prefill_flops(batch, length) / times["us"] / 1e6
         result["prefill"].append({"batch": batch, "length": length, **times, "TFLOP_per_s": round(rate, 1)})
         del step
         torch.cuda.empty_cache()
+    return result
+
+
+def sampling_timing(device: str = "cuda") -> list[dict[str, Any]]:
+    """One call of the sampler by rows, vocabulary and parameters, on bfloat16 logits."""
+    result = []
+    for rows, vocab in SAMPLE:
+        logits = 3 * torch.randn(rows, vocab, device=device).to(torch.bfloat16)
+        uniform = torch.rand(rows, dtype=torch.float64, device=device)
+        for name, (temperature, top_k, top_p) in SAMPLE_PARAMETERS.items():
+            args = (
+                torch.full((rows,), temperature, device=device),
+                torch.full((rows,), top_k, dtype=torch.int32, device=device),
+                torch.full((rows,), top_p, dtype=torch.float64, device=device),
+            )
+            times = device_times([partial(sample, logits, *args, uniform)])
+            result.append({"rows": rows, "vocab": vocab, "parameters": name, **summary(times)})
     return result

@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sheaf_kernels import paged_decode, paged_prefill, rms_norm, rope_kv_write, sample, swiglu
+from sheaf_kernels import paged_attention, rms_norm, rope_kv_write, sample, split_kv, swiglu
 from sheaf_kernels.numerics import INTERPRETED, next_power_of_2
 
 ARCHS = (80, 90, 100)
@@ -52,6 +52,7 @@ class Variant:
     main: bool = False
     unaligned: tuple[str, ...] = ()
     constants_for: Callable[[int], dict[str, Any]] = lambda arch: {}  # those that depend on the architecture
+    budget: str | None = None  # a table of its own inside the kernel's
 
     @property
     def name(self) -> str:
@@ -73,67 +74,58 @@ def attention_shapes() -> Iterator[tuple[torch.dtype, int, int, int, int, bool]]
         yield torch.bfloat16, q, k, 128, 16, False
 
 
-def paged_decode_variants() -> Iterator[Variant]:
-    for dtype, q, k, d, page, main in attention_shapes():
+def paged_attention_variants() -> Iterator[Variant]:
+    for (dtype, q, k, d, page, main), kind in product(attention_shapes(), paged_attention.PLANS):
         p = POINTER[dtype]
+        rows = paged_attention.SHORT_ROWS if kind == "short" else paged_attention.long_rows(dtype)
         yield Variant(
-            paged_decode.paged_decode_kernel, f"{SHORT[dtype]} Q{q} K{k} D{d} page {page}",
+            paged_attention.paged_attention_kernel, f"{kind} {SHORT[dtype]} Q{q} K{k} D{d} page {page}",
             {
                 "q_ptr": p, "k_cache_ptr": p, "v_cache_ptr": p, "block_table_ptr": "*i32",
                 "query_start_ptr": "*i32", "context_len_ptr": "*i32",
-                "work_seq_ptr": "*i32", "first_work_ptr": "*i32", "chunk_ptr": "*i32", "out_ptr": p,
+                "first_work_ptr": "*i32", "first_slot_ptr": "*i32", "chunk_ptr": "*i32", "out_ptr": p,
                 "partial_ptr": "*fp32", "lse_ptr": "*fp32",
                 "q_stride": "i32", "out_stride": "i32", "block_table_stride": "i32", "scale_log2": "fp32",
             },
             {
-                "Q": q, "K": k, "B": page, "D": d,
-                "BLOCK_M": paged_decode.BLOCK_M, "BLOCK_D": next_power_of_2(d),
-                **paged_decode.launch_options(dtype),
+                "Q": q, "K": k, "B": page, "D": d, "BLOCK_S": 256,
+                "BLOCK_M": rows, "BLOCK_D": next_power_of_2(d),
             },
             main,
             unaligned=("block_table_stride",),
+            constants_for=partial(paged_attention.launch_options, dtype, d, rows),
+            budget=kind,
         )  # fmt: skip
-    for dtype, d in product(POINTER, (64, 96, 128)):
+
+
+def split_kv_variants() -> Iterator[Variant]:
+    for (dtype, d), kind in product(product(POINTER, (64, 96, 128)), paged_attention.PLANS):
+        rows = paged_attention.SHORT_ROWS if kind == "short" else paged_attention.long_rows(dtype)
         yield Variant(
-            paged_decode.merge_kernel, f"{SHORT[dtype]} Q32 D{d}",
+            split_kv.merge_kernel, f"{kind} {SHORT[dtype]} Q32 K8 D{d}",
             {
-                "query_start_ptr": "*i32", "first_work_ptr": "*i32", "out_ptr": POINTER[dtype],
+                "query_start_ptr": "*i32", "context_len_ptr": "*i32", "first_slot_ptr": "*i32",
+                "chunk_ptr": "*i32", "out_ptr": POINTER[dtype],
                 "partial_ptr": "*fp32", "lse_ptr": "*fp32", "out_stride": "i32",
             },
-            {"Q": 32, "D": d, "BLOCK_W": 16, "BLOCK_D": next_power_of_2(d), "num_warps": 2},
+            {
+                "Q": 32, "K": 8, "D": d, "BLOCK_S": 256, "BLOCK_M": rows, "BLOCK_D": next_power_of_2(d),
+                **split_kv.merge_options(rows),
+            },
             dtype == torch.bfloat16 and d == 128,
         )  # fmt: skip
-    for seqs, target in ((64, 33), (256, 264), (1024, 33)):
-        pointers = ("query_start_ptr", "context_len_ptr", "work_seq_ptr", "first_work_ptr", "chunk_ptr")
+    for seqs, target in ((64, 33), (255, 264), (1023, 33)):
+        pointers = ("query_start_ptr", "context_len_ptr", "first_work_ptr", "first_slot_ptr", "chunk_ptr")
         yield Variant(
-            paged_decode.plan_kernel, f"{seqs} sequences, target {target}",
+            split_kv.plan_kernel, f"{seqs} sequences, target {target}",
             {**dict.fromkeys(pointers, "*i32"), "num_seqs": "i32"},
             {
-                "TARGET": target, "MIN_CHUNK": paged_decode.MIN_CHUNK,
-                "MULTIPLE": paged_decode.CHUNK_MULTIPLE, "BLOCK_S": next_power_of_2(seqs + 1), "num_warps": 4,
+                "LEAST": 5, "MOST": paged_attention.NO_LIMIT, "BLOCK_Q": 32,
+                "TARGET": target, "MIN_CHUNK": paged_attention.MIN_CHUNK["long"],
+                "MULTIPLE": split_kv.CHUNK_MULTIPLE, "BLOCK_S": next_power_of_2(seqs + 1), "num_warps": 4,
             },
-            seqs == 256,
+            seqs == 255,
             unaligned=("num_seqs",),
-        )  # fmt: skip
-
-
-def paged_prefill_variants() -> Iterator[Variant]:
-    for dtype, q, k, d, page, main in attention_shapes():
-        p = POINTER[dtype]
-        yield Variant(
-            paged_prefill.paged_prefill_kernel, f"{SHORT[dtype]} Q{q} K{k} D{d} page {page}",
-            {
-                "q_ptr": p, "k_cache_ptr": p, "v_cache_ptr": p, "block_table_ptr": "*i32",
-                "query_start_ptr": "*i32", "context_len_ptr": "*i32", "out_ptr": p,
-                "q_stride": "i32", "out_stride": "i32", "block_table_stride": "i32",
-                "num_seqs": "i32", "scale_log2": "fp32",
-            },
-            {
-                "Q": q, "K": k, "B": page, "D": d, "MIN_QUERY_LEN": 2, "BLOCK_D": next_power_of_2(d),
-            },
-            main,
-            unaligned=("num_seqs", "block_table_stride"),
-            constants_for=partial(paged_prefill.launch_options, dtype, d),
         )  # fmt: skip
 
 
@@ -204,8 +196,8 @@ def sample_variants() -> Iterator[Variant]:
 
 def all_variants() -> list[Variant]:
     return [
-        *paged_decode_variants(),
-        *paged_prefill_variants(),
+        *paged_attention_variants(),
+        *split_kv_variants(),
         *rope_kv_write_variants(),
         *row_variants(),
         *sample_variants(),
@@ -249,10 +241,13 @@ def cuobjdump() -> str:
 
 
 def over_budget(variant: Variant, arch: int, usage: Usage, budgets: dict[str, Any]) -> list[str]:
-    """What exceeds the kernel's budget; ``[kernel.sm_80]`` refines ``[kernel]`` for one architecture."""
+    """What exceeds the kernel's budget, ``[kernel]`` or ``[kernel.NAME]`` where the variant names one;
+    ``[....sm_80]`` refines it for one architecture."""
     table = budgets.get(variant.name)
     if table is None:
         return [f"{variant.name} has no budget in {BUDGETS.name}"]
+    if variant.budget is not None:
+        table = table[variant.budget]
     limits = {**table, **table.get(f"sm_{arch}", {})}
     return [
         f"{key} {getattr(usage, key)} > {limits[key]}"
@@ -293,13 +288,13 @@ def main(argv: list[str] | None = None) -> int:
     ]
     budgets = tomllib.loads(BUDGETS.read_text())
     failures = 0
-    print(f"{'kernel':22} {'variant':32} {'arch':6} {'registers':>9} {'spills':>7} {'shared':>7}")
+    print(f"{'kernel':22} {'variant':40} {'arch':6} {'registers':>9} {'spills':>7} {'shared':>7}")
     for variant, arch, usage in compile_all(chosen, args.arch or list(ARCHS), args.workers):
         over = over_budget(variant, arch, usage, budgets)
         failures += bool(over)
         numbers = f"{usage.registers:9} {usage.spills:7} {usage.shared:7}"
         print(
-            f"{variant.name:22} {variant.label:32} sm_{arch:<3} {numbers}"
+            f"{variant.name:22} {variant.label:40} sm_{arch:<3} {numbers}"
             + (f"  OVER BUDGET: {', '.join(over)}" if over else ""),
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""Where a token's keys and values lie: shared by both attention kernels.
+"""Where a token's keys and values lie.
 
 Caches are [P, K, B, D]: P pages, K key-value heads, B slots a page, D head size. Token t of a sequence is
 slot t % B of page block_table[t // B]."""
@@ -14,13 +14,13 @@ def page_offsets(
     tile,
     n,
     valid,
-    kv_head,
     K: tl.constexpr,
     B: tl.constexpr,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Element offsets (int64) of tokens tile + n in a cache; ``tile`` is a multiple of BLOCK_N.
+    """Element offsets (int64) of tokens tile + n from the head's place in page 0; ``tile`` is a multiple of
+    BLOCK_N.
 
     A page index times its stride overflows 32 bits in a cache over 2^31 elements, hence the cast after the
     load. Tokens that are not valid are looked for in page 0.
@@ -30,7 +30,7 @@ def page_offsets(
         page = tl.load(pages_ptr + tile // B).to(tl.int64)
     else:
         page = tl.load(pages_ptr + (tile + n) // B, mask=valid, other=0).to(tl.int64)
-    return (page * K + kv_head) * (B * D) + (tile + n) % B * D
+    return page * (K * B * D) + (tile + n) % B * D
 
 
 def gather_kv_reference(

@@ -13,7 +13,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sheaf_kernels import paged_decode, paged_prefill, rms_norm, rope_kv_write, sample, swiglu
+from sheaf_kernels import paged_attention, rms_norm, rope_kv_write, sample, swiglu
+from sheaf_kernels.split_kv import SplitPlan
 
 # (rtol, atol): |kernel - reference| <= atol + rtol * |reference|, for inputs of unit variance.
 TOLERANCE = {
@@ -33,7 +34,7 @@ class AttentionCase:
     num_kv_heads: int = 2
     head_dim: int = 64
     page_size: int = 16
-    num_multiprocessors: int = 4  # what decode's plan believes, to force splits on a small input
+    num_multiprocessors: int = 4  # what the plan believes, to force splits on a small input
     min_chunk: int = 64
 
 
@@ -42,7 +43,7 @@ class AttentionInputs:
     q_TQD: Tensor
     k_cache_PKBD: Tensor
     v_cache_PKBD: Tensor
-    block_table_SM: Tensor
+    block_table_SL: Tensor
     query_start: Tensor
     context_len_S: Tensor
     scale: float
@@ -50,7 +51,7 @@ class AttentionInputs:
     def args(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float]:
         """In the order of the attention wrappers, up to ``out``."""
         return (
-            self.q_TQD, self.k_cache_PKBD, self.v_cache_PKBD, self.block_table_SM,
+            self.q_TQD, self.k_cache_PKBD, self.v_cache_PKBD, self.block_table_SL,
             self.query_start, self.context_len_S, self.scale,
         )  # fmt: skip
 
@@ -82,7 +83,7 @@ def attention_inputs(
         q_TQD=fused.to(device, dtype)[:, : case.num_q_heads],
         k_cache_PKBD=k_cache.to(device, dtype),
         v_cache_PKBD=v_cache.to(device, dtype),
-        block_table_SM=block_table.to(device),
+        block_table_SL=block_table.to(device),
         query_start=starts.to(device, torch.int32),
         context_len_S=torch.tensor(case.context_lens, dtype=torch.int32, device=device),
         scale=case.head_dim**-0.5,
@@ -97,42 +98,43 @@ def assert_close(name: str, got: Tensor, want: Tensor) -> None:
         raise AssertionError(f"{name}: {e}") from None
 
 
-def check_paged_decode(
+def make_plan(
     case: AttentionCase,
+    kind: paged_attention.PlanKind,
     dtype: torch.dtype,
     device: torch.device | str,
-    op: ModuleType = paged_decode,
-    seed: int = 0,
-) -> None:
-    x = attention_inputs(case, dtype, device, seed)
-    plan = op.DecodePlan.allocate(
-        len(case.query_lens) + 2, case.num_q_heads, case.num_kv_heads, case.head_dim, device,
+    op: ModuleType = paged_attention,
+) -> SplitPlan:
+    """A plan with room to spare, full of what an earlier, different step left behind."""
+    plan: SplitPlan = op.allocate_plan(
+        kind, max_seqs=len(case.query_lens) + 2, num_q_heads=case.num_q_heads,
+        num_kv_heads=case.num_kv_heads, head_dim=case.head_dim, dtype=dtype, device=device,
         num_multiprocessors=case.num_multiprocessors, min_chunk=case.min_chunk,
     )  # fmt: skip
-    # What an earlier, different step left behind must not matter.
-    plan.work_seq_W.fill_(0)
-    plan.partial_WQD.fill_(float("nan"))
-    plan.lse_WQ.fill_(float("nan"))
-    plan.update(x.query_start, x.context_len_S)
-    got, want = torch.full_like(x.q_TQD, 7.0), torch.full_like(x.q_TQD, 7.0)
-    op.paged_decode(*x.args(), got, plan)
-    paged_decode.paged_decode_reference(*x.args(), want)
-    assert_close("paged_decode", got, want)
+    plan.first_work_I.fill_(0)
+    plan.first_slot_I.fill_(0)
+    plan.partial_NKMD.fill_(float("nan"))
+    plan.lse_NKM.fill_(float("nan"))
+    return plan
 
 
-def check_paged_prefill(
+def check_paged_attention(
     case: AttentionCase,
     dtype: torch.dtype,
     device: torch.device | str,
-    op: ModuleType = paged_prefill,
+    op: ModuleType = paged_attention,
     seed: int = 0,
-    min_query_len: int = 1,
+    kinds: tuple[paged_attention.PlanKind, ...] = paged_attention.PLANS,
 ) -> None:
+    """Each plan writes its own rows, and none but those."""
     x = attention_inputs(case, dtype, device, seed)
-    got, want = torch.full_like(x.q_TQD, 7.0), torch.full_like(x.q_TQD, 7.0)
-    op.paged_prefill(*x.args(), got, min_query_len)
-    paged_prefill.paged_prefill_reference(*x.args(), want, min_query_len)
-    assert_close("paged_prefill", got, want)
+    for kind in kinds:
+        plan = make_plan(case, kind, dtype, device, op)
+        plan.update(x.query_start, x.context_len_S)
+        got, want = torch.full_like(x.q_TQD, 7.0), torch.full_like(x.q_TQD, 7.0)
+        op.paged_attention(*x.args(), got, plan)
+        paged_attention.paged_attention_reference(*x.args(), want, plan.least, plan.most)
+        assert_close(f"paged_attention, {kind}", got, want)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_every_kernel_is_checked_in_every_dtype(gpu_check: Any) -> None:
     names = {name.split()[0] for name, _ in gpu_check.kernel_cases()}
-    assert names == {"paged_decode", "paged_prefill", "rope_kv_write", "rms_norm", "swiglu", "sample"}
+    assert names == {"paged_attention", "rope_kv_write", "rms_norm", "swiglu", "sample"}
     assert {"kernels-float32", "kernels-float16", "kernels-bfloat16"} <= set(gpu_check.PARTS)
     assert gpu_check.kernels("bfloat16", "cpu", only="swiglu c1536") == {"checked": 1}
     assert gpu_check.kernels("float16", "cpu", only="rms_norm c64 residual") == {"checked": 1}
@@ -54,17 +54,18 @@ def test_throughput_part(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(s["least"] <= s["tok_per_s"] <= s["most"] for s in part["streams"].values())
 
 
-def test_steps_that_are_timed_compute_attention(gpu_check: Any) -> None:
+@pytest.mark.parametrize(("kind", "query"), [("short", 1), ("short", 4), ("long", 6)])
+def test_steps_that_are_timed_compute_attention(gpu_check: Any, kind: Any, query: int) -> None:
     import gpu_timing
     import torch
-    from sheaf_kernels.paged_decode import paged_decode_reference
+    from sheaf_kernels.paged_attention import paged_attention_reference
 
-    step = gpu_timing.make_step(2, 1, 40, "cpu", torch.float32, least_bytes=1)
+    step = gpu_timing.make_step(2, query, 40, "cpu", torch.float32, least_bytes=1)
     assert (len(step.pools), step.num_pages) == (2, 6)
-    for call, (k, v) in zip(gpu_timing.decode_calls(step, "cpu"), step.pools, strict=True):
+    for call, (k, v) in zip(gpu_timing.attention_calls(step, kind, "cpu"), step.pools, strict=True):
         call()
         want = torch.empty_like(step.out)
-        paged_decode_reference(
+        paged_attention_reference(
             step.q, k, v, step.block_table, step.query_start, step.context_len, 128**-0.5, want
         )
         torch.testing.assert_close(step.out, want, rtol=1e-4, atol=1e-5)
@@ -74,7 +75,7 @@ def test_bytes_and_operations_are_counted_right(gpu_check: Any) -> None:
     import gpu_timing
 
     # 4096 tokens of 8 heads of 128, keys and values, two bytes each: 16 MiB.
-    assert gpu_timing.decode_bytes(1, 4096, 256, 2) == (16 << 20) + 2 * 32 * 128 * 2 + 4 * 256
+    assert gpu_timing.attention_bytes(1, 1, 4096, 256, 2) == (16 << 20) + 2 * 32 * 128 * 2 + 4 * 256
     assert gpu_timing.prefill_flops(1, 2) == 4 * 32 * 128 * 3
 
 

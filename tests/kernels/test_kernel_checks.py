@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sheaf_kernels.checks import Checker
-from sheaf_kernels.paged_decode import DecodePlan, paged_decode
-from sheaf_kernels.paged_prefill import paged_prefill
+from sheaf_kernels.paged_attention import allocate_plan, paged_attention
 from sheaf_kernels.parity import AttentionCase, AttentionInputs, attention_inputs
 from sheaf_kernels.rms_norm import rms_norm
 from sheaf_kernels.rope_kv_write import rope_kv_write
@@ -21,15 +20,10 @@ from sheaf_kernels.swiglu import swiglu
 CASE = AttentionCase((1, 1), (20, 3))
 
 
-def run_decode(x: AttentionInputs, **plan_args: Any) -> None:
-    plan = DecodePlan.allocate(
-        **{"max_seqs": 2, "num_q_heads": 4, "num_kv_heads": 2, "head_dim": 64, "device": "cpu"} | plan_args
-    )
-    paged_decode(*x.args(), torch.empty_like(x.q_TQD), plan)
-
-
-def run_prefill(x: AttentionInputs) -> None:
-    paged_prefill(*x.args(), torch.empty_like(x.q_TQD))
+def run_attention(x: AttentionInputs, **plan_args: Any) -> None:
+    options: dict[str, Any] = {"max_seqs": 2, "num_q_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+    plan = allocate_plan(**{"kind": "short", "dtype": torch.float32, "device": "cpu", **options, **plan_args})
+    paged_attention(*x.args(), torch.empty_like(x.q_TQD), plan)
 
 
 # One wrong argument a line.
@@ -43,19 +37,17 @@ WRONG_ATTENTION: list[tuple[str, Callable[[AttentionInputs], torch.Tensor], type
     ("v_cache_PKBD", lambda x: x.v_cache_PKBD[1:], ValueError, "v_cache must have shape .* with P=.* from k_cache"),
     ("v_cache_PKBD", lambda x: x.v_cache_PKBD.to("meta"), ValueError, "v_cache is on meta, the other arguments on cpu"),
     ("k_cache_PKBD", lambda x: x.k_cache_PKBD[:, :, :, :].transpose(1, 2).contiguous().transpose(1, 2), ValueError, "k_cache must be contiguous"),
-    ("block_table_SM", lambda x: x.block_table_SM.long(), TypeError, "block_table must be int32, got int64"),
+    ("block_table_SL", lambda x: x.block_table_SL.long(), TypeError, "block_table must be int32, got int64"),
     ("query_start", lambda x: x.query_start[:-1], ValueError, r"query_start must have shape \[3\], got \(2,\)"),
     ("context_len_S", lambda x: x.context_len_S[:1], ValueError, "context_len must have shape .* with S=2 from block_table"),
 ]
 # fmt: on
 
 
-@pytest.mark.parametrize("run", [run_decode, run_prefill], ids=["decode", "prefill"])
 @pytest.mark.parametrize(
     ("field", "spoil", "error", "message"), WRONG_ATTENTION, ids=lambda v: v if isinstance(v, str) else ""
 )
 def test_attention_refuses(
-    run: Callable[[AttentionInputs], None],
     field: str,
     spoil: Callable[[AttentionInputs], torch.Tensor],
     error: type[Exception],
@@ -63,7 +55,7 @@ def test_attention_refuses(
 ) -> None:
     x = attention_inputs(CASE, torch.float32, "cpu")
     with pytest.raises(error, match=message):
-        run(dataclasses.replace(x, **{field: spoil(x)}))
+        run_attention(dataclasses.replace(x, **{field: spoil(x)}))
 
 
 @pytest.mark.parametrize(
@@ -76,18 +68,35 @@ def test_attention_refuses(
     ],
 )
 def test_attention_refuses_models_it_cannot_run(case: AttentionCase, message: str) -> None:
-    with pytest.raises(ValueError, match=f"paged_prefill: {message}"):
-        run_prefill(attention_inputs(case, torch.float32, "cpu"))
+    with pytest.raises(ValueError, match=f"paged_attention: {message}"):
+        run_attention(attention_inputs(case, torch.float32, "cpu"))
 
 
-def test_decode_refuses_a_plan_of_another_model_or_too_few_sequences() -> None:
+@pytest.mark.parametrize(
+    ("plan_args", "message"),
+    [
+        ({"num_q_heads": 8}, "the plan is for 8 query heads, got 4"),
+        ({"num_kv_heads": 1}, r"the plan's lse must have shape \[N, K, M\] with K=2 from k_cache"),
+        ({"head_dim": 32}, r"the plan's partial must have shape \[N, K, M, D\] with D=64 from q"),
+        ({"max_seqs": 1}, "the plan is for 1 sequences, got 2"),
+        (
+            {"kind": "long", "dtype": torch.float16},
+            "the plan is for tiles of 128 rows, q is float32",
+        ),
+    ],
+)
+def test_attention_refuses_a_plan_of_another_model(plan_args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_attention(attention_inputs(CASE, torch.float32, "cpu"), **plan_args)
+
+
+def test_a_plan_refuses_too_many_sequences() -> None:
     x = attention_inputs(CASE, torch.float32, "cpu")
-    with pytest.raises(ValueError, match=r"the plan's lse must have shape .* with Q=4 from q"):
-        run_decode(x, num_q_heads=8)
-    with pytest.raises(ValueError, match="the plan is for 1 sequences, got 2"):
-        run_decode(x, max_seqs=1)
+    plan = allocate_plan(
+        "long", max_seqs=1, num_q_heads=4, num_kv_heads=2, head_dim=64, dtype=torch.float32, device="cpu"
+    )
     with pytest.raises(ValueError, match="the plan is for 1 sequences, context_len has 2"):
-        DecodePlan.allocate(1, 4, 2, 64, "cpu").update(x.query_start, x.context_len_S)
+        plan.update(x.query_start, x.context_len_S)
 
 
 def test_rms_norm_refuses() -> None:
@@ -128,8 +137,7 @@ def test_rope_kv_write_refuses(argument: int, value: torch.Tensor, message: str)
 
 def test_nothing_to_do_is_not_an_error() -> None:
     empty = attention_inputs(AttentionCase((), ()), torch.float32, "cpu")
-    run_decode(empty)
-    run_prefill(empty)
+    run_attention(empty)
     assert rms_norm(torch.ones(0, 8), torch.ones(8), 1e-5)[0].shape == (0, 8)
     assert swiglu(torch.ones(0, 8)).shape == (0, 4)
 

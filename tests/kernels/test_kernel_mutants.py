@@ -14,12 +14,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from sheaf_kernels import paged_decode, paged_prefill, paging, rms_norm, rope_kv_write, sample, swiglu
+from sheaf_kernels import paged_attention, paging, rms_norm, rope_kv_write, sample, split_kv, swiglu
 from sheaf_kernels.parity import (
     AttentionCase,
     RopeCase,
-    check_paged_decode,
-    check_paged_prefill,
+    check_paged_attention,
     check_rms_norm,
     check_rope_kv_write,
     check_sample,
@@ -32,12 +31,20 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def decode(op: ModuleType) -> None:
-    # The single split comes first: a stale work item points at it.
-    check_paged_decode(AttentionCase((1, 2, 1, 1), (5, 9, 700, 150)), F32, "cpu", op)
+    """Short tiles, of one split, of three, and of more than the merge reads at a time; a chunk to leave alone."""
+    case = AttentionCase((1, 2, 9, 1, 1), (5, 9, 20, 700, 150), num_multiprocessors=20)
+    check_paged_attention(case, F32, "cpu", op, kinds=("short",))
 
 
 def prefill(op: ModuleType) -> None:
-    check_paged_prefill(AttentionCase((1, 40, 33), (10, 110, 33)), F32, "cpu", op)
+    """Long tiles, none of them split; a single token to leave alone."""
+    check_paged_attention(AttentionCase((1, 40, 33), (10, 110, 33)), F32, "cpu", op, kinds=("long",))
+
+
+def chunked(op: ModuleType) -> None:
+    """Chunks on a prefix: of one split; of tiles with one split and with two; of three splits."""
+    case = AttentionCase((1, 9, 20, 10), (5, 80, 135, 300), num_multiprocessors=7)
+    check_paged_attention(case, F32, "cpu", op, kinds=("long",))
 
 
 def rope(op: ModuleType) -> None:
@@ -71,52 +78,54 @@ def mutate(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
 
 
 MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = [
-    ("mask dropped", paged_decode, decode, 'score = tl.where(valid[None, :], score, float("-inf"))', "pass"),
-    (
-        "values in masked slots read",
-        paged_decode,
-        decode,
-        "mask=kv_mask, other=0.0)\n        p =",
-        "mask=(d < D)[None, :], other=0.0)\n        p =",
-    ),
-    ("scale forgotten", paged_decode, decode, "PRECISION) * scale_log2", "PRECISION)"),
-    ("log2(e) forgotten", paged_decode, decode, "scale * LOG2_E,", "scale,"),
-    ("sum not rescaled", paged_decode, decode, "row_sum = row_sum * decay", "row_sum = row_sum"),
-    ("accumulator not rescaled", paged_decode, decode, "acc * decay[:, None]", "acc"),
-    ("last token lost", paged_decode, decode, "tl.load(context_len_ptr + s))", "tl.load(context_len_ptr + s) - 1)"),
-    ("row of another sequence", paged_decode, decode, "row = tl.load(query_start_ptr + s).to(tl.int64)\n\n", "row = s.to(tl.int64)\n\n"),
-    ("heads of another group", paged_decode, decode, "(kv_head * G + m[:, None]) * D", "(kv_head + m[:, None] * K) * D"),
-    ("table of another sequence", paged_decode, decode, "s.to(tl.int64) * block_table_stride", "(w % 2) * block_table_stride"),
-    ("every split starts at zero", paged_decode, decode, "start = (w - first_work) * chunk", "start = 0 * chunk"),
-    ("splits written without merging", paged_decode, decode, "if splits == 1:", "if splits >= 1:"),
-    ("last split lost", paged_decode, decode, "end = tl.load(first_work_ptr + s + 1)\n", "end = tl.load(first_work_ptr + s + 1) - 1\n"),
-    ("first split lost", paged_decode, decode, "for start in range(first, end, BLOCK_W)", "for start in range(first + 1, end, BLOCK_W)"),
-    ("merge without weights", paged_decode, decode, "weight = tl.exp2(lse - new_best)", "weight = tl.exp2(lse - lse)"),
-    ("log-sum-exp without the sum", paged_decode, decode, "row_max + tl.log2(row_sum)", "row_max"),
-    ("merge skips two splits", paged_decode, decode, "if end - first <= 1:", "if end - first <= 3:"),
-    ("plan lists prompts", paged_decode, decode, "mask=real & (end_row - first_row == 1)", "mask=real"),
-    ("plan loses the last chunk", paged_decode, decode, "splits = (length + chunk - 1) // chunk", "splits = length // chunk"),
-    ("plan forgets a sequence", paged_decode, decode, "tl.where(index < s, splits, 0)", "tl.where(index < s - 1, splits, 0)"),
-    ("stale work items left", paged_decode, decode, "item = tl.where(s == num_seqs, -1, s)", "item = tl.where(s == num_seqs, 0, s)"),
-    ("causal mask dropped", paged_prefill, prefill, 'score = tl.where((tile + n)[None, :] <= last_key[:, None], score, float("-inf"))', "pass"),
-    ("causal mask off by one", paged_prefill, prefill, "<= last_key[:, None]", "< last_key[:, None]"),
-    ("future visible", paged_prefill, prefill, "last_key = before + query", "last_key = before + query + 1"),
-    ("values in masked slots read", paged_prefill, prefill, "kv_mask = kv_mask & valid[:, None]", "pass"),
-    ("scale forgotten", paged_prefill, prefill, "PRECISION) * scale_log2", "PRECISION)"),
-    ("sum not rescaled", paged_prefill, prefill, "row_sum = row_sum * decay", "row_sum = row_sum"),
-    ("accumulator not rescaled", paged_prefill, prefill, "acc * decay[:, None]", "acc"),
-    ("unmasked loop too long", paged_prefill, prefill, "(before + first_query + 1) // BLOCK_N", "(before + first_query + BLOCK_N) // BLOCK_N"),
-    ("unmasked loop lost", paged_prefill, prefill, "range(0, masked_from, BLOCK_N)", "range(masked_from, masked_from, BLOCK_N)"),
-    ("tail lost", paged_prefill, prefill, "range(masked_from, end, BLOCK_N)", "range(masked_from, masked_from, BLOCK_N)"),
-    ("prefix forgotten", paged_prefill, prefill, "before = tl.load(context_len_ptr + s) - query_len", "before = tl.load(context_len_ptr + s) * 0"),
-    ("last tile not launched", paged_prefill, prefill, 'check["T"] // block_q + check["S"]', 'check["T"] // block_q + check["S"] - 1'),
-    ("search stops early", paged_prefill, prefill, "+ middle <= tile_index", "+ middle < tile_index"),
-    ("heads of another group", paged_prefill, prefill, "q_head = kv_head * G + m % G", "q_head = kv_head + m % G * K"),
-    ("table of another sequence", paged_prefill, prefill, "tl.cast(s, tl.int64) * block_table_stride", "tl.cast(s * 0, tl.int64)"),
+    ("causal mask dropped", paged_attention, prefill, 'score = tl.where((tile + n)[None, :] <= last_key[:, None], score, float("-inf"))', "pass"),
+    ("causal mask off by one", paged_attention, prefill, "<= last_key[:, None]", "< last_key[:, None]"),
+    ("causal mask of a draft off by one", paged_attention, decode, "<= last_key[:, None]", "< last_key[:, None]"),
+    ("future visible", paged_attention, prefill, "last_key = before + first_query + m // G", "last_key = before + first_query + m // G + 1"),
+    ("values in masked slots read", paged_attention, prefill, "kv_mask = kv_mask & valid[:, None]", "pass"),
+    ("scale forgotten", paged_attention, decode, "PRECISION) * scale_log2", "PRECISION)"),
+    ("log2(e) forgotten", paged_attention, decode, "scale * LOG2_E,", "scale,"),
+    ("sum not rescaled", paged_attention, prefill, "row_sum = row_sum * decay", "row_sum = row_sum"),
+    ("accumulator not rescaled", paged_attention, prefill, "acc * decay[:, None]", "acc"),
+    ("unmasked loop too long", paged_attention, prefill, "(before + first_query + 1) // BLOCK_N", "(before + first_query + BLOCK_N) // BLOCK_N"),
+    ("unmasked loop lost", paged_attention, prefill, "range(start, masked_from, BLOCK_N)", "range(masked_from, masked_from, BLOCK_N)"),
+    ("tail lost", paged_attention, prefill, "range(masked_from, end, BLOCK_N,", "range(masked_from, masked_from, BLOCK_N,"),
+    ("last token lost", paged_attention, decode, "query_len)\n    if split", "query_len) - 1\n    if split"),
+    ("row of another sequence", paged_attention, decode, "row = (first_row + first_query)", "row = (s + first_query)"),
+    ("heads of another group", paged_attention, prefill, "in_row = (kv_head * G + m % G) * D", "in_row = (kv_head + m % G * K) * D"),
+    ("tokens of a draft swapped with heads", paged_attention, decode, "(m // G * q_stride + in_row)", "(m % G * q_stride + in_row)"),
+    ("table of another sequence", paged_attention, prefill, "s.to(tl.int64) * block_table_stride", "(s * 0).to(tl.int64) * block_table_stride"),
+    ("every split starts at zero", paged_attention, chunked, "start = split * chunk", "start = split * 0"),
+    ("every split runs to the end", paged_attention, chunked, "        end = start + chunk", "        pass"),
+    ("splits written without merging", paged_attention, chunked, "if splits == 1:", "if splits >= 1:"),
+    ("log-sum-exp without the sum", paged_attention, chunked, "row_max + tl.log2(row_sum)", "row_max"),
+    ("workspace of another sequence", paged_attention, decode, "slot = tl.load(first_slot_ptr + s) + place", "slot = tl.load(first_slot_ptr) + place"),
+    ("last work items not launched", paged_attention, prefill, "work = plan.max_work(tokens, num_seqs)", "work = num_seqs"),
+    ("last rows not merged", paged_attention, chunked, 'plan.rows // options["BLOCK_R"])]', '1)]'),
+    ("last split lost", split_kv, chunked, "valid = (w < splits)[None, :]", "valid = (w < splits - 1)[None, :]"),
+    ("last split of a token lost", split_kv, decode, "valid = (w < splits)[None, :]", "valid = (w < splits - 1)[None, :]"),
+    ("first split lost", split_kv, chunked, "w = start + tl.arange(0, BLOCK_W)", "w = start + 1 + tl.arange(0, BLOCK_W)"),
+    ("splits beyond the first block lost", split_kv, decode, "range(0, splits, BLOCK_W)", "range(0, BLOCK_W, BLOCK_W)"),
+    ("merge without weights", split_kv, chunked, "weight = tl.exp2(lse - new_best[:, None])", "weight = tl.exp2(lse - lse)"),
+    ("merged sum not rescaled", split_kv, decode, "weight_sum * decay +", "weight_sum +"),
+    ("merged result not rescaled", split_kv, decode, "acc = acc * decay[:, None] +", "acc = acc +"),
+    ("merge of heads of another group", split_kv, chunked, "(kv_head * G + m % G) * D", "(kv_head + m % G * K) * D"),
+    ("merge into rows of another tile", split_kv, chunked, "    query = first_query + m // G", "    query = m // G"),
+    ("merge skips two splits", split_kv, chunked, "if (split > 0) | (splits == 1):", "if (split > 0) | (splits <= 2):"),
+    ("plan lists chunks with tokens", split_kv, decode, "(query_len >= LEAST) & (query_len <= MOST)", "(query_len >= LEAST)"),
+    ("plan lists tokens with chunks", split_kv, prefill, "(query_len >= LEAST) & (query_len <= MOST)", "(query_len >= 1)"),
+    ("plan loses the last tile", split_kv, prefill, "(query_len + BLOCK_Q - 1) // BLOCK_Q", "query_len // BLOCK_Q"),
+    ("plan loses the last split", split_kv, chunked, "splits = tl.where(ours, last_tile // chunk + 1, 0)", "splits = tl.where(ours, tl.maximum(last_tile // chunk, 1), 0)"),
+    ("plan forgets a sequence", split_kv, decode, "tl.cumsum(work, axis=0) - work", "tl.cumsum(work, axis=0) - 2 * work"),
+    ("workspace shared by two sequences", split_kv, decode, "tl.cumsum(slots, axis=0) - slots", "tl.cumsum(slots * 0, axis=0)"),
+    ("work items not counted from the sequence's first", split_kv, prefill, "item - tl.max(tl.where(first <= item, first, 0), axis=0)", "item"),
+    ("prefix forgotten", split_kv, prefill, "before = tl.load(context_len_ptr + s) - query_len", "before = tl.load(context_len_ptr + s) * 0"),
+    ("tile of another chunk", split_kv, chunked, "first_query = place // most_splits * BLOCK_Q", "first_query = place % most_splits * BLOCK_Q"),
     ("page off by one", paging, decode, "tl.load(pages_ptr + (tile + n) // B,", "tl.load(pages_ptr + (tile + n) // B + 1,"),
     ("slot off by one", paging, decode, "+ (tile + n) % B * D", "+ (tile + n + 1) % B * D"),
-    ("first head read for all", paging, decode, "(page * K + kv_head)", "(page * K)"),
-    ("heads swapped with slots", paging, decode, "(page * K + kv_head) * (B * D) + (tile + n) % B * D", "page * (K * B * D) + kv_head * D + (tile + n) % B * (K * D)"),
+    ("keys of the first head read for all", paged_attention, decode, "k_head_ptr = k_cache_ptr + kv_head * (B * D)", "k_head_ptr = k_cache_ptr"),
+    ("values of the first head read for all", paged_attention, decode, "v_head_ptr = v_cache_ptr + kv_head * (B * D)", "v_head_ptr = v_cache_ptr"),
+    ("heads swapped with slots", paging, decode, "(tile + n) % B * D", "(tile + n) % B * (K * D) % (B * D)"),
     ("page of a whole tile off by one", paging, prefill, "tl.load(pages_ptr + tile // B)", "tl.load(pages_ptr + tile // B + 1)"),
     ("queries turned backwards", rope_kv_write, rope, "round_to(x1 * cos - x2 * sin, q_ptr.dtype.element_ty)", "round_to(x1 * cos + x2 * sin, q_ptr.dtype.element_ty)"),
     ("second half of keys unrotated", rope_kv_write, rope, "round_to(x2 * cos + x1 * sin, k_cache_ptr.dtype.element_ty)", "round_to(x2, k_cache_ptr.dtype.element_ty)"),
@@ -157,10 +166,12 @@ def test_parity_check_kills(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mutant = mutate(module, old, new, tmp_path)
-    if module is paging:
-        op = paged_decode if check is decode else paged_prefill
-        monkeypatch.setattr(op, "page_offsets", mutant.page_offsets)
-        mutant = op
+    if module in (paging, split_kv):
+        # Attention is the module under test, with what it takes from the other one replaced.
+        for name in vars(paged_attention).keys() & vars(mutant).keys():
+            if not name.startswith("__"):
+                monkeypatch.setattr(paged_attention, name, vars(mutant)[name])
+        mutant = paged_attention
     with pytest.raises(AssertionError):
         check(mutant)
 
@@ -168,14 +179,15 @@ def test_parity_check_kills(
 @pytest.mark.parametrize(
     ("module", "check"),
     [
-        (paged_decode, decode),
-        (paged_prefill, prefill),
+        (paged_attention, decode),
+        (paged_attention, prefill),
+        (paged_attention, chunked),
         (rope_kv_write, rope),
         (rms_norm, norm),
         (sample, sampled),
         (swiglu, gated),
     ],
-    ids=["decode", "prefill", "rope", "norm", "sample", "swiglu"],
+    ids=["decode", "prefill", "chunked", "rope", "norm", "sample", "swiglu"],
 )
 def test_parity_check_passes_the_original(module: ModuleType, check: Callable[[ModuleType], None]) -> None:
     check(module)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from sheaf_kernels.paged_decode import DecodePlan, paged_decode
-from sheaf_kernels.paged_prefill import paged_prefill
+from sheaf_kernels.paged_attention import PLANS, allocate_plan, paged_attention
 from sheaf_kernels.rms_norm import rms_norm
 from sheaf_kernels.rope_kv_write import rope_kv_write
 from sheaf_kernels.sample import sample
+from sheaf_kernels.split_kv import SplitPlan
 from sheaf_kernels.swiglu import swiglu
 from torch import Tensor
 
@@ -31,7 +31,7 @@ def triton_ops() -> Ops:
 class TritonAttention:
     """Call ``prepare`` once a step, then ``write_kv`` and ``attend`` for each layer in turn.
 
-    Single query tokens and longer chunks are two launches; each kernel leaves the rows of the other alone.
+    Single query tokens (and few) and longer chunks are two launches, each with a plan of its own.
     """
 
     def __init__(self, caches: list[tuple[Tensor, Tensor]], num_heads: int, max_num_seqs: int) -> None:
@@ -40,18 +40,29 @@ class TritonAttention:
         _, self._kv_heads, _, head_dim = caches[0][0].shape
         self._device = caches[0][0].device
         self._scale = head_dim**-0.5
-        self._plan = DecodePlan.allocate(max_num_seqs, num_heads, self._kv_heads, head_dim, self._device)
-        self._decodes = self._chunks = False
+        self._plans = [
+            allocate_plan(
+                kind,
+                max_seqs=max_num_seqs,
+                num_q_heads=num_heads,
+                num_kv_heads=self._kv_heads,
+                head_dim=head_dim,
+                dtype=caches[0][0].dtype,
+                device=self._device,
+            )
+            for kind in PLANS
+        ]
+        self._needed: list[SplitPlan] = []
 
     def prepare(self, inputs: StepInputs) -> None:
         queries = np.diff(inputs.query_start)
-        self._decodes, self._chunks = bool((queries == 1).any()), bool((queries > 1).any())
         self._query_start = self._to_device(inputs.query_start.astype(np.int32))
         self._context_len = self._to_device(inputs.context_len.astype(np.int32))
         self._block_table_RM = self._to_device(np.ascontiguousarray(inputs.block_table_RP))
         self._slot_mapping_T = self._to_device(inputs.slot_mapping_T)
-        if self._decodes:
-            self._plan.update(self._query_start, self._context_len)
+        self._needed = [p for p in self._plans if ((queries >= p.least) & (queries <= p.most)).any()]
+        for plan in self._needed:
+            plan.update(self._query_start, self._context_len)
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         q_TQD, k_TKD = qkv_TND[:, : self._heads], qkv_TND[:, self._heads : -self._kv_heads]
@@ -65,10 +76,8 @@ class TritonAttention:
     def attend(self, layer: int, q_TQD: Tensor) -> Tensor:
         out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
         args = (q_TQD, *self._caches[layer], self._block_table_RM, self._query_start, self._context_len)
-        if self._decodes:
-            paged_decode(*args, self._scale, out_TQD, self._plan)
-        if self._chunks:
-            paged_prefill(*args, self._scale, out_TQD, min_query_len=2)
+        for plan in self._needed:
+            paged_attention(*args, self._scale, out_TQD, plan)
         return out_TQD
 
     def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:

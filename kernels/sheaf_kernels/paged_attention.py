@@ -1,0 +1,300 @@
+"""Causal attention of a step's tokens over keys and values in pages.
+
+    out_t = softmax(scale * q_t @ K[0..p_t]^T) @ V[0..p_t],    p_t = context_len - query_len + t
+
+A sequence's last ``query_len`` tokens are the queries of this step; their own keys and values are in the
+cache already. A tile's rows are query tokens times the G = Q / K query heads of one key-value head, so that
+keys and values are read once for all of them. Keys that every row of the tile may see are read in a loop
+without a mask; the rest (the diagonal, and the ragged end) in a second, masked one. Where there are few
+tiles their keys are split over programs (``split_kv``).
+
+One kernel, launched with two plans, each of which leaves the rows of the other alone:
+
+    short   tiles of 16 rows, the least that ``tl.dot`` takes: single tokens, and few (a draft to verify)
+    long    tiles of 128 rows: chunks of prompts
+
+Shapes: T tokens in the step, S sequences, Q query heads, K key-value heads, D head size, P pages, B slots
+a page, L pages a sequence can have.
+q_TQD, out_TQD; k_cache_PKBD, v_cache_PKBD; block_table_SL (int32); query_start [S + 1], context_len_S
+(int32).
+Source: Dao, FlashAttention-2, arXiv 2307.08691; Kwon et al., PagedAttention, arXiv 2309.06180."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+
+from sheaf_kernels.checks import FLOATS, Checker
+from sheaf_kernels.numerics import LOG2_E, architecture, dot_operand, next_power_of_2, round_to
+from sheaf_kernels.paging import gather_kv_reference, page_offsets
+from sheaf_kernels.split_kv import SplitPlan, find_sequence, find_tile, merge_kernel, merge_options
+
+PlanKind = Literal["short", "long"]
+PLANS: tuple[PlanKind, ...] = ("short", "long")
+SHORT_ROWS = 16
+# Tokens; below this a split costs more in merging than it wins. A partial result of 128 rows is as large as
+# the keys and values of 128 tokens.
+MIN_CHUNK: dict[PlanKind, int] = {"short": 256, "long": 512}
+NO_LIMIT = 2**31 - 1
+
+
+def paged_attention_reference(
+    q_TQD: torch.Tensor,
+    k_cache_PKBD: torch.Tensor,
+    v_cache_PKBD: torch.Tensor,
+    block_table_SL: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len_S: torch.Tensor,
+    scale: float,
+    out_TQD: torch.Tensor,
+    least: int = 1,
+    most: int = NO_LIMIT,
+) -> None:
+    """Writes the rows of out_TQD whose sequences have ``least`` to ``most`` query tokens. float32 inside."""
+    for s in range(len(context_len_S)):
+        row, end, context = int(query_start[s]), int(query_start[s + 1]), int(context_len_S[s])
+        if not least <= end - row <= most:
+            continue
+        k_CQD, v_CQD = gather_kv_reference(
+            k_cache_PKBD, v_cache_PKBD, block_table_SL[s], context, q_TQD.shape[1]
+        )
+        score_QTC = torch.einsum("tqd,cqd->qtc", q_TQD[row:end].float(), k_CQD.float()) * scale
+        position_T = torch.arange(context - (end - row), context, device=q_TQD.device)
+        hidden_TC = torch.arange(context, device=q_TQD.device)[None, :] > position_T[:, None]
+        score_QTC = score_QTC.masked_fill(hidden_TC, float("-inf"))
+        out_TQD[row:end] = torch.einsum("qtc,cqd->tqd", score_QTC.softmax(-1), v_CQD.float()).to(
+            out_TQD.dtype
+        )
+
+
+@triton.jit
+def attend_tile(
+    q, k_head_ptr, v_head_ptr, pages_ptr, tile, end, last_key, scale_log2, row_max, row_sum, acc,
+    K: tl.constexpr, B: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Fold keys tile .. tile + BLOCK_N into the running softmax. A row sees keys up to ``last_key``."""
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    valid = tile + n < end
+    offset = page_offsets(pages_ptr, tile, n, valid, K, B, D, BLOCK_N)
+    kv_mask = (d < D)[None, :]
+    if MASKED:
+        # Slots past the end may hold anything, NaN included: they are read as zero, and scored -inf.
+        kv_mask = kv_mask & valid[:, None]
+    k = tl.load(k_head_ptr + offset[:, None] + d[None, :], mask=kv_mask, other=0.0)
+    score = tl.dot(q, tl.trans(dot_operand(k)), input_precision=PRECISION) * scale_log2
+    if MASKED:
+        score = tl.where((tile + n)[None, :] <= last_key[:, None], score, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(score, axis=1))
+    p = tl.exp2(score - new_max[:, None])
+    decay = tl.exp2(row_max - new_max)
+    row_sum = row_sum * decay + tl.sum(p, axis=1)
+    v = tl.load(v_head_ptr + offset[:, None] + d[None, :], mask=kv_mask, other=0.0)
+    p = dot_operand(round_to(p, v.dtype))
+    acc = tl.dot(p, dot_operand(v), acc * decay[:, None], input_precision=PRECISION)
+    return new_max, row_sum, acc
+
+
+# The width of the block table changes from step to step: specialising on it would compile anew while serving.
+@triton.jit(do_not_specialize=["block_table_stride"])
+def paged_attention_kernel(
+    q_ptr, k_cache_ptr, v_cache_ptr, block_table_ptr, query_start_ptr, context_len_ptr,
+    first_work_ptr, first_slot_ptr, chunk_ptr, out_ptr, partial_ptr, lse_ptr,
+    q_stride, out_stride, block_table_stride, scale_log2,
+    Q: tl.constexpr, K: tl.constexpr, B: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    TAIL_STAGES: tl.constexpr,
+):  # fmt: skip
+    """One work item (a tile's split) and one key-value head per program."""
+    G: tl.constexpr = Q // K
+    BLOCK_Q: tl.constexpr = BLOCK_M // G
+    kv_head = tl.program_id(1)
+    s, place = find_sequence(first_work_ptr, tl.program_id(0), BLOCK_S)
+    if s == BLOCK_S - 1:
+        return
+    chunk = tl.load(chunk_ptr)
+    first_row, query_len, before, first_query, split, splits = find_tile(
+        query_start_ptr, context_len_ptr, chunk, s, place, BLOCK_Q
+    )
+    if split >= splits:
+        return
+    slot = tl.load(first_slot_ptr + s) + place
+
+    m = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    row_mask = (m < BLOCK_Q * G) & (m // G < query_len - first_query)
+    q_mask = row_mask[:, None] & (d < D)[None, :]
+    row = (first_row + first_query).to(tl.int64)  # of the tile's first token
+    in_row = (kv_head * G + m % G) * D
+    from_ptr = q_ptr + row * q_stride + (m // G * q_stride + in_row)[:, None] + d[None, :]
+    q = dot_operand(tl.load(from_ptr, mask=q_mask, other=0.0))
+    pages_ptr = block_table_ptr + s.to(tl.int64) * block_table_stride
+    k_head_ptr = k_cache_ptr + kv_head * (B * D)
+    v_head_ptr = v_cache_ptr + kv_head * (B * D)
+
+    # Every row sees the first key of every split, rows without a token included: none lacks a finite score.
+    last_key = before + first_query + m // G
+    start = split * chunk
+    end = before + tl.minimum(first_query + BLOCK_Q, query_len)
+    if split < splits - 1:
+        end = start + chunk
+    masked_from = tl.minimum(end, (before + first_query + 1) // BLOCK_N * BLOCK_N)
+
+    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    row_sum = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for tile in range(start, masked_from, BLOCK_N):
+        row_max, row_sum, acc = attend_tile(
+            q, k_head_ptr, v_head_ptr, pages_ptr, tile, end, last_key, scale_log2,
+            row_max, row_sum, acc,
+            K, B, D, BLOCK_N, BLOCK_D, PRECISION, MASKED=False,
+        )  # fmt: skip
+    for tile in tl.range(masked_from, end, BLOCK_N, num_stages=TAIL_STAGES):
+        row_max, row_sum, acc = attend_tile(
+            q, k_head_ptr, v_head_ptr, pages_ptr, tile, end, last_key, scale_log2,
+            row_max, row_sum, acc,
+            K, B, D, BLOCK_N, BLOCK_D, PRECISION, MASKED=True,
+        )  # fmt: skip
+
+    acc = acc / row_sum[:, None]
+    if splits == 1:
+        to_ptr = out_ptr + row * out_stride + (m // G * out_stride + in_row)[:, None] + d[None, :]
+        tl.store(to_ptr, round_to(acc, out_ptr.dtype.element_ty), mask=q_mask)
+    else:
+        item = (slot.to(tl.int64) * K + kv_head) * BLOCK_M
+        tl.store(partial_ptr + item * D + m[:, None] * D + d[None, :], acc, mask=q_mask)
+        tl.store(lse_ptr + item + m, row_max + tl.log2(row_sum), mask=row_mask)
+
+
+def launch_options(dtype: torch.dtype, head_dim: int, rows: int, arch: int) -> dict[str, int | str]:
+    """Keys of a tile, warps, stages. Three stages prefetch the block table too.
+
+    The masked loop of a long tile prefetches nothing: it has few turns, and would cost registers.
+    """
+    short = rows == SHORT_ROWS
+    if dtype == torch.float32:  # for checks, not for speed
+        block_n, stages, precision = (32, 2, "ieee") if short else (16, 1, "ieee")
+    else:
+        # Without wgmma the accumulator shares the registers with the operands: 64 keys of 128 would spill.
+        block_n = 32 if not short and arch < 90 and head_dim > 64 else 64
+        stages, precision = 3, "tf32"
+    return {
+        "BLOCK_N": block_n,
+        "PRECISION": precision,
+        "TAIL_STAGES": stages if short else 1,
+        "num_warps": 4 if short and dtype != torch.float32 else 8,
+        "num_stages": stages,
+    }
+
+
+def long_rows(dtype: torch.dtype) -> int:
+    """Rows of a long tile: 128 compile to wgmma on sm_90."""
+    return 32 if dtype == torch.float32 else 128
+
+
+def allocate_plan(
+    kind: PlanKind,
+    *,
+    max_seqs: int,
+    num_q_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    num_multiprocessors: int | None = None,
+    min_chunk: int | None = None,
+) -> SplitPlan:
+    """A plan for the sequences whose query tokens fill at most one short tile, or for the longer ones.
+
+    ``num_multiprocessors`` is the card's own unless given; ``min_chunk`` is in tokens.
+    """
+    if num_multiprocessors is None:
+        on_cuda = torch.device(device).type == "cuda"
+        num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 1
+    short_tokens = SHORT_ROWS // (num_q_heads // num_kv_heads)
+    return SplitPlan.allocate(
+        max_seqs=max_seqs,
+        num_q_heads=num_q_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rows=SHORT_ROWS if kind == "short" else long_rows(dtype),
+        least=1 if kind == "short" else short_tokens + 1,
+        most=short_tokens if kind == "short" else NO_LIMIT,
+        min_chunk=MIN_CHUNK[kind] if min_chunk is None else min_chunk,
+        num_multiprocessors=num_multiprocessors,
+        device=device,
+    )
+
+
+def paged_attention(
+    q_TQD: torch.Tensor,
+    k_cache_PKBD: torch.Tensor,
+    v_cache_PKBD: torch.Tensor,
+    block_table_SL: torch.Tensor,
+    query_start: torch.Tensor,
+    context_len_S: torch.Tensor,
+    scale: float,
+    out_TQD: torch.Tensor,
+    plan: SplitPlan,
+) -> None:
+    """Writes the rows of out_TQD whose sequences have as many query tokens as ``plan`` is for.
+
+    ``plan`` must have been updated with this step's query_start and context_len. Page numbers must be inside
+    the cache: the device does not check them. Raises TypeError or ValueError naming the argument.
+    """
+    check = Checker("paged_attention")
+    check.tensor("q", q_TQD, "T Q D", FLOATS)
+    check.tensor("k_cache", k_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
+    check.tensor("v_cache", v_cache_PKBD, "P K B D", [q_TQD.dtype], contiguous=True)
+    check.tensor("block_table", block_table_SL, "S L", [torch.int32])
+    check.tensor("context_len", context_len_S, "S", [torch.int32])
+    check.tensor("query_start", query_start, str(check["S"] + 1), [torch.int32])
+    check.tensor("out", out_TQD, "T Q D", [q_TQD.dtype])
+    tokens, num_q_heads, head_dim = check["T"], check["Q"], check["D"]
+    num_kv_heads, page_size, num_seqs = check["K"], check["B"], check["S"]
+    check.require(
+        num_q_heads % num_kv_heads == 0,
+        f"{num_q_heads} query heads do not divide among {num_kv_heads} KV heads",
+    )
+    group = num_q_heads // num_kv_heads
+    check.require(group <= SHORT_ROWS, f"at most {SHORT_ROWS} query heads may share a KV head, got {group}")
+    check.require(head_dim in (16, 32, 64, 96, 128), f"head size {head_dim} is not 16, 32, 64, 96 or 128")
+    check.require(page_size in (16, 32, 64), f"page size {page_size} is not 16, 32 or 64 tokens")
+    for name, x in (("q", q_TQD), ("out", out_TQD)):
+        check.require(
+            x.stride(1) == head_dim, f"the heads of {name} must be packed, got strides {x.stride()}"
+        )
+    check.tensor("the plan's lse", plan.lse_NKM, "N K M", [torch.float32])
+    check.tensor("the plan's partial", plan.partial_NKMD, "N K M D", [torch.float32])
+    check.require(
+        num_q_heads == plan.num_q_heads, f"the plan is for {plan.num_q_heads} query heads, got {num_q_heads}"
+    )
+    check.require(
+        plan.rows in (SHORT_ROWS, long_rows(q_TQD.dtype)),
+        f"the plan is for tiles of {plan.rows} rows, q is {str(q_TQD.dtype).removeprefix('torch.')}",
+    )
+    check.require(num_seqs <= plan.max_seqs, f"the plan is for {plan.max_seqs} sequences, got {num_seqs}")
+    if num_seqs == 0 or tokens == 0:
+        return
+    work = plan.max_work(tokens, num_seqs)
+    block_d = max(next_power_of_2(head_dim), 16)
+    block_s = len(plan.first_work_I)
+    paged_attention_kernel[(work, num_kv_heads)](
+        q_TQD, k_cache_PKBD, v_cache_PKBD, block_table_SL, query_start, context_len_S,
+        plan.first_work_I, plan.first_slot_I, plan.chunk, out_TQD, plan.partial_NKMD, plan.lse_NKM,
+        q_TQD.stride(0), out_TQD.stride(0), block_table_SL.stride(0), scale * LOG2_E,
+        Q=num_q_heads, K=num_kv_heads, B=page_size, D=head_dim, BLOCK_S=block_s,
+        BLOCK_M=plan.rows, BLOCK_D=block_d,
+        **launch_options(q_TQD.dtype, head_dim, plan.rows, architecture(q_TQD.device)),
+    )  # fmt: skip
+    options = merge_options(plan.rows)
+    merge_kernel[(min(check["N"], work), num_kv_heads, plan.rows // options["BLOCK_R"])](
+        query_start, context_len_S, plan.first_slot_I, plan.chunk, out_TQD, plan.partial_NKMD, plan.lse_NKM,
+        out_TQD.stride(0),
+        Q=num_q_heads, K=num_kv_heads, D=head_dim, BLOCK_S=block_s, BLOCK_M=plan.rows, BLOCK_D=block_d,
+        **options,
+    )  # fmt: skip

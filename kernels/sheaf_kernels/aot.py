@@ -179,16 +179,27 @@ def row_variants() -> Iterator[Variant]:
 
 def sample_variants() -> Iterator[Variant]:
     for dtype, vocab in product(POINTER, (32000, 49152, 128256, 151936)):
+        chunked = {"V": vocab, "C": triton.cdiv(vocab, sample.CHUNK_V), "CHUNK_V": sample.CHUNK_V}
+        yield Variant(
+            sample.chunk_kernel, f"{SHORT[dtype]} V{vocab}",
+            {
+                "logits_ptr": POINTER[dtype], "temperature_ptr": "*fp32",
+                "best_ptr": "*fp32", "first_ptr": "*i32", "mass_ptr": "*fp32", "logits_stride": "i32",
+            },
+            {**chunked, "num_warps": 4},
+            dtype == torch.bfloat16 and vocab == 128256,
+        )  # fmt: skip
         yield Variant(
             sample.sample_kernel, f"{SHORT[dtype]} V{vocab}",
             {
                 "logits_ptr": POINTER[dtype], "temperature_ptr": "*fp32", "top_k_ptr": "*i32",
-                "top_p_ptr": "*fp64",
-                "uniform_ptr": "*fp64", "token_ptr": "*i64", "logits_stride": "i32",
+                "top_p_ptr": "*fp64", "uniform_ptr": "*fp64",
+                "best_ptr": "*fp32", "first_ptr": "*i32", "mass_ptr": "*fp32",
+                "token_ptr": "*i64", "logits_stride": "i32",
             },
             {
-                "V": vocab, "BLOCK_V": sample.MAX_BLOCK_V, "BITS": sample.DIGIT_BITS,
-                "num_warps": sample.NUM_WARPS,
+                **chunked, "BLOCK_C": next_power_of_2(chunked["C"]), "BLOCK_V": sample.MAX_BLOCK_V,
+                "BITS": sample.DIGIT_BITS, "num_warps": sample.NUM_WARPS,
             },
             dtype == torch.bfloat16 and vocab == 128256,
         )  # fmt: skip

@@ -10,18 +10,25 @@
 The cumulative order is descending probability where top-k or top-p filter, and token id where neither does.
 That is the order of the sampler on CPU: equal numbers u draw equal tokens there and here, but for rounding.
 
-All three steps are one question: where does a running total over the tokens in some order first exceed a
-target? (For top-k the total counts tokens, for top-p and the draw it adds probability.) ``search`` answers
-it. Each token has a 64-bit key, larger for tokens that come earlier: the logit's bits in an order that
-integers share, above the complement of the token id, which breaks ties. A pass over the row fixes two bits of
-the key: the totals of the four sub-ranges say in which one the target falls. It ends when one token is left,
-after about ten passes.
+Two launches. The first splits the vocabulary over programs: of each chunk of tokens it keeps the largest
+logit, the first token that has it, and the mass. The second has one program a row, which combines the chunks.
+That is all for greedy rows; a row that nothing filters finds the chunk in which its draw falls by the chunks'
+masses, and reads that chunk alone.
+
+Rows with top-k or top-p read the whole row again, many times, in that one program. Their steps are one
+question: where does a running total over the tokens in some order first exceed a target? (For top-k the total
+counts tokens, for top-p and the draw it adds probability.) ``search`` answers it. Each token has a key of 64
+bits, larger for tokens that come earlier: the logit's bits in an order that integers share, above the
+complement of the token id, which breaks ties. A pass over the row fixes two bits of the key: the totals of
+the four sub-ranges say in which one the target falls. It ends when one token is left, after about ten passes.
+top-k, top-p and the draw are a search each; a pass takes the row's bytes over what one multiprocessor can
+read.
 
 The kernel has no random state: u is an argument, a pure function of (seed, output position) that the
 caller computes, the same for every device.
 
 Shapes: S rows, V vocabulary.  logits_SV; temperature_S (float32), top_k_S (int32, 0 keeps all), top_p_S,
-uniform_S (float64); token_S (int64).
+uniform_S (float64); token_S (int64). C chunks: best_SC (float32), first_SC (int32), mass_SC (float32).
 Source: pivots instead of a sort as in FlashInfer, arXiv 2501.01005.
 """
 
@@ -33,8 +40,10 @@ from sheaf_kernels.checks import FLOATS, Checker
 from sheaf_kernels.numerics import INTERPRETED, next_power_of_2
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
-MAX_BLOCK_V = 1024
-NUM_WARPS = 8
+_LOWEST = tl.constexpr(-3.0e38)
+CHUNK_V = 1024  # tokens of a program of the first launch
+MAX_BLOCK_V = 2048  # tokens that a pass reads at a time
+NUM_WARPS = 16
 # Bits of the key that a pass over the row fixes. The interpreter pays by the operation, not by the element.
 DIGIT_BITS = 8 if INTERPRETED else 2
 
@@ -76,38 +85,78 @@ def sample_reference(
 
 
 @triton.jit
-def token_keys(logit, v, by_id):
-    """uint64 keys of tokens ``v``: larger for larger logits, then for lower ids; by id alone if ``by_id``."""
+def chunk_kernel(
+    logits_ptr, temperature_ptr, best_ptr, first_ptr, mass_ptr, logits_stride,
+    V: tl.constexpr, C: tl.constexpr, CHUNK_V: tl.constexpr,
+):  # fmt: skip
+    """One chunk of one row per program. Its mass is relative to its own largest logit."""
+    chunk = tl.program_id(0)
+    row = tl.program_id(1).to(tl.int64)
+    v = chunk * CHUNK_V + tl.arange(0, CHUNK_V)
+    logit = tl.load(logits_ptr + row * logits_stride + v, mask=v < V, other=float("-inf")).to(tl.float32)
+    best = tl.max(logit, axis=0)
+    to = row * C + chunk
+    tl.store(best_ptr + to, best)
+    tl.store(first_ptr + to, tl.min(tl.where(logit == best, v, V), axis=0))
+    temperature = tl.load(temperature_ptr + row)
+    if temperature > 0.0:
+        # A chunk may be banned as a whole, and -inf minus -inf is NaN.
+        mass = tl.exp2((logit - tl.maximum(best, _LOWEST)) * (_LOG2_E / temperature))
+        tl.store(mass_ptr + to, tl.sum(mass, axis=0))
+
+
+@triton.jit
+def draw_by_id(
+    row_ptr, mass_C, target, best, scale,
+    V: tl.constexpr, CHUNK_V: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The first token, by id, at which the running mass exceeds ``target``: the chunk first, then within."""
+    c = tl.arange(0, BLOCK_C)
+    # If rounding keeps the total below the target, it is the last with mass.
+    last_chunk = tl.max(tl.where(mass_C > 0, c, -1), axis=0)
+    beyond = (tl.cumsum(mass_C, axis=0) > target) & (mass_C > 0)
+    chunk = tl.minimum(tl.min(tl.where(beyond, c, BLOCK_C), axis=0), last_chunk)
+    before = tl.sum(tl.where(c < chunk, mass_C, 0.0), axis=0)
+    v = chunk * CHUNK_V + tl.arange(0, CHUNK_V)
+    logit = tl.load(row_ptr + v, mask=v < V, other=float("-inf")).to(tl.float32)
+    mass = tl.exp2((logit - best) * scale).to(tl.float64)
+    last = tl.max(tl.where(mass > 0, v, -1), axis=0)
+    beyond = (before + tl.cumsum(mass, axis=0) > target) & (mass > 0)
+    return tl.minimum(tl.min(tl.where(beyond, v, V), axis=0), last)
+
+
+@triton.jit
+def token_keys(logit, v):
+    """uint64 keys of tokens ``v``: larger for larger logits, then for lower ids."""
     logit = tl.where(logit == 0.0, 0.0, logit)  # -0.0 equals 0.0 but has other bits
     bits = logit.to(tl.int32, bitcast=True)
     # Negative floats order backwards: flip all bits but their sign, then move the whole range above zero.
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 0x80000000
-    ordered = tl.where(by_id, 0, ordered)
     return (ordered.to(tl.uint64) << 32) | (0xFFFFFFFF - v.to(tl.int64)).to(tl.uint64)
 
 
 @triton.jit
-def load_block(row_ptr, start, best, scale, by_id, V: tl.constexpr, BLOCK_V: tl.constexpr):
+def load_block(row_ptr, start, best, scale, V: tl.constexpr, BLOCK_V: tl.constexpr):
     """Keys, masses (float32, 1 for the likeliest token) and validity of BLOCK_V tokens."""
     v = start + tl.arange(0, BLOCK_V)
     valid = v < V
     logit = tl.load(row_ptr + v, mask=valid, other=float("-inf")).to(tl.float32)
-    return token_keys(logit, v, by_id), tl.exp2((logit - best) * scale), valid
+    return token_keys(logit, v), tl.exp2((logit - best) * scale), valid
 
 
 @triton.jit
-def mass_from(row_ptr, least, best, scale, by_id, V: tl.constexpr, BLOCK_V: tl.constexpr):
+def mass_from(row_ptr, least, best, scale, V: tl.constexpr, BLOCK_V: tl.constexpr):
     """The mass of the tokens whose key is at least ``least``, in float64."""
     acc = tl.zeros([BLOCK_V], tl.float32)
     for start in range(0, V, BLOCK_V):
-        key, mass, valid = load_block(row_ptr, start, best, scale, by_id, V, BLOCK_V)
+        key, mass, valid = load_block(row_ptr, start, best, scale, V, BLOCK_V)
         acc += tl.where(valid & (key >= least), mass, 0.0)
     return tl.sum(acc, axis=0).to(tl.float64)
 
 
 @triton.jit
 def search(
-    row_ptr, least, target, best, scale, by_id,
+    row_ptr, least, target, best, scale,
     COUNT: tl.constexpr, REACH: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """The token at which a total over the tokens, in descending order of key, exceeds ``target``.
@@ -128,7 +177,7 @@ def search(
         mass_acc = tl.zeros([D, BLOCK_V], tl.float32)
         count_acc = tl.zeros([D, BLOCK_V], tl.int32)
         for start in range(0, V, BLOCK_V):
-            key, mass, valid = load_block(row_ptr, start, best, scale, by_id, V, BLOCK_V)
+            key, mass, valid = load_block(row_ptr, start, best, scale, V, BLOCK_V)
             # Two shifts: one of 64 bits is undefined.
             inside = valid & (key >= least) & (mass > 0) & ((key >> width) >> BITS == (low >> width) >> BITS)
             digit = ((key >> width) & (D - 1)).to(tl.int32)
@@ -154,57 +203,61 @@ def search(
 
 @triton.jit
 def sample_kernel(
-    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, uniform_ptr, token_ptr, logits_stride,
-    V: tl.constexpr, BLOCK_V: tl.constexpr, BITS: tl.constexpr,
+    logits_ptr, temperature_ptr, top_k_ptr, top_p_ptr, uniform_ptr, best_ptr, first_ptr, mass_ptr,
+    token_ptr, logits_stride,
+    V: tl.constexpr, C: tl.constexpr, CHUNK_V: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_V: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """One row per program."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * logits_stride
     temperature = tl.load(temperature_ptr + row)
 
-    zero = tl.full([], 0, tl.uint64)
-    first_acc = tl.zeros([BLOCK_V], tl.uint64)
-    best_acc = tl.full([BLOCK_V], float("-inf"), tl.float32)
-    for start in range(0, V, BLOCK_V):
-        v = start + tl.arange(0, BLOCK_V)
-        logit = tl.load(row_ptr + v, mask=v < V, other=float("-inf")).to(tl.float32)
-        best_acc = tl.maximum(best_acc, logit)
-        first_acc = tl.maximum(first_acc, tl.where(v < V, token_keys(logit, v, False), zero))
+    c = tl.arange(0, BLOCK_C)
+    best_C = tl.load(best_ptr + row * C + c, mask=c < C, other=float("-inf"))
+    best = tl.max(best_C, axis=0)
     if temperature == 0.0:
-        first = tl.max(first_acc, axis=0)
-        tl.store(token_ptr + row, 0xFFFFFFFF - (first & 0xFFFFFFFF).to(tl.int64))
+        first_C = tl.load(first_ptr + row * C + c, mask=c < C, other=V)
+        tl.store(token_ptr + row, tl.min(tl.where(best_C == best, first_C, V), axis=0).to(tl.int64))
         return
-    best = tl.max(best_acc, axis=0)
     scale = _LOG2_E / temperature
+    mass_C = tl.load(mass_ptr + row * C + c, mask=c < C, other=0.0) * tl.exp2((best_C - best) * scale)
+    mass_C = mass_C.to(tl.float64)
+    kept = tl.sum(mass_C, axis=0)
+    uniform = tl.load(uniform_ptr + row)
 
     top_k = tl.load(top_k_ptr + row)
     top_p = tl.load(top_p_ptr + row)
     top_k = tl.where((top_k <= 0) | (top_k > V), V, top_k)
-    by_id = (top_k == V) & (top_p >= 1.0)
-    least = zero
+    if (top_k == V) & (top_p >= 1.0):
+        token = draw_by_id(row_ptr, mass_C, uniform * kept, best, scale, V, CHUNK_V, BLOCK_C)
+        tl.store(token_ptr + row, token.to(tl.int64))
+        return
+    least = tl.full([], 0, tl.uint64)
     if top_k < V:
         least, _ = search(
-            row_ptr, least, (top_k - 1).to(tl.float64), best, scale, by_id,
+            row_ptr, least, (top_k - 1).to(tl.float64), best, scale,
             COUNT=True, REACH=False, V=V, BLOCK_V=BLOCK_V, BITS=BITS,
         )  # fmt: skip
-    kept = mass_from(row_ptr, least, best, scale, by_id, V, BLOCK_V)
+        kept = mass_from(row_ptr, least, best, scale, V, BLOCK_V)
     if top_p < 1.0:
         low, _ = search(
-            row_ptr, least, top_p * kept, best, scale, by_id,
+            row_ptr, least, top_p * kept, best, scale,
             COUNT=False, REACH=True, V=V, BLOCK_V=BLOCK_V, BITS=BITS,
         )  # fmt: skip
         # The sub-range may reach below what top-k kept.
         least = tl.maximum(least, low)
-        kept = mass_from(row_ptr, least, best, scale, by_id, V, BLOCK_V)
+        kept = mass_from(row_ptr, least, best, scale, V, BLOCK_V)
 
     low, shift = search(
-        row_ptr, least, tl.load(uniform_ptr + row) * kept, best, scale, by_id,
+        row_ptr, least, uniform * kept, best, scale,
         COUNT=False, REACH=False, V=V, BLOCK_V=BLOCK_V, BITS=BITS,
     )  # fmt: skip
+    zero = tl.full([], 0, tl.uint64)
     found_acc = tl.zeros([BLOCK_V], tl.uint64)
     width = shift.to(tl.uint64)
     for start in range(0, V, BLOCK_V):
-        key, mass, valid = load_block(row_ptr, start, best, scale, by_id, V, BLOCK_V)
+        key, mass, valid = load_block(row_ptr, start, best, scale, V, BLOCK_V)
         match = valid & (key >= least) & (mass > 0) & (key >> width == low >> width)
         found_acc = tl.maximum(found_acc, tl.where(match, key, zero))
     found = tl.max(found_acc, axis=0)
@@ -231,9 +284,18 @@ def sample(
     token_S = torch.empty(check["S"], dtype=torch.int64, device=logits_SV.device)
     if check["S"] == 0:
         return token_S
-    sample_kernel[(check["S"],)](
-        logits_SV, temperature_S, top_k_S, top_p_S, uniform_S, token_S, logits_SV.stride(0),
-        V=check["V"], BLOCK_V=min(next_power_of_2(check["V"]), MAX_BLOCK_V),
-        BITS=DIGIT_BITS, num_warps=NUM_WARPS,
+    rows, vocab = check["S"], check["V"]
+    chunks = triton.cdiv(vocab, CHUNK_V)
+    best_SC, mass_SC = torch.empty(2, rows, chunks, dtype=torch.float32, device=logits_SV.device)
+    first_SC = torch.empty(rows, chunks, dtype=torch.int32, device=logits_SV.device)
+    chunk_kernel[(chunks, rows)](
+        logits_SV, temperature_S, best_SC, first_SC, mass_SC, logits_SV.stride(0),
+        V=vocab, C=chunks, CHUNK_V=CHUNK_V, num_warps=4,
+    )  # fmt: skip
+    sample_kernel[(rows,)](
+        logits_SV, temperature_S, top_k_S, top_p_S, uniform_S, best_SC, first_SC, mass_SC,
+        token_S, logits_SV.stride(0),
+        V=vocab, C=chunks, CHUNK_V=CHUNK_V, BLOCK_C=next_power_of_2(chunks),
+        BLOCK_V=min(next_power_of_2(vocab), MAX_BLOCK_V), BITS=DIGIT_BITS, num_warps=NUM_WARPS,
     )  # fmt: skip
     return token_S

@@ -63,6 +63,17 @@ def sampled(op: ModuleType) -> None:
     check_sample(26, 12, F32, "cpu", op, seed=1)
 
 
+def sampled_in_chunks(op: ModuleType) -> None:
+    size, op.CHUNK_V = op.CHUNK_V, 4
+    try:
+        check_sample(26, 11, F32, "cpu", op, seed=1)
+        # Equal logits within a chunk, and in two.
+        tied, zero = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0, 0.0]]), torch.zeros(1)
+        assert op.sample(tied, zero, zero.int(), zero.double() + 1, zero.double()).tolist() == [1]
+    finally:
+        op.CHUNK_V = size
+
+
 def mutate(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
     source = inspect.getsource(module)
     assert source.count(old) == 1, f"{old!r} occurs {source.count(old)} times in {module.__name__}"
@@ -145,8 +156,16 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("negative logits in float order", sample, sampled, "(bits ^ ((bits >> 31) & 0x7FFFFFFF))", "bits"),
     ("negative zero below zero", sample, sampled, "logit = tl.where(logit == 0.0, 0.0, logit)", "pass"),
     ("ties to the highest id", sample, sampled, "(0xFFFFFFFF - v.to(tl.int64)).to(tl.uint64)", "(v.to(tl.int64)).to(tl.uint64)"),
-    ("always drawn by probability", sample, sampled, "by_id = (top_k == V) & (top_p >= 1.0)", "by_id = (top_k == V) & (top_p >= 2.0)"),
+    ("always drawn by probability", sample, sampled, "if (top_k == V) & (top_p >= 1.0):", "if (top_k == V) & (top_p >= 2.0):"),
     ("mass above forgotten", sample, sampled, "above += tl.sum(", "above += 0 * tl.sum("),
+    ("vocabulary chunk lost", sample, sampled_in_chunks, "best_C = tl.load(best_ptr + row * C + c, mask=c < C,", "best_C = tl.load(best_ptr + row * C + c, mask=c < C - 1,"),
+    ("mass of a vocabulary chunk lost", sample, sampled_in_chunks, "mass_C = tl.load(mass_ptr + row * C + c, mask=c < C,", "mass_C = tl.load(mass_ptr + row * C + c, mask=c < C - 1,"),
+    ("tie to the last chunk", sample, sampled_in_chunks, "tl.min(tl.where(best_C == best, first_C, V), axis=0)", "tl.max(tl.where(best_C == best, first_C, -1), axis=0)"),
+    ("tie to the last of a chunk", sample, sampled_in_chunks, "tl.min(tl.where(logit == best, v, V), axis=0)", "tl.max(tl.where(logit == best, v, -1), axis=0)"),
+    ("chunks of another row", sample, sampled_in_chunks, "to = row * C + chunk", "to = chunk"),
+    ("chunk masses of unequal scale", sample, sampled_in_chunks, " * tl.exp2((best_C - best) * scale)", ""),
+    ("chunk masses without temperature", sample, sampled_in_chunks, "* (_LOG2_E / temperature))", "* _LOG2_E)"),
+    ("mass of earlier chunks forgotten", sample, sampled_in_chunks, "(before + tl.cumsum(mass, axis=0) > target)", "(tl.cumsum(mass, axis=0) > target)"),
     ("gate and up swapped", swiglu, gated, "y = gate / (1.0 + tl.exp(-gate)) * up", "y = up / (1.0 + tl.exp(-up)) * gate"),
     ("sigmoid without the gate", swiglu, gated, "y = gate / (", "y = 1.0 / ("),
 ]  # fmt: skip
@@ -185,9 +204,10 @@ def test_parity_check_kills(
         (rope_kv_write, rope),
         (rms_norm, norm),
         (sample, sampled),
+        (sample, sampled_in_chunks),
         (swiglu, gated),
     ],
-    ids=["decode", "prefill", "chunked", "rope", "norm", "sample", "swiglu"],
+    ids=["decode", "prefill", "chunked", "rope", "norm", "sample", "chunks", "swiglu"],
 )
 def test_parity_check_passes_the_original(module: ModuleType, check: Callable[[ModuleType], None]) -> None:
     check(module)

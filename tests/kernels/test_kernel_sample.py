@@ -25,6 +25,27 @@ def test_sample_over_several_blocks() -> None:
     check_sample(13, 2 * MAX_BLOCK_V + 5, torch.float32, "cpu")
 
 
+@pytest.mark.parametrize(("vocab", "size"), [(199, 64), (50, 1), (64, 16)])
+def test_sample_over_chunks(monkeypatch: pytest.MonkeyPatch, vocab: int, size: int) -> None:
+    monkeypatch.setattr("sheaf_kernels.sample.CHUNK_V", size)
+    check_sample(13, vocab, torch.float16, "cpu")
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2.0**-53])
+def test_chunks_without_mass_are_never_drawn(monkeypatch: pytest.MonkeyPatch, uniform: float) -> None:
+    monkeypatch.setattr("sheaf_kernels.sample.CHUNK_V", 2)
+    logits = torch.full((1, 9), -torch.inf)
+    logits[0, 4] = 1.0
+    one = torch.ones(1)
+    args = (
+        one,
+        torch.zeros(1, dtype=torch.int32),
+        one.double(),
+        torch.tensor([uniform], dtype=torch.float64),
+    )
+    assert sample(logits, *args).tolist() == [4]
+
+
 @pytest.mark.parametrize("vocab", [4, 16, 17])
 def test_sample_from_small_vocabularies(vocab: int) -> None:
     check_sample(13, vocab, torch.float32, "cpu")
@@ -80,11 +101,13 @@ def test_distribution(params: dict[str, float], want: list[float]) -> None:
     assert sample(*(a[:6] for a in args)).tolist() == tokens[:6].tolist()
 
 
-def test_greedy_takes_the_lowest_of_equals() -> None:
-    logits = torch.tensor([[1.0, 3.0, 3.0, -1.0], [-2.0, -1.0, -1.0, -3.0]])
-    zeros = torch.zeros(2)
+@pytest.mark.parametrize("size", [1, 2, 1024])
+def test_greedy_takes_the_lowest_of_equals(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr("sheaf_kernels.sample.CHUNK_V", size)
+    logits = torch.tensor([[1.0, 3.0, 3.0, -1.0], [-2.0, -1.0, -1.0, -3.0], [-0.0, 0.0, -0.0, -1.0]])
+    zeros = torch.zeros(3)
     args = (zeros, zeros.int(), zeros.double() + 1, zeros.double())
-    assert sample(logits, *args).tolist() == [1, 1]
+    assert sample(logits, *args).tolist() == [1, 1, 0]
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -155,7 +155,7 @@ def test_plan_lists_every_split_once(
     assert slots[-1] <= len(plan.lse_NKM)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=7, deadline=None)
 @given(data=st.data())
 def test_attention_of_any_chunks(data: st.DataObject) -> None:
     chunks = data.draw(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 130)), min_size=1, max_size=4))

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from model_folders import byte_level, write_folder
-from sheaf_e2e.choose import open_cluster
-from sheaf_e2e.cluster import Cluster
-from sheaf_e2e.faults import Faults
-from sheaf_e2e.local import LocalCluster
-from sheaf_e2e.model import demo_model
+from sheaf_e2e.cluster.base import Cluster
+from sheaf_e2e.cluster.choose import open_cluster
+from sheaf_e2e.cluster.local import LocalCluster
+from sheaf_e2e.setup.model import demo_model
+from sheaf_e2e.testing.faults import Faults
 from tiny_llama import write_tiny_llama
 
 LOGS = Path(__file__).resolve().parents[2] / ".run" / "e2e-logs"

@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import OPERATOR, OPERATOR_LABELS, OPERATOR_NAMESPACE, Cluster
-from sheaf_e2e.launcher import CHECKOUT
-from sheaf_e2e.release import CHART
+from sheaf_e2e.cluster.api import Object
+from sheaf_e2e.cluster.base import OPERATOR, OPERATOR_LABELS, OPERATOR_NAMESPACE, Cluster
+from sheaf_e2e.cluster.release import CHART
+from sheaf_e2e.machine.launcher import CHECKOUT
 
 pytestmark = pytest.mark.cluster
 API = "sheaf.dev/v1alpha1"

@@ -7,9 +7,9 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from sheaf_e2e.api import ApiError, Object
-from sheaf_e2e.cluster import Cluster
-from sheaf_e2e.launcher import CHECKOUT
+from sheaf_e2e.cluster.api import ApiError, Object
+from sheaf_e2e.cluster.base import Cluster
+from sheaf_e2e.machine.launcher import CHECKOUT
 
 pytestmark = pytest.mark.cluster
 API = "sheaf.dev/v1alpha1"

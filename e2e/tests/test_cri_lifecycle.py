@@ -12,8 +12,8 @@ from pathlib import Path
 
 import grpc
 import pytest
-from sheaf_e2e.cri import proto
 from sheaf_e2e.cri.testing import pb, running_node, until
+from sheaf_e2e.setup import cri_api
 
 GRACEFUL = r"""
 import os, signal, time
@@ -324,7 +324,7 @@ def test_a_second_runtime_on_the_same_folder_is_refused(node):
 def test_as_an_unprivileged_user(tmp_path_factory):
     nobody = 65534
     cache = Path(tmp_path_factory.mktemp("cache"))
-    shutil.copytree(proto.ensure(), cache / proto.ensure().name)
+    shutil.copytree(cri_api.ensure(), cache / cri_api.ensure().name)
     for folder in itertools.takewhile(lambda f: f != Path(tempfile.gettempdir()), (cache, *cache.parents)):
         folder.chmod(0o755)
     with running_node(uid=nobody, env={"SHEAF_CACHE": str(cache), "HOME": "/nonexistent"}) as node:

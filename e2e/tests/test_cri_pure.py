@@ -5,15 +5,15 @@ from ipaddress import IPv4Network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sheaf_e2e.cri import proto
 from sheaf_e2e.cri.images import DEFAULT_UID, parse_images
 from sheaf_e2e.cri.launcher import Root, Spec
 from sheaf_e2e.cri.logs import MAX_LINE, ContainerLog, format_entries, timestamp
 from sheaf_e2e.cri.network import AddressPool, link_name
 from sheaf_e2e.cri.rootfs import Mount
 from sheaf_e2e.cri.spec import container_env, container_spec, write_pod_files
+from sheaf_e2e.setup import cri_api
 
-pb, _ = proto.load()
+pb, _ = cri_api.load()
 T = b"2026-01-02T03:04:05.000000006Z"
 
 

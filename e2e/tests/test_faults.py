@@ -11,12 +11,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import Cluster
-from sheaf_e2e.deployed import Deployed, manifest, scaling
-from sheaf_e2e.faults import Faults
-from sheaf_e2e.streams import Streams
-from sheaf_e2e.waiting import wait_until
+from sheaf_e2e.cluster.api import Object
+from sheaf_e2e.cluster.base import Cluster
+from sheaf_e2e.testing.deployed import Deployed, manifest, scaling
+from sheaf_e2e.testing.faults import Faults
+from sheaf_e2e.testing.streams import Streams
+from sheaf_e2e.testing.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 ISVC = ("serving.kserve.io/v1beta1", "InferenceService")

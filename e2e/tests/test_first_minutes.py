@@ -18,16 +18,16 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
-from sheaf_e2e import binaries, golang
 from sheaf_e2e.cache import cache_root, locked
 from sheaf_e2e.demo import alone
 from sheaf_e2e.demo.console import Console
-from sheaf_e2e.launcher import CHECKOUT, Launcher
+from sheaf_e2e.machine.launcher import CHECKOUT, Launcher
 from sheaf_e2e.obstacles import Obstacle, require_room
-from sheaf_e2e.waiting import wait_until
+from sheaf_e2e.setup import binaries, golang
+from sheaf_e2e.testing.waiting import wait_until
 
 DEMO = [sys.executable, "-m", "sheaf_e2e.demo"]
-BUILD = [sys.executable, "-m", "sheaf_e2e.binaries"]
+BUILD = [sys.executable, "-m", "sheaf_e2e.setup.binaries"]
 ANSWER = "The capital of France is Paris."
 NOTHING: Mapping[str, str] = MappingProxyType({})
 # Compiles until it is told to stop; then the program is half written.
@@ -115,7 +115,7 @@ def assert_nothing_left(scratch: Path) -> None:
 
 
 @pytest.mark.parametrize("cache", ["/proc/cache", "/etc/passwd/cache"])
-@pytest.mark.parametrize("program", ["demo", "model", "binaries", "up"])
+@pytest.mark.parametrize("program", ["demo", "setup.model", "setup.binaries", "cluster.up"])
 def test_an_unwritable_cache_is_one_line(program: str, cache: str, scratch: Path) -> None:
     done = run(
         [sys.executable, "-m", f"sheaf_e2e.{program}"],
@@ -137,7 +137,9 @@ def test_a_read_only_cache_is_one_line(scratch: Path) -> None:
 
 
 def test_a_read_only_cache_that_has_everything_is_enough(scratch: Path) -> None:
-    program = "from sheaf_e2e import binaries, model; print(binaries.find_or_build(), model.demo_model())"
+    program = (
+        "from sheaf_e2e.setup import binaries, model; print(binaries.find_or_build(), model.demo_model())"
+    )
     prepare = f"mount --rbind -o ro {cache_root()} {scratch} && mount -o remount,bind,ro {scratch}"
     code, output = run_inside(prepare, [sys.executable, "-c", program], {"SHEAF_CACHE": str(scratch)})
     assert code == 0, output
@@ -365,7 +367,7 @@ def test_what_was_compiled_is_kept_until_everything_is_built(
     assert kept.exists()
     monkeypatch.setattr(binaries, "_build_control_plane", lambda folder, report: None)
     monkeypatch.setattr(binaries, "_build_kserve", lambda folder, report: None)
-    monkeypatch.setattr(binaries.proto, "ensure", lambda report: binaries.proto.folder().mkdir())
+    monkeypatch.setattr(binaries.cri_api, "ensure", lambda report: binaries.cri_api.folder().mkdir())
     binaries.find_or_build()
     assert not kept.exists()
     assert not binaries.anything_to_build()

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import Cluster
-from sheaf_e2e.faults import Faults
+from sheaf_e2e.cluster.api import Object
+from sheaf_e2e.cluster.base import Cluster
+from sheaf_e2e.testing.faults import Faults
 
 pytestmark = pytest.mark.cluster
 API = "sheaf.dev/v1alpha1"

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sheaf_e2e.cluster import Cluster
-from sheaf_e2e.deployed import Deployed, evict, manifest, scaling
-from sheaf_e2e.streams import Streams
+from sheaf_e2e.cluster.base import Cluster
+from sheaf_e2e.testing.deployed import Deployed, evict, manifest, scaling
+from sheaf_e2e.testing.streams import Streams
 
 pytestmark = pytest.mark.cluster
 RATE = 5.0  # requests per second

@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import OPERATOR, OPERATOR_NAMESPACE, Cluster
-from sheaf_e2e.deployed import API, KIND, Deployed, conditions, manifest
-from sheaf_e2e.faults import Faults
-from sheaf_e2e.launcher import CHECKOUT
-from sheaf_e2e.local import LocalCluster
-from sheaf_e2e.waiting import wait_until
+from sheaf_e2e.cluster.api import Object
+from sheaf_e2e.cluster.base import OPERATOR, OPERATOR_NAMESPACE, Cluster
+from sheaf_e2e.cluster.local import LocalCluster
+from sheaf_e2e.machine.launcher import CHECKOUT
+from sheaf_e2e.testing.deployed import API, KIND, Deployed, conditions, manifest
+from sheaf_e2e.testing.faults import Faults
+from sheaf_e2e.testing.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 SERVICE = "serving.kserve.io/v1beta1"

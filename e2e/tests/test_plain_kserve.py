@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import yaml
-from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import Cluster
-from sheaf_e2e.launcher import CHECKOUT
+from sheaf_e2e.cluster.api import Object
+from sheaf_e2e.cluster.base import Cluster
+from sheaf_e2e.machine.launcher import CHECKOUT
 
 pytestmark = pytest.mark.cluster
 SERVICE = "serving.kserve.io/v1beta1"

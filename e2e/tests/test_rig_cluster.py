@@ -7,12 +7,12 @@ from typing import Any
 
 import httpx
 import pytest
-from sheaf_e2e.api import ApiError, Object
-from sheaf_e2e.cluster import Cluster, CommandFailed
-from sheaf_e2e.external import ExternalCluster
-from sheaf_e2e.faults import Faults
-from sheaf_e2e.local import LocalCluster
-from sheaf_e2e.waiting import wait_until
+from sheaf_e2e.cluster.api import ApiError, Object
+from sheaf_e2e.cluster.base import Cluster, CommandFailed
+from sheaf_e2e.cluster.external import ExternalCluster
+from sheaf_e2e.cluster.local import LocalCluster
+from sheaf_e2e.testing.faults import Faults
+from sheaf_e2e.testing.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sheaf_e2e.launcher import ComponentFailed, Launcher
-from sheaf_e2e.waiting import wait_until
+from sheaf_e2e.machine.launcher import ComponentFailed, Launcher
+from sheaf_e2e.testing.waiting import wait_until
 
 # A process that is hard to get rid of: it ignores polite signals and has children in a session of their own.
 STUBBORN = """
@@ -81,7 +81,7 @@ def test_nothing_is_left_after_stop() -> None:
 def test_nothing_is_left_when_killed(victim: str) -> None:
     program = f"""
 import sys, time
-from sheaf_e2e.launcher import Launcher
+from sheaf_e2e.machine.launcher import Launcher
 launcher = Launcher()
 launcher.start("stubborn", [sys.executable, "-c", {STUBBORN!r}, str(launcher.folder)])
 launcher.wait_ready("stubborn", lambda: "up" in launcher.log_tail("stubborn"), 10)
@@ -184,7 +184,7 @@ def test_refused_namespaces_say_what_to_do_instead(launcher: Launcher) -> None:
     """On a machine that forbids user namespaces, here made by a limit inside of our own."""
     program = """
 from pathlib import Path
-from sheaf_e2e.launcher import Launcher, NamespaceUnavailable
+from sheaf_e2e.machine.launcher import Launcher, NamespaceUnavailable
 Path('/proc/sys/user/max_user_namespaces').write_text('0')
 try:
     Launcher()

@@ -8,9 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from sheaf_e2e import binaries, control_plane, golang, node
 from sheaf_e2e.cache import build_once
+from sheaf_e2e.cluster import control_plane, node
 from sheaf_e2e.progress import Progress
+from sheaf_e2e.setup import binaries, golang
 
 
 @pytest.mark.parametrize(

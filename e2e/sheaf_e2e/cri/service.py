@@ -10,11 +10,11 @@ from typing import Any
 
 import grpc
 
-from sheaf_e2e.cri import proto
 from sheaf_e2e.cri.runtime import Container, NotFound, Pod, Refused, Runtime, State
 from sheaf_e2e.cri.stats import container_stats, pod_stats
+from sheaf_e2e.setup import cri_api
 
-pb, rpc = proto.load()
+pb, rpc = cri_api.load()
 log = logging.getLogger("cri.service")
 
 RUNTIME_NAME = "sheaf"

@@ -3,11 +3,11 @@
 import time
 from typing import Any
 
-from sheaf_e2e.cri import proto
 from sheaf_e2e.cri.runtime import Container, Pod, State
 from sheaf_e2e.cri.usage import Usage, measure
+from sheaf_e2e.setup import cri_api
 
-pb, _ = proto.load()
+pb, _ = cri_api.load()
 
 
 def _usage(container: Container) -> Usage:

@@ -17,9 +17,9 @@ from typing import Any
 
 import grpc
 
-from sheaf_e2e.cri import proto
+from sheaf_e2e.setup import cri_api
 
-pb, rpc = proto.load()
+pb, rpc = cri_api.load()
 
 E2E = Path(__file__).parents[2]
 NODE_ADDRESS = "172.30.0.1"

@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 
-from sheaf_e2e.choose import KUBECONFIG_VARIABLE, open_cluster
-from sheaf_e2e.cluster import CommandFailed
+from sheaf_e2e.cluster.base import CommandFailed
+from sheaf_e2e.cluster.choose import KUBECONFIG_VARIABLE, open_cluster
 from sheaf_e2e.demo import alone, first, story
 from sheaf_e2e.demo.console import Console
 from sheaf_e2e.demo.picture import draw
-from sheaf_e2e.launcher import CHECKOUT, ComponentFailed
-from sheaf_e2e.model import demo_model
+from sheaf_e2e.machine.launcher import CHECKOUT, ComponentFailed
 from sheaf_e2e.obstacles import command, require_room, temporary_folder
+from sheaf_e2e.setup.model import demo_model
 
 PICTURE = CHECKOUT / ".run" / "demo.svg"
 _SCRATCH_BYTES = 500_000_000  # etcd, logs, pods

@@ -25,6 +25,7 @@ class Console:
         self._doing = ""
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._speaker = threading.Thread(target=self._keep_speaking, daemon=True)
 
     def _style(self, code: str, text: str) -> str:
         return f"{code}{text}{_OFF}" if self._colour else text
@@ -59,13 +60,14 @@ class Console:
         self._print(text, end="")
 
     def __enter__(self) -> Console:
-        threading.Thread(target=self._keep_speaking, daemon=True).start()
+        self._speaker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        self._speaker.join()  # a thread that prints while the interpreter ends aborts it
 
     def _keep_speaking(self) -> None:
         while not self._ended.wait(max(0.1, self._spoke + self._quiet - time.monotonic())):

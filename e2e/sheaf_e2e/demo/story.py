@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 
 import openai
 import yaml
 from loadgen import Outcome, summarize
 
-from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import OPERATOR, OPERATOR_NAMESPACE, Cluster
+from sheaf_e2e.cluster.api import Object
+from sheaf_e2e.cluster.base import OPERATOR, OPERATOR_NAMESPACE, Cluster
 from sheaf_e2e.demo.console import Console
 from sheaf_e2e.demo.load import OpenLoop
 from sheaf_e2e.demo.watch import API_VERSION, KIND, Follower, Recording, condition
-from sheaf_e2e.launcher import CHECKOUT
+from sheaf_e2e.machine.launcher import CHECKOUT
 
 SAMPLE = CHECKOUT / "manifests" / "samples" / "smollm2.yaml"
 QUESTION = "What is the capital of France?"
@@ -111,17 +113,31 @@ def ask(base_url: str, model: str, console: Console) -> str:
 
 
 class Users(threading.Thread):
-    """The open-loop load in a thread with an event loop of its own. ``rate`` may be changed at any time."""
+    """The open-loop load in a thread with an event loop of its own. ``rate`` may be changed at any time.
+
+    To be used as a context manager: whatever is still under way at its end is given up.
+    """
 
     def __init__(self, base_url: str, model: str, rate: float) -> None:
         super().__init__(daemon=True)
         self.rate = rate
         self.error: BaseException | None = None
         self._stop_sending: Callable[[], object] = lambda: None
+        self._give_up: Callable[[], object] = lambda: None
         self._started = threading.Event()
         self._loop = OpenLoop(f"{base_url}/v1", model, MAX_TOKENS, lambda: self.rate)
+
+    def __enter__(self) -> Users:
         self.start()
         self._started.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            self._give_up()
+        self.join()
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -129,8 +145,10 @@ class Users(threading.Thread):
 
     def run(self) -> None:
         async def main() -> None:
-            stop, loop = asyncio.Event(), asyncio.get_running_loop()
+            stop, loop, load = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+            assert load is not None
             self._stop_sending = lambda: loop.call_soon_threadsafe(stop.set)
+            self._give_up = lambda: loop.call_soon_threadsafe(load.cancel)
             self._started.set()
             await self._loop.run(stop)
 
@@ -163,9 +181,11 @@ def scale_up_and_down(
     def wanted(count: int) -> Callable[[Object], bool]:
         return lambda o: o.get("status", {}).get("autoscaling", {}).get("desired") == count
 
-    with Follower(cluster, metadata["name"], metadata["namespace"], console) as follower:
+    with (
+        Follower(cluster, metadata["name"], metadata["namespace"], console) as follower,
+        Users(base_url, model, LOAD_RATE) as users,
+    ):
         console.say(f"open loop: {LOAD_RATE:g} requests/s of {MAX_TOKENS} tokens each")
-        users = Users(base_url, model, LOAD_RATE)
         grow_until(lambda: follower.wait(wanted(most), LOAD_STEP), users, console)
         there = follower.wait(available(most), RUSH_SECONDS)
         users.rate = TRICKLE_RATE

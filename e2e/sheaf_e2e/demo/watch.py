@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import Cluster
+from sheaf_e2e.cluster.api import Object
+from sheaf_e2e.cluster.base import Cluster
 from sheaf_e2e.demo.console import Console
 
 API_VERSION, KIND = "sheaf.dev/v1alpha1", "LLMDeployment"

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sheaf_e2e.cluster import Cluster
-from sheaf_e2e.external import ExternalCluster
-from sheaf_e2e.local import LocalCluster
+from sheaf_e2e.cluster.base import Cluster
+from sheaf_e2e.cluster.external import ExternalCluster
+from sheaf_e2e.cluster.local import LocalCluster
 from sheaf_e2e.progress import Report, to_stderr
 
 KUBECONFIG_VARIABLE = "SHEAF_E2E_KUBECONFIG"

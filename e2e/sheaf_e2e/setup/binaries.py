@@ -20,13 +20,12 @@ from typing import Any
 
 import yaml
 
-from sheaf_e2e import golang
 from sheaf_e2e.cache import REMEDY, build_once, cache_root, locked
-from sheaf_e2e.cri import proto
 from sheaf_e2e.obstacles import command, require_room, require_writable
 from sheaf_e2e.progress import Report
+from sheaf_e2e.setup import cri_api, golang
 
-GO_MODULES = Path(__file__).resolve().parents[1] / "go"
+GO_MODULES = Path(__file__).resolve().parents[2] / "go"
 KUBERNETES_VERSION = "v1.36.3"
 KSERVE_MODULE = "github.com/kserve/kserve"
 PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
@@ -66,7 +65,7 @@ def find_or_build(report: Report | None = None) -> Binaries:
 
 def anything_to_build() -> bool:
     """Whether ``find_or_build`` would take minutes."""
-    wanted = [_folder("kserve", "kserve"), proto.folder()]
+    wanted = [_folder("kserve", "kserve"), cri_api.folder()]
     if len(_programs()) < len(PROGRAMS):
         wanted.append(_folder("kubernetes", "control-plane"))
     return not all(folder.is_dir() for folder in wanted)
@@ -88,7 +87,7 @@ def _build(report: Report | None) -> None:
         target = _folder("kubernetes", "control-plane")
         build_once(target, lambda folder: _build_control_plane(folder, report), report)
     build_once(_folder("kserve", "kserve"), lambda folder: _build_kserve(folder, report), report)
-    proto.ensure(report)
+    cri_api.ensure(report)
     golang.forget()
 
 

@@ -17,10 +17,10 @@ from typing import Self
 
 import yaml
 
-from sheaf_e2e.api import Api, Object
-from sheaf_e2e.launcher import CHECKOUT
+from sheaf_e2e.cluster.api import Api, Object
+from sheaf_e2e.cluster.release import Helm
+from sheaf_e2e.machine.launcher import CHECKOUT
 from sheaf_e2e.progress import Report, to_stderr
-from sheaf_e2e.release import Helm
 
 OPERATOR_NAMESPACE = "sheaf-system"
 OPERATOR = "sheaf-operator"

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sheaf_e2e.cache import REMEDY, cache_root
-from sheaf_e2e.namespace import die_with_parent
+from sheaf_e2e.machine.namespace import die_with_parent
 from sheaf_e2e.obstacles import Obstacle
 from sheaf_e2e.progress import Progress, Report
 

@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sheaf_e2e import golang
 from sheaf_e2e.cache import build_once, cache_root
 from sheaf_e2e.progress import Report
+from sheaf_e2e.setup import golang
 
 GO_MOD = Path(__file__).parents[2] / "go" / "control-plane" / "go.mod"
 PROTO = Path("pkg/apis/runtime/v1/api.proto")

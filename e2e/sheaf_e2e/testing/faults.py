@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 import grpc
 
-from sheaf_e2e import kserve
-from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import OPERATOR, OPERATOR_LABELS, OPERATOR_NAMESPACE
-from sheaf_e2e.cri import proto
-from sheaf_e2e.launcher import python
-from sheaf_e2e.local import LocalCluster
-from sheaf_e2e.namespace import NODE_IP
+from sheaf_e2e.cluster import kserve
+from sheaf_e2e.cluster.api import Object
+from sheaf_e2e.cluster.base import OPERATOR, OPERATOR_LABELS, OPERATOR_NAMESPACE
+from sheaf_e2e.cluster.local import LocalCluster
+from sheaf_e2e.machine.launcher import python
+from sheaf_e2e.machine.namespace import NODE_IP
+from sheaf_e2e.setup import cri_api
 
 
 class Faults:
@@ -125,7 +125,7 @@ class Faults:
         identities = [s["containerID"].partition("://")[2] for s in statuses if "running" in s["state"]]
         if not identities:
             raise LookupError(f"no container of pod {namespace}/{pod} is running")
-        messages, stubs = proto.load()
+        messages, stubs = cri_api.load()
         with grpc.insecure_channel(f"unix:{self._launcher.folder / 'node' / 'cri.sock'}") as channel:
             runtime = stubs.RuntimeServiceStub(channel)
             answers = [

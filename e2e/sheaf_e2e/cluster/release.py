@@ -8,7 +8,7 @@ from typing import Any
 
 from helm_python import Config
 
-from sheaf_e2e.launcher import CHECKOUT
+from sheaf_e2e.machine.launcher import CHECKOUT
 
 CHART = CHECKOUT / "charts" / "sheaf"
 RELEASE = "sheaf"

@@ -1,4 +1,4 @@
-"""Waiting for what cannot be watched; for Kubernetes objects there is :meth:`sheaf_e2e.api.Api.wait_for`."""
+"""Waiting for what cannot be watched; for Kubernetes objects there is ``Api.wait_for``."""
 
 from __future__ import annotations
 

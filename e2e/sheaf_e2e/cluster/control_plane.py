@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from sheaf_e2e.api import Api
-from sheaf_e2e.binaries import Binaries
-from sheaf_e2e.launcher import Launcher
-from sheaf_e2e.namespace import NODE_IP, NODE_NAME
+from sheaf_e2e.cluster.api import Api
+from sheaf_e2e.machine.launcher import Launcher
+from sheaf_e2e.machine.namespace import NODE_IP, NODE_NAME
+from sheaf_e2e.setup.binaries import Binaries
 
 API_PORT = 6443
 SERVICE_NETWORK = "10.96.0.0/16"

@@ -1,8 +1,8 @@
 """Process 1 of the local cluster's namespace: starts, signals and reaps processes, carries connections in.
 
-``python -m sheaf_e2e.supervisor CONTROL_FD RUN_FOLDER`` is started by :class:`sheaf_e2e.launcher.Launcher`.
-It enters the namespaces and forks. The parent, the keeper, stays outside of the mounts, waits and removes
-the run folder; the child is process 1 inside. The launcher never sends bytes over the control socket, only
+``python -m sheaf_e2e.machine.supervisor CONTROL_FD RUN_FOLDER`` is started by a ``Launcher``. It
+enters the namespaces and forks. The parent, the keeper, stays outside of the mounts, waits and removes the
+run folder; the child is process 1 inside. The launcher never sends bytes over the control socket, only
 one end of a new socket pair for each call, so calls are independent of each other; when the launcher goes,
 however it goes, the control socket ends, process 1 exits and everything inside is gone.
 """
@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sheaf_e2e import namespace
-from sheaf_e2e.relay import Relay
+from sheaf_e2e.machine import namespace
+from sheaf_e2e.machine.relay import Relay
 
 MAX_MESSAGE = 1 << 20
 

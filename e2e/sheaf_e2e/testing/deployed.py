@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 
-from sheaf_e2e.api import Object
-from sheaf_e2e.cluster import OPERATOR_LABELS, OPERATOR_NAMESPACE, Cluster
-from sheaf_e2e.waiting import wait_until
+from sheaf_e2e.cluster.api import Object
+from sheaf_e2e.cluster.base import OPERATOR_LABELS, OPERATOR_NAMESPACE, Cluster
+from sheaf_e2e.testing.waiting import wait_until
 
 API = "sheaf.dev/v1alpha1"
 KIND = "LLMDeployment"

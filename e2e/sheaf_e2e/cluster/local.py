@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from sheaf_e2e import control_plane, kserve, node
-from sheaf_e2e.binaries import Binaries, find_or_build
-from sheaf_e2e.cluster import Cluster
-from sheaf_e2e.control_plane import Credentials
-from sheaf_e2e.launcher import Launcher
+from sheaf_e2e.cluster import control_plane, kserve, node
+from sheaf_e2e.cluster.base import Cluster
+from sheaf_e2e.cluster.control_plane import Credentials
+from sheaf_e2e.machine.launcher import Launcher
 from sheaf_e2e.progress import Report, to_stderr
+from sheaf_e2e.setup.binaries import Binaries, find_or_build
 
 
 class LocalCluster(Cluster):

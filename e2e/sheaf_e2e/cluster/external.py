@@ -7,11 +7,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from sheaf_e2e.api import Api, ApiError
-from sheaf_e2e.binaries import find_or_build
-from sheaf_e2e.cluster import Cluster
+from sheaf_e2e.cluster.api import Api, ApiError
+from sheaf_e2e.cluster.base import Cluster
 from sheaf_e2e.obstacles import Obstacle
 from sheaf_e2e.progress import Report, to_stderr
+from sheaf_e2e.setup.binaries import find_or_build
 
 
 class ExternalCluster(Cluster):

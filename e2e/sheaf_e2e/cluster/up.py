@@ -1,19 +1,19 @@
-"""``python -m sheaf_e2e.up``: a local cluster with the operator that stays up until Ctrl-C."""
+"""``python -m sheaf_e2e.cluster.up``: a local cluster with the operator that stays up until Ctrl-C."""
 
 from __future__ import annotations
 
 import argparse
 
-from sheaf_e2e.golang import BuildFailed
-from sheaf_e2e.launcher import ComponentFailed
-from sheaf_e2e.local import LocalCluster
-from sheaf_e2e.model import demo_model
+from sheaf_e2e.cluster.local import LocalCluster
+from sheaf_e2e.machine.launcher import ComponentFailed
 from sheaf_e2e.obstacles import command
 from sheaf_e2e.progress import to_stderr
+from sheaf_e2e.setup.golang import BuildFailed
+from sheaf_e2e.setup.model import demo_model
 
 
 def main() -> None:
-    argparse.ArgumentParser(prog="python -m sheaf_e2e.up", description=__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m sheaf_e2e.cluster.up", description=__doc__).parse_args()
     model = demo_model()
     try:
         with LocalCluster() as cluster:

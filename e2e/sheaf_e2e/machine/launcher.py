@@ -17,10 +17,10 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from sheaf_e2e.cache import cache_root
-from sheaf_e2e.namespace import NamespaceUnavailable
-from sheaf_e2e.supervisor import MAX_MESSAGE
+from sheaf_e2e.machine.namespace import NamespaceUnavailable
+from sheaf_e2e.machine.supervisor import MAX_MESSAGE
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = PACKAGE_ROOT.parent
 
 
@@ -45,7 +45,13 @@ class Launcher:
         self._keeper_log = self.folder / "keeper.log"
         with theirs, open(self._keeper_log, "wb") as output:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-m", "sheaf_e2e.supervisor", str(theirs.fileno()), str(self.folder)],
+                [
+                    sys.executable,
+                    "-m",
+                    "sheaf_e2e.machine.supervisor",
+                    str(theirs.fileno()),
+                    str(self.folder),
+                ],
                 env=self.environment(),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,

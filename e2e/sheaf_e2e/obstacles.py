@@ -89,7 +89,5 @@ def command(main: Callable[[], None], *expected: type[Exception]) -> None:
 
 
 def _interrupt(*_: object) -> NoReturn:
-    # The first one starts the clean-up, which a second one must not tear.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    # A second one tears the clean-up; what we have started then ends because we do.
     raise KeyboardInterrupt

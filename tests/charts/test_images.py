@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sheaf_e2e.cri.images import DEFAULT_UID, parse_images
 from sheaf_e2e.cluster.node import image_table
+from sheaf_e2e.cri.images import DEFAULT_UID, parse_images
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -7,7 +7,6 @@ a pooled connection outlives the pod behind it unless the server closes it in ti
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -75,10 +74,10 @@ class OpenLoop:
         """Send until ``stop`` is set, then wait for every answer that is still under way."""
         rng, questions = random.Random(7), prompts(7)
         async with self._client, asyncio.TaskGroup() as tasks:  # the group ends before the client closes
+            stopped = tasks.create_task(stop.wait())
             while not stop.is_set():
                 tasks.create_task(self._one(next(questions)))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), rng.expovariate(self._rate()))
+                await asyncio.wait([stopped], timeout=rng.expovariate(self._rate()))
 
     async def _one(self, prompt: str) -> None:
         self.in_flight += 1

@@ -42,7 +42,7 @@ def minutes(model: Path, console: Console) -> None:
     console.step("A first answer, while Kubernetes and KServe are built in the background (once)")
     with Build(console) as build:
         answer(model, console)
-        console.step("Kubernetes and KServe are built")
+        console.step("The rest of the build, at full speed")
         build.wait()
 
 

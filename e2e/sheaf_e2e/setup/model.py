@@ -104,7 +104,9 @@ def _not_fetched(output: str) -> Obstacle:
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # our own line says enough
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)

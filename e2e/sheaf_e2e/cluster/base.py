@@ -40,6 +40,7 @@ class Cluster(ABC):
 
     def __init__(self, report: Report = to_stderr) -> None:
         self.report = report
+        self._kubectl_environment: dict[str, str] = {}
         self._urls: dict[tuple[str, int], str] = {}
 
     @abstractmethod
@@ -75,7 +76,7 @@ class Cluster(ABC):
         """Run kubectl and return what it prints. Raises CommandFailed."""
         answer = subprocess.run(
             [self.kubectl_program, *arguments],
-            env={**os.environ, "KUBECONFIG": str(self.kubeconfig)},
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig), **self._kubectl_environment},
             input=input,
             capture_output=True,
             text=True,

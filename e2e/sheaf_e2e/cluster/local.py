@@ -35,6 +35,8 @@ class LocalCluster(Cluster):
         try:
             self.credentials, self.api = control_plane.start(self.launcher, self.binaries)
             self.kubeconfig = self.credentials.kubeconfig("admin")
+            # Otherwise it keeps what it learns of our short-lived cluster in the home.
+            self._kubectl_environment = {"KUBECACHEDIR": str(self.launcher.folder / "kubectl")}
             self.report(f"API server, controllers and scheduler run ({time.monotonic() - begin:.1f} s)")
             node.start(self.launcher, self.binaries, self.credentials)
             if self._with_kserve:

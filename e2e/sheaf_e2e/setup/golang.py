@@ -63,9 +63,12 @@ def find() -> str:
 
 def _environment() -> dict[str, str]:
     folder = work_folder()
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "go" / "env"
     return {
         "HOME": str(folder),
+        "GOENV": str(settings),  # what the user told go to do holds; where it counts its calls is ours
         **os.environ,
+        "XDG_CONFIG_HOME": str(folder),
         "CGO_ENABLED": "0",
         "GOFLAGS": "-mod=readonly -modcacherw",  # so that it can be removed
         "GOTOOLCHAIN": "local",

@@ -106,7 +106,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # our own line says enough
+    progress_bars: Any = logging
+    progress_bars.disable_progress_bar()  # our own line says enough
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)

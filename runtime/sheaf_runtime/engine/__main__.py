@@ -55,6 +55,9 @@ def _serve(config: EngineConfig, channel: Channel) -> int:
     server = None
     try:
         check_config(config)
+        # Read by libgomp when torch is imported. Its own default spins for milliseconds between operations,
+        # which ruins everybody on a machine that is shared; this covers the gaps within a step.
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
         # Imported late: it takes seconds, and the socket must be there at once.
         from sheaf_runtime.worker.local import LocalExecutor
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
-from sheaf_runtime.worker.loading import LoadedModel, dtype_name, load_model
+from sheaf_runtime.worker.loading import LoadedModel, dtype_name, load_model, resolve_device
 from sheaf_runtime.worker.memory import available_memory, cpu_pool_memory, describe_pool, pages_that_fit
 from sheaf_runtime.worker.plan import KVGroup, StepPlan, StepResult
 from sheaf_runtime.worker.runner import Runner
@@ -49,7 +49,11 @@ class LocalExecutor:
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        model = load_model(config)
+        on_cpu = resolve_device(config.device).type == "cpu"
+        # Everything that computes runs on this thread, loading included. Each thread that does gets a pool of
+        # OpenMP threads, and once there are more threads than cores, they sleep between operations.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sheaf-device") if on_cpu else None
+        model = self._submit(load_model, config).result()
         num_blocks = _num_blocks(model, config)
         page_bytes = model.page_bytes(config.block_size)
         logger.info(
@@ -66,9 +70,7 @@ class LocalExecutor:
             dtype=dtype_name(model.dtype),
             device=str(model.device),
         )
-        self._runner: Runner | None = Runner(model, config, num_blocks)
-        on_cpu = model.device.type == "cpu"
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sheaf-device") if on_cpu else None
+        self._runner: Runner | None = self._submit(Runner, model, config, num_blocks).result()
         self._launched: deque[list[Future[Any]]] = deque()  # forward and, once asked for, sample
 
     @property

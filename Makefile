@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@.ci/setup-env "$(PYTHON)" $(VENV)
 
 lint: env ## ruff, mypy --strict, import-linter
-	@ruff check . && ruff format --check . && mypy && lint-imports --no-cache
+	@ruff check . && ruff format --check . && mypy && PYTHONPATH=e2e lint-imports --no-cache
 
 format: env ## ruff format and autofix
 	@ruff check --fix . ; ruff format .

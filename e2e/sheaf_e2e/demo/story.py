@@ -124,12 +124,12 @@ class Users(threading.Thread):
         self.error: BaseException | None = None
         self._stop_sending: Callable[[], object] = lambda: None
         self._give_up: Callable[[], object] = lambda: None
-        self._started = threading.Event()
+        self._sending = threading.Event()  # Thread has a _started of its own
         self._loop = OpenLoop(f"{base_url}/v1", model, MAX_TOKENS, lambda: self.rate)
 
     def __enter__(self) -> Users:
         self.start()
-        self._started.wait()
+        self._sending.wait()
         return self
 
     def __exit__(
@@ -150,7 +150,7 @@ class Users(threading.Thread):
             assert load is not None
             self._stop_sending = lambda: loop.call_soon_threadsafe(stop.set)
             self._give_up = lambda: loop.call_soon_threadsafe(load.cancel)
-            self._started.set()
+            self._sending.set()
             await self._loop.run(stop)
 
         try:

@@ -11,6 +11,7 @@ from sheaf_e2e.cluster.api import ApiError, Object
 from sheaf_e2e.cluster.base import Cluster, CommandFailed
 from sheaf_e2e.cluster.external import ExternalCluster
 from sheaf_e2e.cluster.local import LocalCluster
+from sheaf_e2e.obstacles import Obstacle
 from sheaf_e2e.testing.faults import Faults
 from sheaf_e2e.testing.waiting import wait_until
 
@@ -189,7 +190,7 @@ def test_any_cluster_can_be_used_through_a_kubeconfig(local_cluster: LocalCluste
         one = min(pods)
         assert answers(external.pod_url(one, 8000, web) + "/") == one
         assert "serving" in external.logs(one, web)
-        with pytest.raises(LookupError, match=f"create a PersistentVolumeClaim {web}/smollm2"):
+        with pytest.raises(Obstacle, match=f"create a PersistentVolumeClaim {web}/smollm2"):
             external.model_volume("smollm2", Path("/models"), web)
 
 

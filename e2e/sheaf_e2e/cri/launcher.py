@@ -104,7 +104,8 @@ def _become(spec: Spec, control: socket.socket) -> None:
     except FileNotFoundError:
         os.makedirs(spec.cwd)  # as container engines do
         os.chdir(spec.cwd)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which the interpreter ignores
+    # The interpreter ignores some, and so may whoever started us all: a shell with "&", nohup.
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     try:
         os.execvpe(spec.argv[0], spec.argv, spec.env)

@@ -24,6 +24,7 @@ from sheaf_e2e.demo.console import Console
 from sheaf_e2e.machine.launcher import CHECKOUT, Launcher
 from sheaf_e2e.obstacles import Obstacle, require_room
 from sheaf_e2e.setup import binaries, golang
+from sheaf_e2e.testing.processes import processes_that_mention
 from sheaf_e2e.testing.waiting import wait_until
 
 DEMO = [sys.executable, "-m", "sheaf_e2e.demo"]
@@ -91,21 +92,8 @@ def last_line(output: str) -> str:
     return output.strip().splitlines()[-1]
 
 
-def relatives(mark: str) -> list[str]:
-    """The command lines of all processes whose environment mentions ``mark``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if mark in (entry / "environ").read_text(errors="replace"):
-                    found.append((entry / "cmdline").read_text(errors="replace").replace("\0", " "))
-            except OSError:
-                continue
-    return found
-
-
 def assert_nothing_left(scratch: Path) -> None:
-    wait_until(lambda: not relatives(str(scratch)), 30, "all processes are gone")
+    wait_until(lambda: not processes_that_mention(str(scratch), "environ"), 30, "all processes are gone")
     temporary = scratch / "tmp"
     wait_until(lambda: not list(temporary.iterdir()), 10, f"{temporary} is empty")
     assert str(scratch) not in Path("/proc/self/mounts").read_text()

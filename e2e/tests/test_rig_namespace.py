@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from sheaf_e2e.machine.launcher import ComponentFailed, Launcher
+from sheaf_e2e.testing.processes import processes_that_mention
 from sheaf_e2e.testing.waiting import wait_until
 
 # A process that is hard to get rid of: it ignores polite signals and has children in a session of their own.
@@ -41,18 +42,6 @@ while True:
 def launcher() -> Iterator[Launcher]:
     with Launcher() as running:
         yield running
-
-
-def processes_that_mention(text: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                if text in (entry / "cmdline").read_text(errors="replace"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
 
 
 def mentioned_in_mounts(text: str) -> bool:

@@ -30,14 +30,16 @@ def minutes(model: Path, console: Console) -> None:
 
     Raises Obstacle (after the answer) if there can be no cluster, BuildFailed if its programs do not compile.
     """
+    to_build = binaries.anything_to_build()
     try:
         Launcher().stop()  # takes a fraction of a second, and tells whether this machine lets us
-        binaries.require_room_to_build()
+        if to_build:
+            binaries.require_room()
     except Obstacle:
         console.step("A first answer, without a cluster")
         answer(model, console)
         raise
-    if not binaries.anything_to_build():
+    if not to_build:
         return
     console.step("A first answer, while Kubernetes and KServe are built in the background (once)")
     with Build(console) as build:

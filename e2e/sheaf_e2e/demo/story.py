@@ -136,7 +136,6 @@ class Users(threading.Thread):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with contextlib.suppress(RuntimeError):  # its loop has ended
-            self._stop_sending()
             self._give_up()
         self.join()
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import yaml
 
+from sheaf_e2e import obstacles
 from sheaf_e2e.cache import REMEDY, build_once, cache_root, locked
-from sheaf_e2e.obstacles import command, require_room, require_writable
+from sheaf_e2e.obstacles import command, require_writable
 from sheaf_e2e.progress import Report
 from sheaf_e2e.setup import cri_api, golang
 
@@ -53,10 +54,12 @@ class Binaries:
 
 def find_or_build(report: Report | None = None) -> Binaries:
     """Return every program, building what is missing. Raises Obstacle and golang.BuildFailed."""
-    if anything_to_build():
-        with locked(golang.work_folder(), report):
-            _build(report)
     programs = _programs()
+    if not _complete(programs):
+        with locked(golang.work_folder(), report):
+            if not _complete(programs):  # whoever held the lock may have built it
+                require_room()
+                _build(programs, report)
     kubernetes = _folder("kubernetes", "control-plane")
     return Binaries(
         {name: programs.get(name, kubernetes / name) for name in PROGRAMS}, _folder("kserve", "kserve")
@@ -65,25 +68,28 @@ def find_or_build(report: Report | None = None) -> Binaries:
 
 def anything_to_build() -> bool:
     """Whether ``find_or_build`` would take minutes."""
+    return not _complete(_programs())
+
+
+def require_room() -> None:
+    """Raise Obstacle if the cache folder does not take what a build writes."""
+    require_writable(cache_root(), REMEDY)
+    # What an interrupted build has left there counts as room.
+    kept = sum(file.lstat().st_blocks * 512 for file in golang.work_folder().rglob("*") if file.is_file())
+    purpose = "building Kubernetes and KServe"
+    obstacles.require_room({cache_root(): max(BUILD_BYTES - kept, _LEFT_BYTES)}, purpose, REMEDY)
+
+
+def _complete(programs: dict[str, Path]) -> bool:
+    """Whether everything is there, with these ``programs`` of the user's."""
     wanted = [_folder("kserve", "kserve"), cri_api.folder()]
-    if len(_programs()) < len(PROGRAMS):
+    if len(programs) < len(PROGRAMS):
         wanted.append(_folder("kubernetes", "control-plane"))
-    return not all(folder.is_dir() for folder in wanted)
+    return all(folder.is_dir() for folder in wanted)
 
 
-def require_room_to_build() -> None:
-    """Raise Obstacle if there is something to build and the cache folder does not take it."""
-    if anything_to_build():
-        require_writable(cache_root(), REMEDY)
-        # What an interrupted build has left there counts as room.
-        kept = sum(file.lstat().st_blocks * 512 for file in golang.work_folder().rglob("*") if file.is_file())
-        purpose = "building Kubernetes and KServe"
-        require_room({cache_root(): max(BUILD_BYTES - kept, _LEFT_BYTES)}, purpose, REMEDY)
-
-
-def _build(report: Report | None) -> None:
-    require_room_to_build()
-    if len(_programs()) < len(PROGRAMS):
+def _build(programs: dict[str, Path], report: Report | None) -> None:
+    if len(programs) < len(PROGRAMS):
         target = _folder("kubernetes", "control-plane")
         build_once(target, lambda folder: _build_control_plane(folder, report), report)
     build_once(_folder("kserve", "kserve"), lambda folder: _build_kserve(folder, report), report)

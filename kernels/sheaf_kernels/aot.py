@@ -282,7 +282,9 @@ def _compile_job(job: tuple[int, int]) -> Usage:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sheaf_kernels.aot", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m sheaf_kernels.aot", allow_abbrev=False, description=__doc__.split("\n")[0]
+    )
     parser.add_argument(
         "--arch", type=int, action="append", choices=ARCHS, help="compute capability, e.g. 90"
     )

@@ -41,6 +41,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     host: str = "0.0.0.0"
     port: int = 8000
     served_model_name: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
     api_key: str | None = None
     chat_template: str | None = None
     lame_duck: float = 10.0

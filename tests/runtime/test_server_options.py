@@ -131,12 +131,24 @@ def test_sizes(text: str, size: int) -> None:
         (["--kv-cache-memory", "0"], "2GiB"),
         (["--kv-cache-memory", "1.5.2G"], "2GiB"),
         (["--port", "70000"], "65535"),
-        (["--block-size", "-1"], "at least 1"),
+        (["--block-size", "-1"], "from 1 to"),
         (["--gpu-memory-utilization", "90"], "at most 1"),
         (["--drain-timeout", "nan"], "seconds"),
         (["--stall-timeout", "0"], "above 0"),
         (["--dtype", "int8"], "invalid choice"),
         (["--no-such-flag"], "unrecognized"),
+        (["--max-model", "64"], "unrecognized"),
+        (["--max-model=64"], "unrecognized"),
+        (["--port 9000"], "write two arguments, '--port' and '9000', or '--port=9000'"),
+        ([" --port  9000"], "write two arguments, '--port' and '9000', or '--port=9000'"),
+        (["--host", "::1", "--max-num-seqs\t4"], "'--max-num-seqs' and '4'"),
+        (["--enable-prefix-caching\n"], "write '--enable-prefix-caching'"),
+        (["--port=9000\n"], "write '--port=9000'"),
+        (["--max-num-seqs", "9" * 30], "from 1 to 2147483647"),
+        (["--max-num-seqs", "9" * 5000], "from 1 to 2147483647"),
+        (["--kv-cache-memory", "9" * 19 + "T"], "2GiB"),
+        (["--seed", str(2**63)], "64 bits"),
+        (["--drain-timeout", "1e300"], "seconds"),
     ],
 )
 def test_refusals_say_what_to_change(flags: list[str], words: str) -> None:
@@ -144,6 +156,22 @@ def test_refusals_say_what_to_change(flags: list[str], words: str) -> None:
         parse(["m", *flags])
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_of_a_flag_given_twice_the_last_counts() -> None:
+    """A ServingRuntime's arguments come first, those of the InferenceService after them."""
+    engine, server = parse(
+        [
+            *("m", "--port", "1", "--served-model-name", "a", "b", "--enable-prefix-caching"),
+            *("--port=2", "--served-model-name", "c", "--no-enable-prefix-caching"),
+        ]
+    )
+    assert (server.port, server.served_model_name, engine.enable_prefix_caching) == (2, ("c",), False)
+
+
+def test_texts_with_blanks_are_values() -> None:
+    _, server = parse(["m", "--chat-template", "{{ a }} - b", "--api-key=k 1"])
+    assert (server.chat_template, server.api_key) == ("{{ a }} - b", "k 1")
 
 
 def test_a_folder_that_is_none_is_a_configuration_error(

@@ -28,7 +28,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sheaf_runtime.engine")
+    parser = argparse.ArgumentParser(prog="python -m sheaf_runtime.engine", allow_abbrev=False)
     parser.add_argument("--address", required=True, help="ZMQ address to bind, e.g. ipc:///tmp/engine.sock")
     address = parser.parse_args(argv).address
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -15,6 +15,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from sheaf_runtime.server.tls import Certificate
+
 # Longer than any usual client's or proxy's own limit (Envoy's is one hour), so that the side that closes an
 # idle connection is the side that sends on it: if the server did, requests already under way would be lost.
 KEEP_ALIVE_SECONDS = 3660
@@ -22,14 +24,18 @@ KEEP_ALIVE_SECONDS = 3660
 LAST_REQUEST_SECONDS = 0.25
 FLUSH_SECONDS = 5.0
 ACCEPT_PAUSE_SECONDS = 0.5
+# A client that opens a connection and does not speak TLS on it, or does not say goodbye.
+TLS_HANDSHAKE_SECONDS = 10.0
+TLS_GOODBYE_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 
 
 class HttpServer:
-    """Serves an ASGI application on a bound socket."""
+    """Serves an ASGI application on a bound socket, over TLS with a ``certificate``."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, certificate: Certificate | None = None) -> None:
+        self._certificate = certificate
         self._config = uvicorn.Config(
             app,
             loop="none",
@@ -69,9 +75,22 @@ class HttpServer:
                 self._resume = loop.call_later(ACCEPT_PAUSE_SECONDS, self.start, self._sock)
                 return
             connection.setblocking(False)
-            adoption = loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+            adoption = loop.create_task(self._adopt(connection))
             self._adoptions.add(adoption)
             adoption.add_done_callback(self._adoptions.discard)
+
+    async def _adopt(self, connection: socket.socket) -> None:
+        tls: dict[str, Any] = {}
+        if self._certificate is not None:
+            tls = {
+                "ssl": self._certificate.context(),
+                "ssl_handshake_timeout": TLS_HANDSHAKE_SECONDS,
+                "ssl_shutdown_timeout": TLS_GOODBYE_SECONDS,
+            }
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, connection, **tls)
+        except OSError as error:  # a failed handshake is the client's affair: it is closed, others go on
+            logger.debug("a connection came to nothing: %s", error)
 
     def _protocol(self) -> asyncio.Protocol:
         return HttpToolsProtocol(self._config, self._state, {})
@@ -96,7 +115,10 @@ class HttpServer:
         if self._resume is not None:
             self._resume.cancel()
         self._sock.close()
-        await asyncio.gather(*self._adoptions, return_exceptions=True)
+        if self._adoptions:
+            _, unfinished = await asyncio.wait(self._adoptions, timeout=LAST_REQUEST_SECONDS)
+            for adoption in unfinished:  # in the middle of a handshake: nothing was asked yet
+                adoption.cancel()
         began = loop.time()
         while self._state.connections and (elapsed := loop.time() - began) < FLUSH_SECONDS:
             if elapsed > LAST_REQUEST_SECONDS:

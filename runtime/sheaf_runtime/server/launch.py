@@ -9,6 +9,7 @@ import sys
 
 from sheaf_runtime.server.model_folder import ModelFolderError, check_folder
 from sheaf_runtime.server.options import OptionError, parse
+from sheaf_runtime.server.tls import Certificate, CertificateError
 
 CONFIGURATION_ERROR = 2
 
@@ -21,7 +22,8 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
     try:
         engine, server = parse(argv)
         check_folder(engine.model)
-    except (OptionError, ModelFolderError) as error:
+        certificate = Certificate(server.ssl_certfile, server.ssl_keyfile) if server.ssl_certfile else None
+    except (OptionError, ModelFolderError, CertificateError) as error:
         return _refuse(str(error))
     logging.basicConfig(
         level=server.log_level.upper(),
@@ -40,7 +42,7 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
 
     from sheaf_runtime.server.run import serve
 
-    return uvloop.run(serve(engine, server, sock, core_command))
+    return uvloop.run(serve(engine, server, sock, certificate=certificate, core_command=core_command))
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -23,6 +23,7 @@ from sheaf_runtime.server.core_process import CoreProcess, describe_exit
 from sheaf_runtime.server.http import HttpServer
 from sheaf_runtime.server.model_folder import ModelFolderError, load_folder
 from sheaf_runtime.server.service import Service
+from sheaf_runtime.server.tls import Certificate
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +34,28 @@ CORE_EXIT_SECONDS = 5.0
 
 
 async def serve(
-    engine: EngineConfig, server: ServerConfig, sock: socket.socket, core_command: list[str] | None = None
+    engine: EngineConfig,
+    server: ServerConfig,
+    sock: socket.socket,
+    *,
+    certificate: Certificate | None = None,
+    core_command: list[str] | None = None,
 ) -> int:
     """Serves on ``sock`` until a signal or the loss of the engine; the exit status."""
-    return await Server(engine, server, core_command).run(sock)
+    return await Server(engine, server, certificate, core_command).run(sock)
 
 
 class Server:
-    def __init__(self, engine: EngineConfig, server: ServerConfig, core_command: list[str] | None) -> None:
+    def __init__(
+        self,
+        engine: EngineConfig,
+        server: ServerConfig,
+        certificate: Certificate | None,
+        core_command: list[str] | None,
+    ) -> None:
         self._config = server
         self._service = Service(engine, server)
-        self._http = HttpServer(create_app(self._service))
+        self._http = HttpServer(create_app(self._service), certificate)
         self._core_command = core_command
         self._core: CoreProcess | None = None
         self._client: EngineClient | None = None
@@ -58,7 +70,9 @@ class Server:
             loop.add_signal_handler(signum, self._on_signal, signum)
         self._http.start(sock)
         host, port = sock.getsockname()[:2]
-        logger.info("listening on http://%s:%d, loading %s", host, port, self._service.engine_config.model)
+        scheme = "https" if self._config.ssl_certfile else "http"
+        model = self._service.engine_config.model
+        logger.info("listening on %s://%s:%d, loading %s", scheme, host, port, model)
         with tempfile.TemporaryDirectory(prefix="sheaf-") as folder, zmq.Context() as context:
             await self._start_core(context, f"ipc://{Path(folder) / 'core'}")
             tasks = [asyncio.create_task(self._watch_core()), asyncio.create_task(self._load_folder())]

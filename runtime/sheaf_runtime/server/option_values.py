@@ -1,0 +1,63 @@
+"""The values of command-line flags: from text, refused with what to write instead."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)}
+
+A_YEAR = 365 * 86400
+
+
+def byte_size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?i?)b?", text.strip().lower())
+    size = int(float(match[1]) * UNITS.get(match[2], 0)) if match and len(match[1]) < 20 else 0
+    if not 0 < size < 2**60:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write bytes, or 2GiB, 500MB")
+    return size
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or len(text) > 10 or not 0 < int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 to {2**31 - 1}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    if not re.fullmatch(r"-?\d{1,19}", text) or not -(2**63) <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at most 64 bits with its sign")
+    return int(text)
+
+
+def port(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5 or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a port from 1 to 65535")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= A_YEAR:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds from 0 to {A_YEAR}")
+    return value
+
+
+def some_seconds(text: str) -> float:
+    if not (value := seconds(text)):
+        raise argparse.ArgumentTypeError("0 must be a number of seconds above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be above 0 and at most 1")
+    return value

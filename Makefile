@@ -27,8 +27,8 @@ constraints: env ## resolve constraints.txt anew (torch and Triton stay at what 
 	@uv pip compile pyproject.toml --quiet --all-extras --python-version 3.11 --python-platform linux --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate -c <(printf 'torch==2.11.*\ntriton==3.6.*\n') -o constraints.txt
 
-crds: env ## write the CRD from operator/sheaf_operator/api.py
-	@python -m sheaf_operator.crd
+crds: env ## write the CRD from operator/sheaf_operator/api
+	@python -m sheaf_operator.api.crd
 
 manifests: crds ## write the plain manifests from the Helm chart
 	@python charts/manifests.py

@@ -12,10 +12,10 @@ from typing import Any
 
 import kopf
 
-from sheaf_operator import names
-from sheaf_operator.api import GROUP, PLURAL, VERSION
-from sheaf_operator.app import App
-from sheaf_operator.cluster import Cluster, load_configuration
+from sheaf_operator.api import names
+from sheaf_operator.api.spec import GROUP, PLURAL, VERSION
+from sheaf_operator.cluster.client import Cluster, load_configuration
+from sheaf_operator.run.app import App
 from sheaf_operator.settings import Settings
 
 # Kinds that carry our label: only those objects are asked of the API server.

@@ -12,7 +12,8 @@ from typing import Any
 import kopf
 
 from sheaf_operator import handlers  # noqa: F401  registers itself with kopf
-from sheaf_operator.cluster import NoConfiguration, load_configuration
+from sheaf_operator.cluster.client import load_configuration
+from sheaf_operator.cluster.errors import NoConfiguration
 from sheaf_operator.settings import Settings
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import chart
 import pytest
 from helm_python import HelmRenderError
-from sheaf_operator.app import LEASE_NAME
+from sheaf_operator.run.app import LEASE_NAME
 from sheaf_operator.settings import Settings
 
 # kubernetes-validate leaves its schema files to the garbage collector.

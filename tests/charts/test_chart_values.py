@@ -13,7 +13,7 @@ import pytest
 import yaml
 from helm_python import Chart, HelmValuesError, lint
 from helm_python.chart import expand
-from sheaf_operator.api import LLMDeploymentSpec
+from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.settings import VERSION
 
 SCHEMA = json.loads((chart.CHART / "values.schema.json").read_text())

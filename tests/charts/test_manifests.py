@@ -10,7 +10,7 @@ import chart
 import pytest
 import yaml
 from helm_python import Chart
-from sheaf_operator.api import LLMDeploymentSpec
+from sheaf_operator.api.spec import LLMDeploymentSpec
 
 MANIFESTS = chart.ROOT / "manifests"
 # Everything else is generated. The namespace is what `helm install --create-namespace` makes.

@@ -4,9 +4,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sheaf_operator.autoscale import Decision, History, Policy, decide
-from sheaf_operator.behavior import Limits, RatePolicy, Recommendation
-from sheaf_operator.samples import Sample, Samples
+from sheaf_operator.cluster.reading import Sample
+from sheaf_operator.scaling.behavior import Limits, RatePolicy, Recommendation
+from sheaf_operator.scaling.decide import Decision, History, decide
+from sheaf_operator.scaling.policy import Policy
+from sheaf_operator.scaling.samples import Samples
 
 POLICY = Policy(minimum=1, maximum=10, queue_target=4, kv_target=0.8, down=Limits(window=300))
 IDLE = Sample(waiting=0, running=0, kv=0.0, slots=8)

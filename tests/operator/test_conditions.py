@@ -2,12 +2,14 @@ from typing import Any
 
 import kube_objects as k
 import pytest
-from sheaf_operator.autoscale import History, Policy, decide
-from sheaf_operator.conditions import Situation, conditions
-from sheaf_operator.observed import Observed
-from sheaf_operator.problems import Problem
-from sheaf_operator.samples import Sample, Samples
-from sheaf_operator.status import CONDITION_TYPES
+from sheaf_operator.api.status import CONDITION_TYPES
+from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.cluster.reading import Sample
+from sheaf_operator.problems.problem import Problem
+from sheaf_operator.scaling.decide import History, decide
+from sheaf_operator.scaling.policy import Policy
+from sheaf_operator.scaling.samples import Samples
+from sheaf_operator.status.conditions import Situation, conditions
 
 NOW = "2026-01-01T01:00:00Z"
 NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: not helpful"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from sheaf_operator import crd
-from sheaf_operator.api import OWNED_FLAGS
+from sheaf_operator.api import crd
+from sheaf_operator.api.spec import OWNED_FLAGS
 
 
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -26,7 +26,7 @@ ALL = dict(nodes(SCHEMA))
 
 @pytest.mark.parametrize("path", crd.PATHS, ids=lambda p: str(p.relative_to(crd.ROOT)))
 def test_generated_files_are_up_to_date(path: Any) -> None:
-    assert path.read_text() == crd.text(), "run `python -m sheaf_operator.crd`"
+    assert path.read_text() == crd.text(), "run `python -m sheaf_operator.api.crd`"
 
 
 def test_the_text_is_the_definition() -> None:

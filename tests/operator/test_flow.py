@@ -3,9 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sheaf_operator.autoscale import History, Policy, decide
-from sheaf_operator.flow import DRAIN, ENOUGH, WINDOW, Flow
-from sheaf_operator.samples import Sample, Samples
+from sheaf_operator.cluster.reading import Sample
+from sheaf_operator.scaling.decide import History, decide
+from sheaf_operator.scaling.flow import DRAIN, ENOUGH, WINDOW, Flow
+from sheaf_operator.scaling.policy import Policy
+from sheaf_operator.scaling.samples import Samples
 
 
 def watched(growth: int, finished: int, running: int = 8, steps: int = 4, waiting: int = 20) -> Flow:

@@ -3,8 +3,8 @@ import copy
 from typing import Any
 
 import pytest
-from sheaf_operator.cluster import ApiError, Unreachable
-from sheaf_operator.lease import Lease, NotHolder
+from sheaf_operator.cluster.errors import ApiError, Unreachable
+from sheaf_operator.cluster.lease import Lease, NotHolder
 
 DURATION = 10.0
 

@@ -1,6 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from sheaf_operator import crd, names
+from sheaf_operator.api import crd, names
 
 resource_names = st.from_regex(r"[a-z]([-a-z0-9]{0,46}[a-z0-9])?", fullmatch=True)
 

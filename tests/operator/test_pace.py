@@ -1,9 +1,11 @@
 """What replicas take in that have slots free and still a queue, and that it is remembered."""
 
 import pytest
-from sheaf_operator.autoscale import History, Policy, decide
-from sheaf_operator.pace import MEMORY, RECENT, Pace
-from sheaf_operator.samples import Sample, Samples
+from sheaf_operator.cluster.reading import Sample
+from sheaf_operator.scaling.decide import History, decide
+from sheaf_operator.scaling.pace import MEMORY, RECENT, Pace
+from sheaf_operator.scaling.policy import Policy
+from sheaf_operator.scaling.samples import Samples
 
 QUEUED = Sample(waiting=9, running=3, kv=0.0, slots=64, oldest_wait=6.0, finished=10, begun=10)
 

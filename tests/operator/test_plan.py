@@ -4,9 +4,12 @@ from typing import Any
 
 import kube_objects as k
 import pytest
-from sheaf_operator import names, render
-from sheaf_operator.observed import Observed
-from sheaf_operator.plan import HISTORY, Apply, Delete, Plan, Scale, covers, plan
+from sheaf_operator.api import names
+from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.desired import render
+from sheaf_operator.desired.actions import Apply, Delete, Plan, Scale
+from sheaf_operator.desired.drift import covers
+from sheaf_operator.desired.plan import HISTORY, plan
 
 NEW_IMAGE = "sheaf/runtime:next"
 NO_GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."

@@ -1,5 +1,5 @@
 import pytest
-from sheaf_operator import quantity
+from sheaf_operator.api import quantity
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sheaf_operator.queue import KeyedQueue, Worker
+from sheaf_operator.run.queue import KeyedQueue, Worker
 
 
 def queue(**more: float) -> KeyedQueue[str]:

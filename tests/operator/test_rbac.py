@@ -11,10 +11,10 @@ import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
-from sheaf_operator import handlers, render
-from sheaf_operator.api import GROUP, PLURAL
-from sheaf_operator.cluster import APPLY, Cluster
-from sheaf_operator.plan import Apply, Delete, Scale
+from sheaf_operator import handlers
+from sheaf_operator.api.spec import GROUP, PLURAL
+from sheaf_operator.cluster.client import APPLY, Cluster
+from sheaf_operator.desired import render
 
 ROOT = Path(__file__).resolve().parents[2]
 Right = tuple[str, str, str]  # group, resource, verb
@@ -60,10 +60,10 @@ async def call_everything(cluster: Cluster) -> None:
     observed = await cluster.observe("ns", "m")
     assert observed is not None
     calls: dict[str, list[Awaitable[Any]]] = {
-        "apply": [cluster.apply(Apply(runtime, True)), cluster.apply(Apply(service, False))],
+        "apply": [cluster.apply(runtime, True), cluster.apply(service, False)],
         "apply_status": [cluster.apply_status(observed, {})],
-        "delete_runtime": [cluster.delete_runtime("ns", Delete("m-1", "u"))],
-        "scale": [cluster.scale("ns", "m", Scale(2, "7"))],
+        "delete_runtime": [cluster.delete_runtime("ns", "m-1", "u")],
+        "scale": [cluster.scale("ns", "m", 2, "7")],
         "set_deletion_cost": [cluster.set_deletion_cost("ns", "p", "-1")],
         "create_event": [cluster.create_event("ns", {})],
         "get_lease": [cluster.get_lease("ns", "sheaf-operator")],

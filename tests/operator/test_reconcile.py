@@ -6,10 +6,11 @@ import kopf
 import kube_objects as k
 import pytest
 from operator_world import KEY, World, reading, scaling_world
-from sheaf_operator import handlers, names
-from sheaf_operator.cluster import ApiError, Unreachable
-from sheaf_operator.lease import Lease
-from sheaf_operator.observed import Observed
+from sheaf_operator import handlers
+from sheaf_operator.api import names
+from sheaf_operator.cluster.errors import ApiError, Unreachable
+from sheaf_operator.cluster.lease import Lease
+from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.settings import Settings
 
 

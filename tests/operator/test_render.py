@@ -5,9 +5,9 @@ import kube_objects as k
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sheaf_operator import render
-from sheaf_operator import revision as revisions
-from sheaf_operator.api import LLMDeploymentSpec
+from sheaf_operator.api.spec import LLMDeploymentSpec
+from sheaf_operator.desired import render
+from sheaf_operator.desired import revision as revisions
 
 
 def container(given: LLMDeploymentSpec) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sheaf_operator.autoscale import History, Policy, decide
-from sheaf_operator.behavior import Limits, Recommendation
-from sheaf_operator.samples import Sample, Samples
+from sheaf_operator.cluster.reading import Sample
+from sheaf_operator.scaling.behavior import Limits, Recommendation
+from sheaf_operator.scaling.decide import History, decide
+from sheaf_operator.scaling.policy import Policy
+from sheaf_operator.scaling.samples import Samples
 
 TICK = 5
 # Requests per minute of an hour. Source: Azure Public Dataset, LLM inference trace 2023 (conversation),

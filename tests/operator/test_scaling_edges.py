@@ -7,12 +7,11 @@ from typing import Any
 import kube_objects as k
 import pytest
 from operator_world import World, reading, scaling_world
-from sheaf_operator import names
-from sheaf_operator.api import LLMDeploymentSpec
-from sheaf_operator.cluster import ApiError
-from sheaf_operator.plan import Scale
+from sheaf_operator.api import names
+from sheaf_operator.api.spec import LLMDeploymentSpec
+from sheaf_operator.api.status import LLMDeploymentStatus
+from sheaf_operator.cluster.errors import ApiError
 from sheaf_operator.settings import Settings
-from sheaf_operator.status import LLMDeploymentStatus
 
 Conditions = dict[str, dict[str, Any]]
 
@@ -24,11 +23,11 @@ class Conflicting:
         self.left, self.code, self.inner = times, code, world.cluster.scale
         world.cluster.scale = self.scale  # type: ignore[method-assign]
 
-    async def scale(self, namespace: str, name: str, action: Scale) -> None:
+    async def scale(self, *what: Any) -> None:
         if self.left:
             self.left -= 1
             raise ApiError(self.code, "Conflict", "the object has been modified")
-        await self.inner(namespace, name, action)
+        await self.inner(*what)
 
 
 def said(world: World) -> Conditions:

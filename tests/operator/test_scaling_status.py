@@ -4,12 +4,12 @@ from typing import Any
 
 import kube_objects as k
 import pytest
-from sheaf_operator import scaling
-from sheaf_operator.autoscale import Decision, History
-from sheaf_operator.observed import Observed
-from sheaf_operator.samples import Sample
-from sheaf_operator.scrape import Reading
-from sheaf_operator.signals import Signal
+from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.cluster.reading import Reading, Sample
+from sheaf_operator.scaling import policy, samples, victim
+from sheaf_operator.scaling.decide import Decision, History, restored
+from sheaf_operator.scaling.signals import Signal
+from sheaf_operator.status import autoscaling
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OURS = k.revision(k.spec())
@@ -41,36 +41,36 @@ def test_the_policy_speaks_the_specs_language() -> None:
             },
         }
     )
-    policy = scaling.policy(given.autoscaling)
-    assert (policy.minimum, policy.maximum) == (2, 5)
-    assert policy.queue_target is None
-    assert policy.kv_target == 0.7
-    assert policy.down.window == 60
-    assert policy.down.rates[0].period == 30
-    assert policy.up.window == 0
+    asked = policy.of_spec(given.autoscaling)
+    assert (asked.minimum, asked.maximum) == (2, 5)
+    assert asked.queue_target is None
+    assert asked.kv_target == 0.7
+    assert asked.down.window == 60
+    assert asked.down.rates[0].period == 30
+    assert asked.up.window == 0
 
 
 def test_the_defaults_are_both_signals() -> None:
-    policy = scaling.policy(k.spec().autoscaling)
-    assert (policy.queue_target, policy.kv_target, policy.down.window) == (4, 0.8, 300)
+    asked = policy.of_spec(k.spec().autoscaling)
+    assert (asked.queue_target, asked.kv_target, asked.down.window) == (4, 0.8, 300)
 
 
 def test_samples_tell_silent_pods_from_loading_ones() -> None:
     observed = k.settled(k.spec(), replicas=4, ready=2)
-    samples = scaling.samples(observed, {"p0": reading(running=1), "p1": "no answer"}, {})
-    assert (samples.current, len(samples.loads), samples.missing, samples.pending) == (4, 1, 1, 2)
+    found = samples.of_replicas(observed, {"p0": reading(running=1), "p1": "no answer"}, {})
+    assert (found.current, len(found.loads), found.missing, found.pending) == (4, 1, 1, 2)
 
 
 def test_a_pod_that_was_ready_is_missing_until_its_container_starts_anew() -> None:
     observed = k.settled(k.spec(), replicas=2, ready=1)
     (ready,) = [c for c in observed.pods[1]["status"]["conditions"] if c["type"] == "Ready"]
-    assert scaling.samples(observed, {"p0": reading()}, {}).missing == 0
+    assert samples.of_replicas(observed, {"p0": reading()}, {}).missing == 0
     ready["lastTransitionTime"] = "2026-01-01T00:05:00Z"
-    assert scaling.samples(observed, {"p0": reading()}, {}).missing == 1
+    assert samples.of_replicas(observed, {"p0": reading()}, {}).missing == 1
     observed.pods[1]["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = ready[
         "lastTransitionTime"
     ]
-    assert scaling.samples(observed, {"p0": reading()}, {}).missing == 0
+    assert samples.of_replicas(observed, {"p0": reading()}, {}).missing == 0
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_a_pod_that_was_ready_is_missing_until_its_container_starts_anew() -> No
 def test_what_has_finished_is_the_difference_of_two_readings(before: Any, now: Any, expected: Any) -> None:
     observed = k.settled(k.spec(), replicas=1, ready=1)
     last = {"p0": before if before == "silent" else reading(finished=before)}
-    (load,) = scaling.samples(observed, {"p0": reading(finished=now)}, last).loads
+    (load,) = samples.of_replicas(observed, {"p0": reading(finished=now)}, last).loads
     assert load.finished == expected
-    (first,) = scaling.samples(observed, {"p0": reading(finished=now)}, {}).loads
+    (first,) = samples.of_replicas(observed, {"p0": reading(finished=now)}, {}).loads
     assert first.finished is None
 
 
 def test_only_ready_pods_are_asked() -> None:
-    assert scaling.addresses(k.settled(k.spec(), replicas=3, ready=1)) == [("p0", "10.0.0.0")]
+    assert samples.addresses(k.settled(k.spec(), replicas=3, ready=1)) == [("p0", "10.0.0.0")]
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_only_ready_pods_are_asked() -> None:
     ids=["unready first", "least KV", "then fewest requests", "silent"],
 )
 def test_the_victim(observed: Observed, readings: dict[str, Any], expected: tuple[str, bool]) -> None:
-    assert scaling.victim(observed, readings) == expected
+    assert victim.choose(observed, readings) == expected
 
 
 def test_a_decision_becomes_status() -> None:
-    status = scaling.status(decision(next_change_after=None), k.settled(k.spec()), NOW)
+    status = autoscaling.build(decision(next_change_after=None), k.settled(k.spec()), NOW)
     assert status["desired"] == 2
     assert status["decisions"] == [
         {"time": "2026-01-01T00:00:00Z", "from": 1, "to": 2, "limiting": "QueueDepth", "reason": "because"}
@@ -118,10 +118,10 @@ def test_a_decision_becomes_status() -> None:
 
 def test_status_changes_only_with_the_wish_or_its_limit() -> None:
     observed = k.settled(k.spec())
-    first = scaling.status(decision(), observed, NOW)
+    first = autoscaling.build(decision(), observed, NOW)
     seen = replace(observed, owner=k.owner(status={"autoscaling": first}))
-    assert scaling.status(replace(decision(), reason="other numbers"), seen, NOW) == first
-    other = scaling.status(decision(limiting="StabilizationWindow"), seen, NOW)
+    assert autoscaling.build(replace(decision(), reason="other numbers"), seen, NOW) == first
+    other = autoscaling.build(decision(limiting="StabilizationWindow"), seen, NOW)
     assert other["limiting"] == "StabilizationWindow"
     assert other["decisions"] == first["decisions"]
 
@@ -130,7 +130,7 @@ def test_ten_decisions_are_kept_newest_first() -> None:
     observed = k.settled(k.spec())
     status: dict[str, Any] = {}
     for desired in range(2, 20):
-        status = scaling.status(decision(desired), observed, NOW)
+        status = autoscaling.build(decision(desired), observed, NOW)
         observed = replace(observed, owner=k.owner(status={"autoscaling": status}))
     assert [d["to"] for d in status["decisions"]] == list(range(19, 9, -1))
 
@@ -138,14 +138,14 @@ def test_ten_decisions_are_kept_newest_first() -> None:
 def test_capacity_is_what_a_replica_measured() -> None:
     measured = {"p": reading(kv_tokens=100, weights_bytes=5)}
     expected = {"weightsBytes": 5, "kvCacheTokens": 100, "maxConcurrentSequences": 8}
-    assert scaling.capacity(measured, None) == expected
-    assert scaling.capacity({"p": "silent"}, expected) == expected
-    assert scaling.capacity({}, None) is None
+    assert samples.capacity_of(measured, None) == expected
+    assert samples.capacity_of({"p": "silent"}, expected) == expected
+    assert samples.capacity_of({}, None) is None
 
 
 def test_a_deployment_made_anew_goes_back_to_its_count() -> None:
     spec = k.spec(autoscaling={"maxReplicas": 4}).autoscaling
-    assert scaling.restored(decision(1), 3, spec).desired == 3
-    assert scaling.restored(decision(1), 9, spec).desired == 4
-    assert scaling.restored(decision(3), 2, spec).desired == 3
-    assert scaling.restored(decision(1), 0, spec).desired == 1
+    assert restored(decision(1), 3, spec).desired == 3
+    assert restored(decision(1), 9, spec).desired == 4
+    assert restored(decision(3), 2, spec).desired == 3
+    assert restored(decision(1), 0, spec).desired == 1

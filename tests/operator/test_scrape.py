@@ -3,8 +3,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
-from sheaf_operator import scrape
-from sheaf_operator.scrape import Reading, Scraper, parse
+from sheaf_operator.cluster import scrape
+from sheaf_operator.cluster.reading import Reading, parse
+from sheaf_operator.cluster.scrape import Scraper
 
 TEXT = """# HELP vllm:num_requests_running x
 # TYPE vllm:num_requests_running gauge

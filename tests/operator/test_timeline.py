@@ -1,5 +1,5 @@
 import kube_objects as k
-from sheaf_operator.timeline import timeline
+from sheaf_operator.status.timeline import timeline
 
 OURS = k.revision(k.spec())
 

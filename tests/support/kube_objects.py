@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from sheaf_operator import names, render
-from sheaf_operator.api import LLMDeploymentSpec
-from sheaf_operator.observed import Observed
-from sheaf_operator.revision import Revision
+from sheaf_operator.api import names
+from sheaf_operator.api.spec import LLMDeploymentSpec
+from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.desired import render
+from sheaf_operator.desired.revision import Revision
 
 Json = dict[str, Any]
 UID = "11111111-2222-3333-4444-555555555555"

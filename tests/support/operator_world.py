@@ -9,14 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 import kube_objects as k
-from sheaf_operator.lease import NotHolder
-from sheaf_operator.observed import Observed
-from sheaf_operator.plan import Apply, Delete, Scale
-from sheaf_operator.reconcile import Reconciler
-from sheaf_operator.samples import Sample
-from sheaf_operator.scrape import Reading
+from sheaf_operator.cluster.lease import NotHolder
+from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.cluster.reading import Reading, Sample
+from sheaf_operator.run.reconcile import Reconciler
+from sheaf_operator.run.telemetry import Telemetry
 from sheaf_operator.settings import Settings
-from sheaf_operator.telemetry import Telemetry
 
 KEY = ("ns", "m")
 
@@ -40,14 +38,14 @@ class FakeCluster:
         self.reads += 1
         return copy.deepcopy(self.observed)
 
-    async def apply(self, action: Apply) -> None:
-        self._write("apply", action.obj["kind"])
+    async def apply(self, obj: dict[str, Any], create: bool) -> None:
+        self._write("apply", obj["kind"])
 
-    async def delete_runtime(self, namespace: str, action: Delete) -> None:
-        self._write("delete", action.name)
+    async def delete_runtime(self, namespace: str, name: str, uid: str) -> None:
+        self._write("delete", name)
 
-    async def scale(self, namespace: str, name: str, action: Scale) -> None:
-        self._write("scale", action.replicas)
+    async def scale(self, namespace: str, name: str, replicas: int, resource_version: str) -> None:
+        self._write("scale", replicas)
 
     async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
         self._write("cost", pod, cost)

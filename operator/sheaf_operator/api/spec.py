@@ -1,0 +1,256 @@
+"""The LLMDeployment resource (sheaf.dev/v1alpha1) as typed models.
+
+This is the one description of the API: `crd` turns it into `crds/llmdeployments.yaml`, the operator parses
+the user's objects with it. Defaults live here and nowhere else. Rules that a schema cannot express are CEL
+expressions in `rule(...)`; each message says what to change.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from sheaf_operator.api.autoscaling import Autoscaling
+from sheaf_operator.api.fields import ApiModel, LocalRef, ModelName, Quantity, rule, rules
+from sheaf_operator.api.pod import Pod
+
+GROUP = "sheaf.dev"
+VERSION = "v1alpha1"
+KIND = "LLMDeployment"
+PLURAL = "llmdeployments"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+# Flags that the operator writes itself from fields of the spec.
+OWNED_FLAGS = (
+    "host", "port", "served-model-name", "max-model-len", "dtype", "device", "quantization", "kv-cache-dtype",
+    "tensor-parallel-size", "enable-prefix-caching", "no-enable-prefix-caching", "drain-timeout",
+)  # fmt: skip
+
+
+class Adapter(ApiModel):
+    """A LoRA adapter."""
+
+    name: Annotated[ModelName, Field(description="The adapter's name in the API.")]
+    uri: Annotated[
+        str, Field(min_length=1, max_length=1024, description="Where the adapter's folder comes from.")
+    ]
+
+
+URI_MESSAGE = (
+    "must start with hf://, pvc://, s3://, gs:// or oci:// and name a model, for example "
+    "hf://org/model or pvc://claim/path"
+)
+
+
+class Model(ApiModel):
+    """What to serve and under which name."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.adapters) || size(self.adapters) == 0",
+                "adapters are not supported in this version: remove spec.model.adapters",
+                fieldPath=".adapters",
+            )
+        )
+    )
+    uri: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=1024,
+            description="Where the model's folder comes from: hf://, pvc://claim/path, s3://, gs:// or oci://.",
+            json_schema_extra=rules(
+                rule(
+                    "self.matches('^(hf|s3|gs|oci)://[^/ ]+/[^ ]*[^/ ]$')"
+                    " || self.matches('^pvc://[a-z0-9]([-.a-z0-9]*[a-z0-9])?(/[^ ]*)?$')",
+                    URI_MESSAGE,
+                ),
+                rule("!self.contains('..')", "must not contain '..': name the model's folder directly"),
+            ),
+        ),
+    ]
+    served_name: Annotated[
+        ModelName | None, Field(description="The model's name in the API; default: the resource's name.")
+    ] = None
+    credentials_secret_ref: Annotated[
+        LocalRef | None,
+        Field(description="Secret for the download, with KServe's keys (HF_TOKEN, AWS_ACCESS_KEY_ID, ...)."),
+    ] = None
+    adapters: Annotated[
+        list[Adapter],
+        Field(
+            max_length=16,
+            description="LoRA adapters; not supported in this version.",
+            json_schema_extra={"x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = Field(default_factory=list)
+
+
+_OWNED = "|".join(OWNED_FLAGS)
+
+
+class Engine(ApiModel):
+    """Each field maps to one flag of the runtime."""
+
+    max_model_len: Annotated[
+        int | None,
+        Field(ge=1, le=16_777_216, description="Longest sequence, in tokens; default: the model's."),
+    ] = None
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="Type of weights and activations; auto: the model's own."),
+    ] = "auto"
+    quantization: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="Quantization of the weights; only none in this version.",
+            json_schema_extra=rules(
+                rule(
+                    "self == 'none'",
+                    "quantization is not supported in this version: leave it out",
+                )
+            ),
+        ),
+    ] = "none"
+    kv_cache_dtype: Annotated[
+        str,
+        Field(
+            max_length=32,
+            description="Type of the KV cache; only auto, which is dtype, in this version.",
+            json_schema_extra=rules(
+                rule(
+                    "self == 'auto'",
+                    "kvCacheDtype is not supported in this version: leave it out",
+                )
+            ),
+        ),
+    ] = "auto"
+    prefix_caching: Annotated[
+        bool, Field(description="Requests that begin alike share the KV cache of what they have in common.")
+    ] = True
+    extra_args: Annotated[
+        list[Annotated[str, Field(max_length=512)]],
+        Field(
+            max_length=32,
+            description="More flags for `sheaf serve`, one argument per item.",
+            json_schema_extra={
+                "x-kubernetes-list-type": "atomic",
+                **rules(
+                    rule(
+                        f"self.all(a, !a.matches('^--({_OWNED})(=.*)?$'))",
+                        "must not repeat a flag that the operator sets: use the field of the spec instead ("
+                        + ", ".join("--" + flag for flag in OWNED_FLAGS)
+                        + ")",
+                    ),
+                    rule(
+                        "self.all(a, !a.contains('{{'))",
+                        "must not contain '{{': KServe would expand it as a template",
+                    ),
+                ),
+            },
+        ),
+    ] = Field(default_factory=list)
+
+
+class Accelerator(ApiModel):
+    """Devices per replica; count 0 serves on the CPU."""
+
+    count: Annotated[int, Field(ge=0, le=16, description="Devices per replica; 0 serves on the CPU.")] = 1
+    resource_name: Annotated[
+        str,
+        Field(
+            max_length=128,
+            description="Name of the extended resource that the nodes offer.",
+            pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        ),
+    ] = "nvidia.com/gpu"
+    memory: Annotated[
+        Quantity | None, Field(description="Memory of one device; the Fits condition compares against it.")
+    ] = None
+
+
+class Resources(ApiModel):
+    """Requests of each replica. Memory is limited to the request, CPU to the whole cores above it."""
+
+    cpu: Annotated[
+        Quantity, Field(description="CPU of each replica; on the CPU, whole cores are compute threads.")
+    ] = "1"
+    memory: Annotated[
+        Quantity,
+        Field(description="Memory of each replica, request and limit; on the CPU the model is in it."),
+    ] = "4Gi"
+
+
+class Parallelism(ApiModel):
+    """How a replica is spread over its devices."""
+
+    tensor: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=16,
+            description="Devices that share each layer; only 1 in this version.",
+            json_schema_extra=rules(
+                rule("self == 1", "tensor parallelism is not supported in this version: leave it out")
+            ),
+        ),
+    ] = 1
+
+
+class Termination(ApiModel):
+    """How a pod ends, in scale-down, rollout and eviction alike."""
+
+    drain_timeout_seconds: Annotated[
+        int, Field(ge=1, le=3600, description="How long a stopping pod may finish its running requests.")
+    ] = 120
+
+
+class Rollout(ApiModel):
+    """How a change of the spec reaches the pods."""
+
+    strategy: Annotated[
+        Literal["Auto", "Surge", "Recreate"],
+        Field(
+            description="Surge: new pods start before old ones stop. Recreate: all stop first."
+            " Auto: surge, but give up an old pod first where no device is free for a new one."
+        ),
+    ] = "Auto"
+    paused: Annotated[bool, Field(description="Keep the present revision while the spec changes.")] = False
+
+
+class LLMDeploymentSpec(ApiModel):
+    """What to serve, on what, and how many times."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.replicas) || self.autoscaling.mode != 'Builtin'",
+                "replicas cannot be set while autoscaling.mode is Builtin: remove replicas, or set"
+                " autoscaling.mode to Disabled (or Advisory)",
+                fieldPath=".replicas",
+            ),
+            rule(
+                "self.accelerator.count <= 1 || self.parallelism.tensor == self.accelerator.count",
+                "accelerator.count must equal parallelism.tensor: a replica uses one device per rank, so more"
+                " would stay idle; set count to 1 (or 0 for CPU)",
+                fieldPath=".accelerator.count",
+            ),
+        )
+    )
+    model: Model
+    engine: Engine = Engine()
+    accelerator: Accelerator = Accelerator()
+    resources: Resources = Resources()
+    parallelism: Parallelism = Parallelism()
+    replicas: Annotated[
+        int | None,
+        Field(ge=0, le=1000, description="Fixed number of replicas; left out, the count is never written."),
+    ] = None
+    autoscaling: Autoscaling = Autoscaling()
+    termination: Termination = Termination()
+    rollout: Rollout = Rollout()
+    suspend: Annotated[bool, Field(description="Stop all pods; the configuration stays.")] = False
+    pod: Pod = Pod()

@@ -1,0 +1,145 @@
+"""What the cluster holds for one LLMDeployment, and questions about it. Pure functions over plain JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sheaf_operator.api import names
+from sheaf_operator.api.spec import KIND
+
+Json = dict[str, Any]
+CLOCK_SKEW = timedelta(seconds=5)  # between API servers, which give the creation times
+
+
+@dataclass(frozen=True)
+class Observed:
+    """`owner` is the LLMDeployment; `kserve` is False while the API server knows no InferenceService kind."""
+
+    owner: Json
+    kserve: bool = True
+    inference_service: Json | None = None
+    runtimes: tuple[Json, ...] = ()
+    deployment: Json | None = None
+    pods: tuple[Json, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        return str(self.owner["metadata"]["name"])
+
+    @property
+    def namespace(self) -> str:
+        return str(self.owner["metadata"]["namespace"])
+
+    @property
+    def uid(self) -> str:
+        return str(self.owner["metadata"]["uid"])
+
+    @property
+    def generation(self) -> int:
+        return int(self.owner["metadata"]["generation"])
+
+    @property
+    def status(self) -> Json:
+        return self.owner.get("status") or {}
+
+    def owns(self, child: Json) -> bool:
+        """Whether this InferenceService or ServingRuntime is ours, or an orphan of ours to take back."""
+        return owned_by(child, self.uid) or is_orphan(child, self.name)
+
+    @property
+    def live_pods(self) -> list[Json]:
+        """Pods that are not ending. One that is too old belongs to a namesake that was deleted."""
+        since = self._since - CLOCK_SKEW
+        return [pod for pod in self.pods if not is_terminating(pod) and _created(pod) >= since]
+
+    @property
+    def _since(self) -> datetime:
+        """When the first pod may have been made: an InferenceService that was taken back is older than we."""
+        service = self.inference_service
+        taken_back = service is not None and self.owns(service) and "creationTimestamp" in service["metadata"]
+        return min(_created(obj) for obj in (self.owner, service if taken_back else None) if obj)
+
+    @property
+    def ready_pods(self) -> list[Json]:
+        return [pod for pod in self.live_pods if is_ready(pod)]
+
+    @property
+    def replicas(self) -> int | None:
+        """The predictor Deployment's wanted count; None while there is no Deployment."""
+        return None if self.deployment is None else int(self.deployment["spec"].get("replicas", 1))
+
+    @property
+    def rolling(self) -> bool:
+        """Whether pods of several ReplicaSets are live, or the Deployment has yet to react to a change."""
+        hashes = {p["metadata"].get("labels", {}).get("pod-template-hash") for p in self.live_pods}
+        if self.deployment is None:
+            return False
+        seen = self.deployment.get("status", {}).get("observedGeneration", 0)
+        return len(hashes) > 1 or seen < self.deployment["metadata"].get("generation", 0)
+
+
+def _created(obj: Json) -> datetime:
+    return datetime.fromisoformat(obj["metadata"]["creationTimestamp"])
+
+
+def owned_by(obj: Json, uid: str) -> bool:
+    return any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences", []))
+
+
+def is_orphan(obj: Json, name: str) -> bool:
+    """Whether the operator made this for an LLMDeployment `name` that was deleted without its children.
+
+    One whose owner is named but dead is none: the garbage collector is about to delete it.
+    """
+    metadata = obj["metadata"]
+    return (
+        metadata.get("labels", {}).get(names.LABEL_DEPLOYMENT) == name
+        and any(m.get("manager") == names.FIELD_MANAGER for m in metadata.get("managedFields", []))
+        and not any(
+            ref.get("controller") or ref.get("kind") == KIND for ref in metadata.get("ownerReferences", [])
+        )
+    )
+
+
+def pod_name(pod: Json) -> str:
+    return str(pod["metadata"]["name"])
+
+
+def is_terminating(pod: Json) -> bool:
+    return "deletionTimestamp" in pod["metadata"] or pod.get("status", {}).get("phase") in (
+        "Failed",
+        "Succeeded",
+    )
+
+
+def condition(obj: Json, kind: str) -> Json | None:
+    conditions: list[Json] = obj.get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c.get("type") == kind), None)
+
+
+def is_ready(pod: Json) -> bool:
+    return (condition(pod, "Ready") or {}).get("status") == "True"
+
+
+def fell_silent(pod: Json) -> bool:
+    """Whether its present container has served and does not now: a cut-off, frozen or overloaded pod.
+
+    A pod that has not been ready yet turned unready before its container started. Both times are whole
+    seconds of the same kubelet's clock (RFC 3339, UTC: they compare as text).
+    """
+    ready = condition(pod, "Ready") or {}
+    started = main_container(pod).get("state", {}).get("running", {}).get("startedAt")
+    return bool(ready.get("status") == "False" and started and ready.get("lastTransitionTime", "") > started)
+
+
+def revision_of(pod: Json) -> str | None:
+    label: str | None = pod["metadata"].get("labels", {}).get(names.LABEL_REVISION)
+    return label
+
+
+def main_container(pod: Json) -> Json:
+    """The status of the model server's container; empty before the kubelet reports it."""
+    statuses: list[Json] = pod.get("status", {}).get("containerStatuses", [])
+    return next((s for s in statuses if s.get("name") == names.CONTAINER), {})

@@ -1,0 +1,105 @@
+"""One pod's metrics, read and judged. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One replica's load. `kv` is the share of its KV blocks in use, `slots` how many sequences it runs at
+    most; `finished` and `begun` count the requests that have ended and begun to run since its last reading
+    (None: not known).
+    """
+
+    waiting: int
+    running: int
+    kv: float
+    slots: int | None = None
+    queued_tokens: int = 0
+    oldest_wait: float = 0.0
+    finished: int | None = None
+    begun: int | None = None
+
+
+MAX_VALUE = 1e15  # no count, no number of bytes is larger: garbage
+# Families we read → field. Full parsing costs milliseconds per pod, so only these lines are looked at.
+_FAMILIES = {
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:num_requests_running": "running",
+    "vllm:kv_cache_usage_perc": "kv",
+    "vllm:cache_config_info": "cache_config",
+    "vllm:request_success_total": "finished",
+    "sheaf:queued_tokens": "queued_tokens",
+    "sheaf:oldest_wait_seconds": "oldest_wait",
+    "sheaf:blocks_live": "blocks_live",
+    "sheaf:weights_bytes": "weights_bytes",
+    "sheaf:max_num_seqs": "slots",
+}
+
+
+_LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})?\s+(\S+)")
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One pod's answer. `kv_tokens` and `weights_bytes` are its capacity, `finished` counts the requests that
+    have ended since its start; None where not reported.
+    """
+
+    sample: Sample
+    blocks_live: int = 0
+    kv_tokens: int | None = None
+    weights_bytes: int | None = None
+    finished: int | None = None
+
+    @property
+    def burden(self) -> tuple[int, int]:
+        """What would be lost or waited for if this pod went: KV blocks in use, then requests."""
+        return self.blocks_live, self.sample.running + self.sample.waiting
+
+
+def parse(text: str) -> Reading:
+    """Series of several engines are added up, and the KV use is their mean.
+
+    Raises ValueError when a family that scaling depends on is missing or cannot be true.
+    """
+    found: dict[str, float] = {}
+    engines = 0
+    kv_tokens: int | None = None
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        field = _FAMILIES.get(match[1]) if match else None
+        if match is None or field is None:
+            continue
+        if field == "cache_config":
+            labels = dict(_LABEL.findall(match[2] or ""))
+            if labels.get("block_size", "").isdigit() and labels.get("num_gpu_blocks", "").isdigit():
+                kv_tokens = int(labels["block_size"]) * int(labels["num_gpu_blocks"])
+            continue
+        value = float(match[3])
+        most = 1.0 if field == "kv" else MAX_VALUE
+        if not 0 <= value <= most:  # nor NaN
+            raise ValueError(f"{match[1]} is {match[3]}")
+        found[field] = found.get(field, 0.0) + value
+        engines += field == "kv"
+    missing = [
+        name
+        for name, field in _FAMILIES.items()
+        if field in ("waiting", "running", "kv") and field not in found
+    ]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)} in the metrics")
+    sample = Sample(
+        waiting=int(found["waiting"]),
+        running=int(found["running"]),
+        kv=found["kv"] / engines,
+        slots=int(found["slots"]) if "slots" in found else None,
+        queued_tokens=int(found.get("queued_tokens", 0)),
+        oldest_wait=found.get("oldest_wait", 0.0),
+    )
+    weights = int(found["weights_bytes"]) if "weights_bytes" in found else None
+    finished = int(found["finished"]) if "finished" in found else None
+    return Reading(sample, int(found.get("blocks_live", 0)), kv_tokens, weights, finished)

@@ -1,0 +1,45 @@
+"""What there is to write: the actions of a plan. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sheaf_operator.cluster.observed import Json
+from sheaf_operator.desired.revision import Revision
+from sheaf_operator.problems.problem import Problem
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Server-side apply. `create`: refuse if somebody else has made such an object in the meantime."""
+
+    obj: Json
+    create: bool
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete our ServingRuntime, provided it is still the one that was observed."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Set the predictor Deployment's replicas, provided its resourceVersion is still the observed one."""
+
+    replicas: int
+    resource_version: str
+
+
+Action = Apply | Delete | Scale
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`revision` is what the InferenceService should use; None if nothing can be rendered."""
+
+    actions: tuple[Action, ...] = ()
+    revision: Revision | None = None
+    problem: Problem | None = None

@@ -1,0 +1,64 @@
+"""Writing an LLMDeployment's children: each action of a plan, with the Lease checked before it."""
+
+from __future__ import annotations
+
+import logging
+
+from sheaf_operator.cluster.client import Cluster
+from sheaf_operator.cluster.errors import ApiError, Unreachable
+from sheaf_operator.cluster.lease import Lease
+from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.desired.actions import Action, Apply, Delete, Plan, Scale
+from sheaf_operator.problems.write import of_write
+from sheaf_operator.run.memory import Memory
+from sheaf_operator.run.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+
+class Executor:
+    def __init__(self, cluster: Cluster, lease: Lease, telemetry: Telemetry) -> None:
+        self._cluster, self._lease, self._telemetry = cluster, lease, telemetry
+
+    async def execute(
+        self, observed: Observed, plan: Plan, memory: Memory
+    ) -> tuple[Plan, ApiError | Unreachable | None]:
+        """Carry out the plan in order. An action that fails ends it; the problem becomes part of the plan."""
+        for action in plan.actions:
+            try:
+                await self.act(observed, action)
+            except (ApiError, Unreachable) as error:
+                if isinstance(action, Scale) and changed_meanwhile(error):
+                    memory.dirty = True
+                    return plan, None
+                created = action.obj if isinstance(action, Apply) and action.create else None
+                problem = of_write(error, created)
+                memory.dirty = True
+                retry = None if problem.reason in ("NameConflict", "KServeMissing") else error
+                return Plan(plan.actions, plan.revision, problem), retry
+        return plan, None
+
+    async def act(self, observed: Observed, action: Action) -> None:
+        """One write. Raises what the API server or the Lease says."""
+        where = f"{observed.namespace}/{observed.name}"
+        async with self._lease.writing():
+            match action:
+                case Apply():
+                    kind = str(action.obj["kind"])
+                    log.info("%s: applying %s %s", where, kind, action.obj["metadata"]["name"])
+                    await self._cluster.apply(action.obj, action.create)
+                case Delete():
+                    kind = "ServingRuntime"
+                    await self._cluster.delete_runtime(observed.namespace, action.name, action.uid)
+                case Scale():
+                    kind = "Scale"
+                    log.info("%s: replicas → %d", where, action.replicas)
+                    await self._cluster.scale(
+                        observed.namespace, observed.name, action.replicas, action.resource_version
+                    )
+        self._telemetry.writes.labels(kind).inc()
+
+
+def changed_meanwhile(error: ApiError | Unreachable) -> bool:
+    """Whether a write of /scale failed because the Deployment is not the observed one any more."""
+    return isinstance(error, ApiError) and error.code in (404, 409)

@@ -1,0 +1,25 @@
+"""What one LLMDeployment's runs of the work queue keep for the next one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.cluster.reading import Reading
+from sheaf_operator.scaling.decide import Decision, History
+
+
+@dataclass
+class Memory:
+    """What one key keeps between runs. Times are of the reconciler's clock."""
+
+    observed: Observed | None = None
+    read_at: float = float("-inf")
+    dirty: bool = True
+    history: History = field(default_factory=History)
+    deployment_uid: str | None = None
+    restore: int | None = None  # the count to get back to; 0 if there is none, None before the first decision
+    decision: Decision | None = None
+    readings: dict[str, Reading | str] = field(default_factory=dict)
+    scraped_at: float = float("-inf")
+    marked: tuple[str, float] | None = None  # the pod that should go next, and since when

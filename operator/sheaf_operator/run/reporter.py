@@ -1,0 +1,63 @@
+"""Writing an LLMDeployment's status, and the Events for what has changed in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from sheaf_operator.api.spec import LLMDeploymentSpec
+from sheaf_operator.cluster.client import Cluster
+from sheaf_operator.cluster.lease import Lease
+from sheaf_operator.cluster.observed import Json, Observed
+from sheaf_operator.desired.actions import Plan
+from sheaf_operator.problems.problem import Problem, clip
+from sheaf_operator.run.events import Events
+from sheaf_operator.run.memory import Memory
+from sheaf_operator.run.telemetry import Telemetry
+from sheaf_operator.scaling.samples import capacity_of
+from sheaf_operator.status import autoscaling, conditions
+from sheaf_operator.status.build import build_status
+
+
+class Reporter:
+    def __init__(
+        self, cluster: Cluster, lease: Lease, telemetry: Telemetry, clock: Callable[[], float]
+    ) -> None:
+        self._cluster, self._lease, self._telemetry = cluster, lease, telemetry
+        self._events = Events(cluster, clock)
+
+    async def report(self, spec: LLMDeploymentSpec, memory: Memory, plan: Plan, applied: bool) -> None:
+        observed = memory.observed
+        assert observed is not None
+        before = observed.status
+        now = datetime.now(UTC)
+        capacity = capacity_of(memory.readings, before.get("capacity"))
+        situation = conditions.Situation(
+            spec, observed, plan.revision, plan.problem, applied, capacity, memory.decision
+        )
+        status = build_status(situation, now)
+        if memory.decision is not None:
+            status["autoscaling"] = autoscaling.build(memory.decision, observed, now)
+        elif spec.autoscaling.mode != "Disabled" and "autoscaling" in before:
+            status["autoscaling"] = before["autoscaling"]
+        await self._write(observed, status)
+
+    async def refuse(self, observed: Observed, error: ValidationError) -> None:
+        """A spec that the schema lets through but this operator cannot read, e.g. of a newer version."""
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        problem = Problem("InvalidSpec", clip(f"spec.{where}: {first['msg']}"))
+        spec = LLMDeploymentSpec.model_construct()
+        situation = conditions.Situation(spec, observed, None, problem, applied=False)
+        await self._write(observed, build_status(situation, datetime.now(UTC)))
+
+    async def _write(self, observed: Observed, status: Json) -> None:
+        if status == observed.status:
+            return
+        async with self._lease.writing():
+            await self._cluster.apply_status(observed, status)
+        self._telemetry.writes.labels("Status").inc()
+        await self._events.changes(observed, status)
+        observed.owner["status"] = status

@@ -34,22 +34,22 @@ manifests: crds ## write the plain manifests from the Helm chart
 	@python charts/manifests.py
 
 test: lint ## everything: linters, fast tests, then end to end on the local cluster
-	@PYTHONPATH=e2e python -m sheaf_e2e.setup.model >/dev/null
+	@PYTHONPATH=e2e python -m sheaf_e2e.demo_model >/dev/null
 	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile tests
-	@$(if $(SHEAF_E2E_KUBECONFIG),,PYTHONPATH=e2e python -m sheaf_e2e.setup.binaries)
+	@$(if $(SHEAF_E2E_KUBECONFIG),,PYTHONPATH=e2e python -m localcluster.setup.binaries)
 	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile e2e/tests
 
 model: env ## fetch and convert the demo model once, print its folder
-	@PYTHONPATH=e2e python -m sheaf_e2e.setup.model
+	@PYTHONPATH=e2e python -m sheaf_e2e.demo_model
 
 demo: env ## the whole story on this machine: cluster, model, tokens, 1 to 3 replicas and back (KEEP=1 stays up)
 	@PYTHONPATH=e2e:benchmarks python -m sheaf_e2e.demo $(if $(KEEP),--keep)
 
 cluster: env ## start the local cluster with the operator, print its kubeconfig and URLs, stay up until Ctrl-C
-	@PYTHONPATH=e2e python -m sheaf_e2e.cluster.up
+	@PYTHONPATH=e2e python -m sheaf_e2e.up
 
 bench: env ## our server against transformers on the demo model; writes benchmarks/results/cpu.json
-	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.setup.model)"
+	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.demo_model)"
 
 kernels-aot: env ## compile every kernel for sm_80, sm_90 and sm_100 without a GPU; registers, spills, shared memory
 	@python -m sheaf_kernels.aot

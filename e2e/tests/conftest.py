@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from localcluster.cluster import Cluster, LocalCluster
 from model_folders import byte_level, write_folder
-from sheaf_e2e.cluster.base import Cluster
-from sheaf_e2e.cluster.choose import open_cluster
-from sheaf_e2e.cluster.local import LocalCluster
-from sheaf_e2e.setup.model import demo_model
-from sheaf_e2e.testing.faults import Faults
+from sheaf_e2e.checkout import CHECKOUT, open_sheaf_cluster
+from sheaf_e2e.demo_model import demo_model
+from sheaf_e2e.operator_faults import OperatorFaults
+from sheaf_e2e.release import install_operator
 from tiny_llama import write_tiny_llama
 
-LOGS = Path(__file__).resolve().parents[2] / ".run" / "e2e-logs"
+LOGS = CHECKOUT / ".run" / "e2e-logs"
 
 
 def log_folder() -> Path | None:
@@ -36,7 +36,7 @@ def log_folder() -> Path | None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Kubernetes with KServe: local, or that of $SHEAF_E2E_KUBECONFIG. Logs stay in .run/e2e-logs."""
-    with open_cluster(log_folder=log_folder()) as running:
+    with open_sheaf_cluster(log_folder=log_folder()) as running:
         yield running
 
 
@@ -49,14 +49,14 @@ def local_cluster(cluster: Cluster) -> LocalCluster:
 
 
 @pytest.fixture(scope="session")
-def faults(local_cluster: LocalCluster) -> Faults:
-    return Faults(local_cluster)
+def faults(local_cluster: LocalCluster) -> OperatorFaults:
+    return OperatorFaults(local_cluster)
 
 
 @pytest.fixture(scope="session")
 def operator(cluster: Cluster) -> Cluster:
     """The cluster with Sheaf's operator running in it, installed by the Helm chart."""
-    cluster.install_operator()
+    install_operator(cluster)
     return cluster
 
 

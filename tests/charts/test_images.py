@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sheaf_e2e.cluster.node import image_table
-from sheaf_e2e.cri.images import DEFAULT_UID, parse_images
+from localcluster.cri.images import DEFAULT_UID, parse_images
+from sheaf_e2e.checkout import image_table
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -95,10 +95,14 @@ def uv(arguments: list[str], cwd: Path = ROOT) -> str:
 
 
 def install_command(image: str, **replaced: str) -> list[str]:
-    """The RUN line that installs the image's packages, with options such as `target` replaced."""
+    """The RUN line that installs the image's packages, with options such as `target` replaced or added."""
     command = next(c for c in commands(image, "uv") if "--extra" in c)[1:]
-    for option, value in replaced.items():
-        command[command.index("--" + option) + 1] = value
+    for name, value in replaced.items():
+        option = f"--{name}"
+        if option in command:
+            command[command.index(option) + 1] = value
+        else:
+            command += [option, value]
     return command
 
 
@@ -155,6 +159,7 @@ def test_entry_point_user_and_environment_are_those_of_the_local_cluster(image: 
     (entry,) = final(image, "ENTRYPOINT")
     program, *arguments = json.loads(entry.text)
     local_program, *local_arguments = local.entrypoint
+    assert Path(local_program).is_file()
     assert arguments == local_arguments
     assert Path(program).name.rstrip("0123456789.") == Path(local_program).name.rstrip("0123456789.")
     assert not final(image, "CMD")
@@ -174,9 +179,8 @@ def test_entry_point_user_and_environment_are_those_of_the_local_cluster(image: 
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_packages_resolve_to_the_pins(image: str, tmp_path: Path) -> None:
-    command = install_command(image, python=sys.executable)
-    if "--target" not in command:
-        command += ["--target", str(tmp_path)]
+    # uv makes the target's folder even in a dry run.
+    command = install_command(image, python=sys.executable, target=str(tmp_path / "packages"))
     said = uv([*command, "--dry-run"])
     packages = dict(re.findall(r"^ \+ ([a-z0-9-]+)==(\S+)", said, re.MULTILINE))
     assert packages.items() <= pins().items()

@@ -1,7 +1,9 @@
-"""Traps of the layout: `operator/` beside the standard library's `operator`, and test packages."""
+"""Traps of the layout: `operator/` beside the standard library's `operator`, test packages, names."""
 
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,17 @@ def test_no_test_folder_is_a_package() -> None:
 def test_test_files_have_names_of_their_own() -> None:
     files = [p.name for folder in ("tests", "e2e") for p in (ROOT / folder).rglob("test_*.py")]
     assert len(files) == len(set(files))
+
+
+def test_no_two_files_of_the_local_cluster_share_a_name() -> None:
+    files = [p.name for p in (ROOT / "e2e").rglob("*.py") if not p.name.startswith("__")]
+    assert [name for name, count in Counter(files).items() if count > 1] == []
+
+
+def test_product_tests_know_of_the_local_cluster_only_its_interface() -> None:
+    texts = [p.read_text() for p in (ROOT / "e2e" / "tests" / "product").glob("*.py")]
+    imported = {name for text in texts for name in re.findall(r"\b(localcluster(?:\.\w+)*)", text)}
+    assert imported == {"localcluster.cluster"}
 
 
 def test_the_operator_imports_no_torch() -> None:

@@ -32,7 +32,7 @@ def smollm2() -> Path:
     """The folder of the real demo model, fetched and converted once into the cache."""
     sys.path.insert(0, str(REPOSITORY / "e2e"))
     try:
-        from sheaf_e2e.setup.model import demo_model
+        from sheaf_e2e.demo_model import demo_model
     finally:
         sys.path.pop(0)
     return demo_model()

@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 
-from sheaf_e2e.cluster.base import CommandFailed
-from sheaf_e2e.cluster.choose import KUBECONFIG_VARIABLE, open_cluster
+from localcluster.cluster import KUBECONFIG_VARIABLE, CommandFailed, ComponentFailed
+from localcluster.obstacles import command, require_room, temporary_folder
+
+from sheaf_e2e.checkout import CHECKOUT, open_sheaf_cluster
 from sheaf_e2e.demo import alone, first, story
 from sheaf_e2e.demo.console import Console
 from sheaf_e2e.demo.picture import draw
-from sheaf_e2e.machine.launcher import CHECKOUT, ComponentFailed
-from sheaf_e2e.obstacles import command, require_room, temporary_folder
-from sheaf_e2e.setup.model import demo_model
+from sheaf_e2e.demo_model import demo_model
 
 PICTURE = CHECKOUT / ".run" / "demo.svg"
 _SCRATCH_BYTES = 500_000_000  # etcd, logs, pods
@@ -30,7 +30,7 @@ def tell(console: Console, keep: bool) -> None:
     if not os.environ.get(KUBECONFIG_VARIABLE):
         first.minutes(model, console)
     console.step("A real Kubernetes with real KServe, as plain processes")
-    with open_cluster(report=console.say) as cluster:
+    with open_sheaf_cluster(console.say) as cluster:
         cluster.model_volume("smollm2", model)
         story.install_operator(cluster, console)
         console.step("One LLMDeployment")

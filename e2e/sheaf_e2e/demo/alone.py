@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 
-from sheaf_e2e.obstacles import Obstacle, temporary_folder
+from localcluster.obstacles import Obstacle, temporary_folder
 
 
 def claim() -> socket.socket:

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 
 from local_server import Server
+from localcluster.machine.launcher import Launcher
+from localcluster.machine.namespace import die_with_parent
+from localcluster.obstacles import PREFIX, Obstacle
+from localcluster.setup import binaries
 
 from sheaf_e2e.demo import story
 from sheaf_e2e.demo.console import Console
-from sheaf_e2e.machine.launcher import Launcher
-from sheaf_e2e.machine.namespace import die_with_parent
-from sheaf_e2e.obstacles import PREFIX, Obstacle
-from sheaf_e2e.setup import binaries
 
 _NICE = 10  # the answer comes first
 _SMALL = ["--max-model-len", "2048", "--kv-cache-memory", "256MiB"]
@@ -62,12 +62,12 @@ def answer(model: Path, console: Console) -> None:
 
 
 class Build:
-    """``python -m sheaf_e2e.setup.binaries`` at low priority beside us; its progress goes to the console."""
+    """``localcluster.setup.binaries`` at low priority beside us; its progress goes to the console."""
 
     def __init__(self, console: Console) -> None:
         self._failure: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sheaf_e2e.setup.binaries"],
+            [sys.executable, "-m", "localcluster.setup.binaries"],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

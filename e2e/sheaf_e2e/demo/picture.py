@@ -13,7 +13,7 @@ from loadgen import Outcome
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from sheaf_e2e.demo.watch import Recording
+from sheaf_e2e.demo.follower import Recording
 
 _BIN = 5.0  # seconds over which arrivals are counted
 

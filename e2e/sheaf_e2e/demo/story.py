@@ -13,13 +13,13 @@ from types import TracebackType
 import openai
 import yaml
 from loadgen import Outcome, summarize
+from localcluster.cluster import Cluster, Object
 
-from sheaf_e2e.cluster.api import Object
-from sheaf_e2e.cluster.base import OPERATOR, OPERATOR_NAMESPACE, Cluster
+from sheaf_e2e.checkout import CHECKOUT
 from sheaf_e2e.demo.console import Console
+from sheaf_e2e.demo.follower import API_VERSION, KIND, Follower, Recording, condition
 from sheaf_e2e.demo.load import OpenLoop
-from sheaf_e2e.demo.watch import API_VERSION, KIND, Follower, Recording, condition
-from sheaf_e2e.machine.launcher import CHECKOUT
+from sheaf_e2e.release import OPERATOR, OPERATOR_NAMESPACE
 
 SAMPLE = CHECKOUT / "manifests" / "samples" / "smollm2.yaml"
 QUESTION = "What is the capital of France?"

@@ -1,1 +1,0 @@
-"""Kubernetes with KServe, local or anywhere, as one object to install into and to ask."""

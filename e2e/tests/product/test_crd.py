@@ -1,0 +1,205 @@
+"""The real API server judges LLMDeployments: what is allowed, and that each refusal says what to change."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from localcluster.cluster import ApiError, Cluster, Object
+from sheaf_e2e.checkout import CHECKOUT
+
+pytestmark = pytest.mark.cluster
+API = "sheaf.dev/v1alpha1"
+KIND = "LLMDeployment"
+
+
+@pytest.fixture(scope="module")
+def crd(operator: Cluster) -> Cluster:
+    """The cluster with the resource definition installed, as users have it: by the chart."""
+    return operator
+
+
+def resource(name: str = "m", **spec: Any) -> Object:
+    merged = {"model": {"uri": "pvc://claim/m"}, **spec}
+    return {"apiVersion": API, "kind": KIND, "metadata": {"name": name}, "spec": merged}
+
+
+def create(cluster: Cluster, obj: Object, dry_run: bool = True) -> Object:
+    path = cluster.api.path(API, KIND, "default")
+    parameters = {"dryRun": "All"} if dry_run else {}
+    return dict(cluster.api.request("POST", path, params=parameters, json=obj).json())
+
+
+LONG = "x" * 49
+REFUSED: list[tuple[str, Object, str]] = [
+    ("name too long", resource(LONG), "must have at most 48 characters"),
+    ("name starts with a digit", resource("1m"), "must start with a letter"),
+    ("name with a dot", resource("a.b"), "must start with a letter and hold only"),
+    ("no model", {**resource(), "spec": {}}, "spec.model"),
+    ("uri without scheme", resource(model={"uri": "meta/llama"}), "must start with hf://, pvc://"),
+    ("uri of another scheme", resource(model={"uri": "http://x/y"}), "must start with hf://, pvc://"),
+    ("hf without a model", resource(model={"uri": "hf://onlyorg"}), "must start with hf://, pvc://"),
+    ("uri that climbs", resource(model={"uri": "pvc://c/../x"}), "must not contain '..'"),
+    ("odd served name", resource(model={"uri": "hf://a/b", "servedName": "a b"}), "servedName"),
+    (
+        "adapters",
+        resource(model={"uri": "hf://a/b", "adapters": [{"name": "x", "uri": "hf://c/d"}]}),
+        "adapters are not supported in this version: remove spec.model.adapters",
+    ),
+    (
+        "quantization",
+        resource(engine={"quantization": "awq"}),
+        "quantization is not supported in this version",
+    ),
+    ("KV type", resource(engine={"kvCacheDtype": "fp8"}), "kvCacheDtype is not supported in this version"),
+    ("dtype", resource(engine={"dtype": "int8"}), 'supported values: "auto", "float32"'),
+    ("length 0", resource(engine={"maxModelLen": 0}), "greater than or equal to 1"),
+    (
+        "owned flag",
+        resource(engine={"extraArgs": ["--port", "1"]}),
+        "must not repeat a flag that the operator",
+    ),
+    ("owned flag=", resource(engine={"extraArgs": ["--dtype=float16"]}), "use the field of the spec instead"),
+    ("template", resource(engine={"extraArgs": ["--x={{.Name}}"]}), "KServe would expand it as a template"),
+    ("tensor", resource(parallelism={"tensor": 2}), "tensor parallelism is not supported in this version"),
+    ("idle devices", resource(accelerator={"count": 2}), "accelerator.count must equal parallelism.tensor"),
+    ("device name", resource(accelerator={"resourceName": "gpu"}), "resourceName"),
+    ("cpu in words", resource(resources={"cpu": "two"}), "must be a positive quantity"),
+    ("no memory", resource(resources={"memory": 0}), "must be a positive quantity"),
+    ("negative memory", resource(resources={"memory": "-1Gi"}), "must be a positive quantity"),
+    (
+        "replicas with Builtin",
+        resource(replicas=2),
+        "replicas cannot be set while autoscaling.mode is Builtin",
+    ),
+    (
+        "bounds crossed",
+        resource(autoscaling={"minReplicas": 3, "maxReplicas": 2}),
+        "minReplicas must not exceed maxReplicas",
+    ),
+    ("zero at least", resource(autoscaling={"minReplicas": 0}), "greater than or equal to 1"),
+    ("mode off", resource(autoscaling={"mode": "Off"}), '"Builtin", "Advisory", "Disabled"'),
+    ("no signal", resource(autoscaling={"metrics": []}), "metrics must name at least one signal"),
+    (
+        "a signal twice",
+        resource(autoscaling={"metrics": [{"type": "QueueDepth", "target": t} for t in (1, 2)]}),
+        "Duplicate value",
+    ),
+    (
+        "KV at 100",
+        resource(autoscaling={"metrics": [{"type": "KVCacheUtilizationPercent", "target": 100}]}),
+        "must be at most 95",
+    ),
+    (
+        "fractional target",
+        resource(autoscaling={"metrics": [{"type": "QueueDepth", "target": 1.5}]}),
+        "integer",
+    ),
+    ("unknown signal", resource(autoscaling={"metrics": [{"type": "CPU", "target": 1}]}), '"QueueDepth"'),
+    (
+        "endless window",
+        resource(autoscaling={"behavior": {"scaleDown": {"stabilizationWindowSeconds": 99999}}}),
+        "less than or equal to 3600",
+    ),
+    ("no drain", resource(termination={"drainTimeoutSeconds": 0}), "greater than or equal to 1"),
+    ("endless drain", resource(termination={"drainTimeoutSeconds": 99999}), "less than or equal to 3600"),
+    ("strategy", resource(rollout={"strategy": "BlueGreen"}), '"Auto", "Surge", "Recreate"'),
+    ("KServe's label", resource(pod={"labels": {"serving.kserve.io/x": "1"}}), "belong to Sheaf and KServe"),
+    ("our label", resource(pod={"labels": {"sheaf.dev/deployment": "x"}}), "belong to Sheaf and KServe"),
+    ("app label", resource(pod={"labels": {"app": "x"}}), "belong to Sheaf and KServe"),
+    ("our annotation", resource(pod={"annotations": {"sheaf.dev/x": "1"}}), "belong to Sheaf and KServe"),
+    ("PYTHONPATH", resource(pod={"env": [{"name": "PYTHONPATH", "value": "x"}]}), "must not set PYTHONPATH"),
+    ("env template", resource(pod={"env": [{"name": "A", "value": "{{x}}"}]}), "expand it as a template"),
+    (
+        "env both",
+        resource(pod={"env": [{"name": "A", "value": "x", "valueFrom": {"fieldRef": {}}}]}),
+        "set either value or valueFrom",
+    ),
+    ("env twice", resource(pod={"env": [{"name": "A"}, {"name": "A"}]}), "Duplicate value"),
+    ("image with a space", resource(pod={"image": "a b"}), "pod.image"),
+]
+
+
+@pytest.mark.parametrize(("obj", "message"), [c[1:] for c in REFUSED], ids=[c[0] for c in REFUSED])
+def test_it_is_refused_with_what_to_change(crd: Cluster, obj: Object, message: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        create(crd, obj)
+    assert refused.value.code == 422
+    assert message in str(refused.value)
+
+
+ALLOWED: dict[str, Object] = {
+    "the least": resource(),
+    "a long name": resource("x" * 48),
+    "every scheme": resource(model={"uri": "oci://registry/model:tag"}),
+    "a bare claim": resource(model={"uri": "pvc://claim"}),
+    "integer quantities": resource(resources={"cpu": 2, "memory": "16Gi"}),
+    "fixed replicas": resource(replicas=0, autoscaling={"mode": "Disabled"}),
+    "advisory replicas": resource(replicas=3, autoscaling={"mode": "Advisory"}),
+    "no signal when disabled": resource(autoscaling={"mode": "Disabled", "metrics": []}),
+    "further flags": resource(engine={"extraArgs": ["--max-num-seqs", "4", "--portable"]}),
+    "user labels": resource(pod={"labels": {"team": "a", "example.com/x": "b"}}),
+    "free affinity": resource(pod={"affinity": {"nodeAffinity": {"anything": 1}}}),
+}
+
+
+@pytest.mark.parametrize("obj", ALLOWED.values(), ids=list(ALLOWED))
+def test_it_is_allowed(crd: Cluster, obj: Object) -> None:
+    create(crd, obj)
+
+
+@pytest.mark.parametrize(
+    "sample", sorted((CHECKOUT / "manifests" / "samples").glob("*.yaml")), ids=lambda p: p.name
+)
+def test_samples_are_allowed(crd: Cluster, sample: Any) -> None:
+    crd.kubectl("apply", "--dry-run=server", "-f", str(sample))
+
+
+def test_defaults_are_filled_in_and_short(crd: Cluster) -> None:
+    spec = create(crd, resource())["spec"]
+    assert spec["autoscaling"]["mode"] == "Builtin"
+    assert [m["type"] for m in spec["autoscaling"]["metrics"]] == ["QueueDepth", "KVCacheUtilizationPercent"]
+    assert spec["autoscaling"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
+    assert spec["termination"] == {"drainTimeoutSeconds": 120}
+    assert "replicas" not in spec
+    assert "pod" not in spec
+
+
+def test_defaults_fill_a_part_that_is_given(crd: Cluster) -> None:
+    spec = create(crd, resource(autoscaling={"maxReplicas": 4}))["spec"]
+    assert spec["autoscaling"]["minReplicas"] == 1
+    assert len(spec["autoscaling"]["metrics"]) == 2
+
+
+def test_metrics_merge_by_type(crd: Cluster, namespace: str) -> None:
+    """Two appliers may each own one signal."""
+    own = resource(autoscaling={"maxReplicas": 2, "metrics": [{"type": "QueueDepth", "target": 9}]})
+    own["metadata"]["namespace"] = namespace
+    crd.api.apply(own, field_manager="one")
+    other = deepcopy(own)
+    other["spec"]["autoscaling"]["metrics"] = [{"type": "KVCacheUtilizationPercent", "target": 50}]
+    merged = crd.api.apply(other, field_manager="two")
+    targets = {m["type"]: m["target"] for m in merged["spec"]["autoscaling"]["metrics"]}
+    assert targets == {"QueueDepth": 9, "KVCacheUtilizationPercent": 50}
+
+
+def test_scale_subresource_and_short_name(crd: Cluster, namespace: str) -> None:
+    obj = resource(autoscaling={"mode": "Disabled"})
+    crd.kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(obj))
+    crd.kubectl("scale", "-n", namespace, "llmd/m", "--replicas=3")
+    assert crd.kubectl("get", "-n", namespace, "llmd", "m", "-o", "jsonpath={.spec.replicas}") == "3"
+
+
+def test_scaling_by_hand_is_refused_while_builtin_scales(crd: Cluster, namespace: str) -> None:
+    crd.kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(resource()))
+    with pytest.raises(ApiError, match="replicas cannot be set while"):
+        crd.api.patch(API, KIND, "m", {"spec": {"replicas": 3}}, namespace, subresource="scale")
+
+
+def test_columns_for_people(crd: Cluster, namespace: str) -> None:
+    crd.kubectl("create", "-n", namespace, "-f", "-", input=json.dumps(resource()))
+    header = crd.kubectl("get", "-n", namespace, "llmd", "-o", "wide").splitlines()[0].split()
+    assert header[:4] == ["NAME", "READY", "REASON", "REPLICAS"]
+    assert {"DESIRED", "URL", "MODEL", "AGE"} <= set(header)

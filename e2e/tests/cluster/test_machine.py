@@ -78,7 +78,7 @@ print(launcher.folder, launcher._keeper.pid, flush=True)
 launcher._keeper.wait()
 launcher.stop()
 """
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env
     ) as owner:

@@ -31,7 +31,7 @@ print(held())
 def test_exactly_the_wanted_addresses_are_held_and_others_left_alone():
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", SCRIPT],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         timeout=30,

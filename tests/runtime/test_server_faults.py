@@ -211,6 +211,33 @@ def test_default_sampling_that_cannot_be_is_refused(tmp_path: Path, name: str, v
         load_folder(str(folder), None)
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [("chat_template.jinja", "cp1252"), ("tokenizer_config.json", "cp1252"), ("option.jinja", "utf-16")],
+)
+def test_a_file_in_another_encoding_is_a_configuration_error(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
+    """It used to leave a server that said "loading" for ever."""
+    folder = write_folder(tmp_path / "model", byte_level(), note="é")
+    text = '{"note": "é"}' if name.endswith("json") else "{# é #}{{ messages[0]['content'] }}"
+    path = (tmp_path if name == "option.jinja" else folder) / name
+    path.write_bytes(text.encode(encoding))
+    flags = ("--chat-template", str(path)) if name == "option.jinja" else ()
+    with serving(folder, tmp_path, *flags) as server:
+        assert server.wait_exit() == 2
+        assert f"{path} is not UTF-8" in server.output().splitlines()[-1]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", byte_level())
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", "utf-8-sig")
+    with serving(folder, tmp_path) as server:
+        server.wait_ready()
+        body = {"messages": [{"role": "user", "content": "abc"}]}
+        assert httpx.post(f"{server.url}/tokenize", json=body).json()["count"] == 3
+
+
 def test_the_port_is_open_while_the_core_loads(folder: Path, tmp_path: Path) -> None:
     with serving(folder, tmp_path, fake={"load_seconds": 60}) as server:
         assert wait_for(lambda: server.status("/health"), "/health") == 200

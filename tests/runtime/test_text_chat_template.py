@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from model_folders import CHAT_TEMPLATE, byte_fallback, byte_level, write_folder
-from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer
+from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, left_out
 from transformers import PreTrainedTokenizerFast
 
 MESSAGES = [
@@ -113,3 +113,54 @@ def test_token_ids_are_those_of_transformers(build: Any, tmp_path: Path) -> None
         assert mine.encode(text) == other.encode(text)
         assert mine.encode(text, add_special_tokens=False) == other.encode(text, add_special_tokens=False)
     assert mine.special_tokens == {"bos_token": "<|bos|>", "eos_token": "<|end|>"}
+
+
+WALKS_PARTS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% for part in m['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+BOTH = (
+    "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for part in m['content'] %}[{{ part['text'] }}]{% endfor %}{% endif %}{% endfor %}"
+)
+ONLY_KNOWN_ROLES = (
+    "{% for m in messages %}{% if m['role'] in ('system', 'user') %}<{{ m['role'] }}>{{ m['content'] }}"
+    "{% endif %}{% endfor %}"
+)
+
+
+def test_a_template_that_walks_through_parts_gets_them() -> None:
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
+    assert ChatTemplate(WALKS_PARTS).render(messages) == "<system>be kind<user>hello"
+    assert ChatTemplate(BOTH).render(messages) == "be kindhello"
+
+
+def test_continuing_with_a_template_that_walks_through_parts() -> None:
+    messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "I am"}]
+    rendered = ChatTemplate(WALKS_PARTS).render(
+        messages, add_generation_prompt=False, continue_final_message=True
+    )
+    assert rendered == "<user>hello<assistant>I am"
+
+
+def test_a_developer_is_the_system_where_the_template_knows_no_other() -> None:
+    messages = [{"role": "developer", "content": "be kind"}]
+    assert ChatTemplate(ONLY_KNOWN_ROLES).render(messages) == "<system>be kind"
+    assert ChatTemplate("{{ messages[0]['role'] }}{# developer #}").render(messages) == "developer"
+
+
+def test_words_that_a_template_leaves_out_are_noticed() -> None:
+    messages = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": 'say "é"\n twice '},
+        {"role": "assistant", "content": "<think>hm</think>é é"},
+        {"role": "user", "content": "  "},
+    ]
+    for template, index in (
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", None),
+        ("{% for m in messages %}{{ m | tojson }}{% endfor %}", None),
+        ("{% for m in messages if m['role'] != 'assistant' %}{{ m['content'] | trim }}{% endfor %}", None),
+        ("{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}", 0),
+        ("{{ messages[0]['content'] }}", 1),
+    ):
+        assert left_out(messages, ChatTemplate(template).render(messages)) == index, template

@@ -19,6 +19,8 @@ import httpx
 FAKE_CORE = Path(__file__).parent / "fake_core.py"
 START = """
 import sys
+from sheaf_runtime.cli import end_on_signals
+end_on_signals()
 from sheaf_runtime.server.launch import main
 sys.exit(main(sys.argv[2:], [sys.executable, sys.argv[1]]))
 """
@@ -83,17 +85,34 @@ class Served:
         assert len(lines) == 1, lines
         return float(lines[0].rsplit(" ", 1)[1])
 
+    def children(self) -> list[int]:
+        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in text.split()]
+
     def core_pid(self) -> int:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        assert len(children) == 1, children
-        return int(children[0])
+        (pid,) = self.children()
+        return pid
+
+    def handles(self, signum: signal.Signals) -> bool:
+        """Whether a handler of its own is in place, as opposed to an interpreter that still starts."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16)
+        both = 1 << (signal.SIGTERM - 1) | 1 << (signum - 1)  # Python itself catches SIGINT
+        return caught & both == both
 
 
 @contextlib.contextmanager
 def serving(
-    model: Path, tmp_path: Path, *flags: str, fake: dict[str, Any] | None = None, real: bool = False
+    model: Path,
+    tmp_path: Path,
+    *flags: str,
+    fake: dict[str, Any] | None = None,
+    real: bool = False,
+    session: bool = False,
 ) -> Iterator[Served]:
-    """Starts ``sheaf serve model flags``; not yet ready. Whatever is left of it is killed at the end."""
+    """Starts ``sheaf serve model flags``; not yet ready. Whatever is left of it is killed at the end.
+
+    ``session`` gives it a process group of its own."""
     port = free_port()
     log = tmp_path / f"server-{port}.log"
     command = ["-m", "sheaf_runtime", "serve"] if real else ["-c", START, str(FAKE_CORE)]
@@ -104,6 +123,7 @@ def serving(
             stdout=out,
             stderr=out,
             env=env,
+            start_new_session=session,
         )
     try:
         yield Served(process, port, log)

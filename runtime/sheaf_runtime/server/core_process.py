@@ -15,7 +15,8 @@ from sheaf_runtime.config import EngineConfig
 class CoreProcess:
     """``python -m sheaf_runtime.engine``, which reads its configuration from stdin.
 
-    stdin stays open as a lifeline: the core ends when it closes, however this process ended.
+    stdin stays open as a lifeline: the core ends when it closes, however this process ended. It has a session
+    of its own: a signal to our group (Ctrl-C, a service manager) is ours to answer.
     """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -25,7 +26,7 @@ class CoreProcess:
     async def start(cls, config: EngineConfig, address: str, command: list[str] | None = None) -> CoreProcess:
         command = command or [sys.executable, "-m", "sheaf_runtime.engine"]
         process = await asyncio.create_subprocess_exec(
-            *command, "--address", address, stdin=asyncio.subprocess.PIPE
+            *command, "--address", address, stdin=asyncio.subprocess.PIPE, start_new_session=True
         )
         assert process.stdin is not None
         with contextlib.suppress(ConnectionError):  # it died at once; wait() tells

@@ -54,6 +54,9 @@ class Edge:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
+        coding = headers.get(b"content-encoding", b"identity")
+        if coding.lower() != b"identity":
+            return ApiError(415, "the body is compressed; send it without Content-Encoding")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
             return _too_large()

@@ -1,6 +1,6 @@
 """The listening socket and its connections, with an end that loses no request.
 
-uvicorn's protocol class does HTTP. Its ``Server`` is not used: it wakes ten times a second while idle,
+`http_protocol` does HTTP. uvicorn's ``Server`` is not used: it wakes ten times a second while idle,
 and cannot be lame.
 """
 
@@ -12,9 +12,9 @@ import socket
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from sheaf_runtime.server.http_protocol import HttpProtocol
 from sheaf_runtime.server.tls import Certificate
 
 # Longer than any usual client's or proxy's own limit (Envoy's is one hour), so that the side that closes an
@@ -39,7 +39,7 @@ class HttpServer:
         self._config = uvicorn.Config(
             app,
             loop="none",
-            http=HttpToolsProtocol,
+            http=HttpProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -93,7 +93,7 @@ class HttpServer:
             logger.debug("a connection came to nothing: %s", error)
 
     def _protocol(self) -> asyncio.Protocol:
-        return HttpToolsProtocol(self._config, self._state, {})
+        return HttpProtocol(self._config, self._state, {})
 
     @property
     def busy(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import sys
 
@@ -35,8 +34,6 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
     except OSError as error:
         place = f"{server.host} port {server.port}"
         return _refuse(f"cannot listen on {place}: {error.strerror}; choose another --host or --port")
-    # Nothing is running yet, so there is nothing to drain. The event loop replaces this handler.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Imported only now: probes can connect while this takes its half second.
     import uvloop
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError
-from sheaf_runtime.text.tokenizer import read_json
+from sheaf_runtime.text.tokenizer import read_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +86,14 @@ def load_folder(path: str, chat_template: str | None) -> ModelFolder:
         return ModelFolder(tokenizer, template, SamplingDefaults.from_folder(folder))
     except (TokenizerError, ChatTemplateError) as error:
         raise ModelFolderError(str(error)) from error
+    except OSError as error:
+        raise ModelFolderError(f"{error.filename or path}: {error.strerror}") from error
 
 
 def _template_source(option: str) -> str:
     if "{" in option or "\n" in option:
         return option
     try:
-        return Path(option).read_text("utf-8")
+        return read_text(Path(option))
     except OSError as error:
         raise ModelFolderError(f"--chat-template {option}: {error.strerror}") from error

@@ -10,7 +10,7 @@ from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.schemas import Generate, Message
 from sheaf_runtime.server.service import Service
-from sheaf_runtime.text import ChatTemplateError
+from sheaf_runtime.text import ChatTemplateError, left_out
 
 T = TypeVar("T")
 # Encoding this much takes about as long as handing it to a thread and back.
@@ -52,19 +52,30 @@ async def render_chat(
         )
     plain = [message.for_template() for message in messages]
     generation = not continue_final_message if add_generation_prompt is None else add_generation_prompt
-    try:
-        return await _off_loop(
-            service,
-            sum(len(message["content"]) for message in plain),
-            lambda: template.render(
-                plain,
-                add_generation_prompt=generation,
-                continue_final_message=continue_final_message,
-                variables=variables,
-            ),
+
+    def render() -> tuple[str, int | None]:
+        text = template.render(
+            plain,
+            add_generation_prompt=generation,
+            continue_final_message=continue_final_message,
+            variables=variables,
         )
+        return text, left_out(plain, text)
+
+    try:
+        size = sum(len(message["content"]) for message in plain)
+        text, silent = await _off_loop(service, size, render)
     except ChatTemplateError as error:
         raise ApiError(400, str(error), param="messages") from error
+    if silent is not None:
+        name = f"messages.{silent}"
+        raise ApiError(
+            400,
+            f"{name}: the chat template has no place for this message (role {plain[silent]['role']}); "
+            "put its content into another message",
+            param=name,
+        )
+    return text
 
 
 async def _off_loop(service: Service, size: int, work: Callable[[], T]) -> T:

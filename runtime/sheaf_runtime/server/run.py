@@ -31,6 +31,7 @@ OK, ENGINE_LOST, CONFIGURATION_ERROR = 0, 1, 2
 # After the engine is lost: time for answers under way, and for probes to see why.
 LAST_WORDS_SECONDS = 1.0
 CORE_EXIT_SECONDS = 5.0
+SIGNAL_SECONDS = 0.5  # between the arrivals of one signal at several processes
 
 
 async def serve(
@@ -107,6 +108,9 @@ class Server:
         except ModelFolderError as error:
             self._on_failure(str(error))
             self._exit_status = CONFIGURATION_ERROR
+        except Exception as error:  # else the server would say "loading" for ever
+            logger.exception("reading the model folder failed")
+            self._on_failure(f"{self._service.engine_config.model}: {type(error).__name__}: {error}")
 
     def _on_ready(self, info: EngineReady) -> None:
         self._service.engine_ready(info)
@@ -144,6 +148,11 @@ class Server:
         assert self._core is not None
         assert self._client is not None
         status = await self._core.wait()
+        if status in (-signal.SIGTERM, -signal.SIGINT) and not self._loaded:
+            # Sent to everybody here, and the core was too young to ignore it: ours is on its way.
+            await asyncio.sleep(SIGNAL_SECONDS)
+        if self._signals and not self._loaded:
+            return
         self._client.drain_socket()  # its own last words say more than its exit status
         self._client.fail(f"the engine core has died: {describe_exit(status)}")
         if status == CONFIGURATION_ERROR:
@@ -165,7 +174,8 @@ class Server:
         healthy = self._loaded and self._service.lifecycle.failure is None
         await self._core.stop(patience=CORE_EXIT_SECONDS if healthy else 0)
         self._client.close()
-        logger.info("exit status %d", self._exit_status)
+        failure = self._service.lifecycle.failure
+        logger.info("exit status %d%s", self._exit_status, f": {failure}" if failure else "")
 
     @property
     def _loaded(self) -> bool:

@@ -14,10 +14,13 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from sheaf_runtime.text.tokenizer import read_json
+from sheaf_runtime.text.tokenizer import read_json, read_text
 
 Message = Mapping[str, Any]
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+# Whose words must be in the prompt. Templates leave an assistant's thoughts out and rewrite a tool's result.
+HEARD = frozenset({"system", "developer", "user"})
+_MARK = "sheafprobe"
 
 
 class ChatTemplateError(ValueError):
@@ -33,13 +36,16 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the chat template is not valid Jinja: {error}") from error
         self._special_tokens = dict(special_tokens or {})
+        self._in_parts = False
+        self._in_parts = self._reads_parts()
+        self._knows_developer = "developer" in source
 
     @classmethod
     def from_folder(cls, folder: str | Path, special_tokens: Mapping[str, Any]) -> ChatTemplate | None:
         """The model's own template (``chat_template.jinja``, else in ``tokenizer_config.json``), or None."""
         path = Path(folder) / "chat_template.jinja"
         if path.is_file():
-            return cls(path.read_text("utf-8"), special_tokens)
+            return cls(read_text(path), special_tokens)
         source = read_json(Path(folder) / "tokenizer_config.json").get("chat_template")
         if isinstance(source, list):  # several, by name
             source = {entry["name"]: entry["template"] for entry in source}.get("default")
@@ -59,6 +65,7 @@ class ChatTemplate:
         ``variables`` are the template's own options. Raises ``ChatTemplateError``.
         """
         variables = variables or {}
+        messages = [self._in_its_terms(message) for message in messages]
         if reserved := RESERVED & variables.keys():
             raise ChatTemplateError(f"{sorted(reserved)[0]!r} cannot be set as a template variable")
         if continue_final_message:
@@ -67,8 +74,32 @@ class ChatTemplate:
             return self._render_open(messages, variables)
         return self._render(messages, add_generation_prompt, variables)
 
+    def _in_its_terms(self, message: Message) -> Message:
+        """A template that has never heard of "developer", OpenAI's newer name for the system, skips it."""
+        if message["role"] == "developer" and not self._knows_developer:
+            return {**message, "role": "system"}
+        return message
+
+    def _reads_parts(self) -> bool:
+        """Whether content must be a list of parts: some templates walk through it, and past a plain text."""
+
+        def seen(content: Any) -> bool:
+            try:
+                return _MARK in self._render([{"role": "user", "content": content}], True, {})
+            except ChatTemplateError:
+                return False
+
+        return not seen(_MARK) and seen(_parts(_MARK))
+
     def _render(self, messages: Sequence[Message], generation: bool, variables: Mapping[str, Any]) -> str:
         names = {**self._special_tokens, "tools": None, "documents": None, **variables}
+        if self._in_parts:
+            messages = [
+                {**message, "content": _parts(message["content"])}
+                if isinstance(message.get("content"), str)
+                else message
+                for message in messages
+            ]
         try:
             return self._template.render(messages=messages, add_generation_prompt=generation, **names)
         except Exception as error:  # a template is a program: any error in it is about these messages
@@ -87,6 +118,26 @@ class ChatTemplate:
         if not found:
             raise ChatTemplateError("this chat template does not render the last message, so it cannot go on")
         return head if tail.startswith(" ") else head.rstrip()
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]
+
+
+def left_out(messages: Sequence[Message], prompt: str) -> int | None:
+    """Index of the first message whose words are not in the rendered prompt: a template may have no place for
+    its role, or look for content where there is none. Blanks do not count, and JSON's escapes are allowed."""
+    without_blanks = None
+    for index, message in enumerate(messages):
+        text = message.get("content")
+        if message["role"] not in HEARD or not isinstance(text, str) or text.strip() in prompt:
+            continue
+        if without_blanks is None:
+            without_blanks = "".join(prompt.split())
+        forms = (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
+        if not any("".join(form.split()) in without_blanks for form in forms):
+            return index
+    return None
 
 
 class _Generation(jinja2.ext.Extension):

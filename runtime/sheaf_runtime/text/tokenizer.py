@@ -92,13 +92,23 @@ class Tokenizer:
         return self._rust.id_to_token(id_)
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark. Raises ``TokenizerError`` or ``OSError``."""
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or ``{}`` where there is no such file. Raises ``TokenizerError`` on broken JSON."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = json.loads(read_text(path))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, TokenizerError):
+            raise
         raise TokenizerError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{path} must hold a JSON object")

@@ -87,12 +87,11 @@ def test_an_offer_to_upgrade_is_ignored(served: Served) -> None:
 
 def test_upgrade_in_a_body_is_only_text(served: Served) -> None:
     """A body that comes in a piece of its own may begin like a header."""
+    head, end, body = post(b"[1,\nupgrade: 22]").partition(b"\r\n\r\n")
     with socket.create_connection(("127.0.0.1", served.port), timeout=20) as sock:
-        sock.sendall(
-            b"POST /detokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n"
-        )
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.sendall(b"[1,\nupgrade: 22]")
+        sock.sendall(head + end)
+        sock.sendall(body)
         status, error = answer(sock)
         assert " 400 " in status
         assert b"not valid JSON" in error

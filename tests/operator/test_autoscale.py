@@ -276,6 +276,22 @@ def test_a_constant_load_does_not_swing(
     assert not (ups and downs), seen
 
 
+@given(target=st.integers(1, 95), replicas=st.integers(1, 20))
+def test_every_kv_target_can_scale_up_before_the_cache_is_full(target: int, replicas: int) -> None:
+    """And what it scales to is not given back at the same load, nor anything below the target asked for."""
+    policy = Policy(1, 1000, queue_target=None, kv_target=target / 100, down=Limits(window=0))
+
+    def wish(used: float, count: int) -> int:
+        samples = Samples(count, tuple(load(0, 4, used / count) for _ in range(count)))
+        return decide(policy, samples, History(), 0.0).desired
+
+    used = 0.99 * replicas
+    more = wish(used, replicas)
+    assert more > replicas
+    assert wish(used, more) == more
+    assert wish(target / 100 * replicas, replicas) == replicas
+
+
 @given(st.integers(1, 60), st.integers(1, 40))
 def test_a_slow_start_is_not_asked_for_twice(waiting: int, steps: int) -> None:
     """While new replicas load, the same queue never asks for more than it did at first."""

@@ -1,4 +1,4 @@
-"""Scaling one LLMDeployment: read its pods' metrics, decide, and write one step. `autoscale` decides."""
+"""Scaling one LLMDeployment: read its pods' metrics, decide, and write one step. `decide` decides."""
 
 from __future__ import annotations
 

@@ -8,15 +8,16 @@ when L fits into the running slots of fewer with a tenth to spare, L ≤ 0.9·c�
 changes, so a constant load cannot make the count swing. c is the runtime's limit on running sequences, or
 what a replica runs beside requests that have been waiting for a while, if that is less.
 Replicas that are busy reading prompts have slots free and are full all the same. So fewer of them are wanted
-only if what arrives also fits the pace at which they were seen to take requests in (pace.py), again with a
-tenth to spare.
-Under a load that grows while replicas start, L/(c+t) would want the whole backlog to run at once. So once the
-flow is known (flow.py: λ requests per second of s seconds each), no more are wanted than run what arrives and
-drain the W waiting ones within D = 600 s, n = ceil((λ + W/D)·s/c), or one more than answer if those do not
-shrink the queue.
+only if what arrives also fits the rate at which they were seen to take requests in, again with a tenth to
+spare (demand.py).
+Under a load that grows while replicas start, L/(c+t) would want the whole backlog to run at once. So once it
+is known that λ requests per second of s seconds each arrive (demand.py), no more are wanted than run what
+arrives and drain the W waiting ones within D = 600 s, n = ceil((λ + W/D)·s/c), or one more than answer if
+those do not shrink the queue.
 
 KVCacheUtilizationPercent. Let U be the sum of the replicas' utilizations and τ the target: n = ceil(U/τ),
-with HPA's tolerance of a tenth on either side.
+with HPA's tolerance of a tenth on either side; above the target it is half of what is left to 1 if that is
+less, so that a full cache always exceeds it.
 
 n counts the wanted replicas, those that still load included: what is coming is not asked for again. A
 replica that is or was ready and gave no sample counts nothing towards more, and forbids less. Scale-down
@@ -32,8 +33,7 @@ from sheaf_operator.api.autoscaling import Autoscaling
 from sheaf_operator.api.quantity import human_replicas
 from sheaf_operator.scaling import behavior, signals
 from sheaf_operator.scaling.behavior import Change, Recommendation
-from sheaf_operator.scaling.flow import Demand, Flow
-from sheaf_operator.scaling.pace import Pace
+from sheaf_operator.scaling.demand import Demand
 from sheaf_operator.scaling.policy import Policy
 from sheaf_operator.scaling.samples import Samples
 from sheaf_operator.scaling.signals import Signal
@@ -45,8 +45,7 @@ class History:
 
     recommendations: tuple[Recommendation, ...] = ()
     changes: tuple[Change, ...] = ()
-    flow: Flow = field(default_factory=Flow)
-    pace: Pace = field(default_factory=Pace)
+    demand: Demand = field(default_factory=Demand)
 
     def applied(self, now: float, before: int, after: int) -> History:
         """The count has really been changed: what the rate policies count."""
@@ -72,9 +71,8 @@ def decide(policy: Policy, samples: Samples, history: History, now: float) -> De
     """The count to have from `now` on. `now` is in seconds of the clock that the history uses."""
     # Bounds are the user's word: they hold at once, whatever the window or the rates say.
     base = min(max(samples.current, policy.minimum), policy.maximum)
-    flow = _observe(history.flow, samples, now)
-    pace = history.pace.observe(now, samples.loads)
-    asked = _ask(policy, samples, flow.demand(), pace)
+    demand = history.demand.observe(now, samples.loads)
+    asked = _ask(policy, samples, demand)
     raw, limiting, reason = _bound(policy, *_wish(samples, asked))
     wishes = behavior.remember(policy.up, policy.down, history.recommendations, base, raw, now)
     changes = behavior.still_counted(policy.up, policy.down, history.changes, now)
@@ -86,21 +84,13 @@ def decide(policy: Policy, samples: Samples, history: History, now: float) -> De
     if slowed := behavior.slow_down(limits, base, desired, changes, now):
         desired, words = slowed
         limiting, reason = "RatePolicy", f"{reason}, {words}"
-    return Decision(desired, raw, limiting, reason, asked, History(wishes, changes, flow, pace), next_change)
+    return Decision(desired, raw, limiting, reason, asked, History(wishes, changes, demand), next_change)
 
 
-def _observe(flow: Flow, samples: Samples, now: float) -> Flow:
-    finished = [load.finished for load in samples.loads if load.finished is not None]
-    waiting = sum(load.waiting for load in samples.loads)
-    running = sum(load.running for load in samples.loads)
-    known = len(finished) == len(samples.loads)
-    return flow.observe(now, len(samples.loads), waiting, running, sum(finished) if known else None)
-
-
-def _ask(policy: Policy, samples: Samples, demand: Demand | None, pace: Pace) -> tuple[Signal, ...]:
+def _ask(policy: Policy, samples: Samples, demand: Demand) -> tuple[Signal, ...]:
     result = []
     if policy.queue_target is not None:
-        result.append(signals.queue_depth(policy.queue_target, samples, demand, pace))
+        result.append(signals.queue_depth(policy.queue_target, samples, demand))
     if policy.kv_target is not None:
         result.append(signals.kv_cache(policy.kv_target, samples))
     return tuple(result)

@@ -1,4 +1,4 @@
-"""What each metric alone asks for, as a band of counts. Pure; the rules are told in `autoscale`."""
+"""What each metric alone asks for, as a band of counts. Pure; the rules are told in `decide`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sheaf_operator.api.quantity import human_replicas
-from sheaf_operator.scaling.flow import Demand
-from sheaf_operator.scaling.pace import Pace
+from sheaf_operator.scaling.demand import Demand
 from sheaf_operator.scaling.samples import SATURATED, Samples
 
 TOLERANCE = 0.1
@@ -37,7 +36,7 @@ def _slots(samples: Samples) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def queue_depth(target: float, samples: Samples, demand: Demand | None, pace: Pace) -> Signal:
+def queue_depth(target: float, samples: Samples, demand: Demand) -> Signal:
     waiting = sum(load.waiting for load in samples.loads)
     running = sum(load.running for load in samples.loads)
     load = waiting + running
@@ -49,14 +48,14 @@ def queue_depth(target: float, samples: Samples, demand: Demand | None, pace: Pa
         at_least = backlog = math.ceil(load / (slots + target)) if waiting else 0
         at_most = max(1, at_least, math.ceil(load / (slots * (1 - TOLERANCE))))
         need = f"one replica runs {slots:g} and may keep {target:g} waiting"
-        if demand is not None:
+        if flow := demand.flow():
             # A queue that does not shrink asks for one more than answer, whatever was measured.
-            more = len(samples.loads) + samples.missing + 1 if demand.stuck else 0
-            at_least = min(backlog, max(_ceil(demand.running(waiting) / slots), more))
-            need += f"; {demand.words(waiting)}" if at_least < backlog else ""
-        if (kept := _ceil(pace.replicas_busy() / (1 - TOLERANCE))) > at_most:
+            more = len(samples.loads) + samples.missing + 1 if flow.stuck else 0
+            at_least = min(backlog, max(_ceil(flow.running(waiting) / slots), more))
+            need += f"; {flow.words(waiting)}" if at_least < backlog else ""
+        if (kept := _ceil(demand.replicas_busy() / (1 - TOLERANCE))) > at_most:
             at_most = kept
-            need += f"; {pace.words()}"
+            need += f"; {demand.words()}"
     words = (
         f"{waiting} requests waiting and {running} running on {human_replicas(len(samples.loads))}; {need}"
     )
@@ -65,7 +64,8 @@ def queue_depth(target: float, samples: Samples, demand: Demand | None, pace: Pa
 
 def kv_cache(target: float, samples: Samples) -> Signal:
     used = sum(load.kv for load in samples.loads)
-    beyond = _ceil(used / (target * (1 + TOLERANCE)))
+    # Half of what is left to a full cache, if a tenth of the target is more: what is full must exceed it.
+    beyond = _ceil(used / (target + min(target * TOLERANCE, (1 - target) / 2)))
     at_least = _ceil(used / target) if samples.current < beyond else beyond
     at_most = max(1, at_least, _ceil(used / (target * (1 - TOLERANCE))))
     average = used / len(samples.loads) if samples.loads else 0.0

@@ -31,8 +31,8 @@ def image_table() -> dict[str, dict[str, Any]]:
         return {"entrypoint": list(entrypoint), "env": env, "paths": paths}
 
     return {
-        "sheaf/runtime:*": image(f"{scripts}/sheaf", "serve"),
-        "sheaf/operator:*": image(python, "-m", "sheaf_operator"),
+        "ghcr.io/sheaf-dev/sheaf/runtime:*": image(f"{scripts}/sheaf", "serve"),
+        "ghcr.io/sheaf-dev/sheaf/operator:*": image(python, "-m", "sheaf_operator"),
         "sheaf/tool:*": image(python),
     }
 

@@ -15,7 +15,7 @@ class Settings:
     namespace: str = "sheaf-system"  # where the Lease lives
     identity: str = "sheaf-operator"
     watch_namespace: str = ""  # the one namespace to look after; empty for all
-    runtime_image: str = f"sheaf/runtime:{VERSION}"
+    runtime_image: str = f"ghcr.io/sheaf-dev/sheaf/runtime:{VERSION}"
     autoscale_interval: float = 5.0
     scrape_timeout: float = 2.0
     resync_interval: float = 60.0

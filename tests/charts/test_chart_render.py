@@ -80,7 +80,7 @@ def test_values_reach_the_pod() -> None:
     pod, container = deployment["spec"]["template"]["spec"], _container(objects)
     assert container["image"] == "registry.example:5000/team/operator@sha256:" + "a" * 64
     env = {e["name"]: e.get("value") for e in container["env"]}
-    assert env["SHEAF_RUNTIME_IMAGE"] == "sheaf/runtime:1.2.3-cuda"
+    assert env["SHEAF_RUNTIME_IMAGE"] == "ghcr.io/sheaf-dev/sheaf/runtime:1.2.3-cuda"
     assert (env["SHEAF_LOG_LEVEL"], env["SHEAF_AUTOSCALE_INTERVAL"]) == ("debug", "0.5")
     assert container["resources"]["requests"] == {"cpu": 1, "memory": "1Gi"}
     assert container["resources"]["limits"] == {"cpu": "2", "memory": "512Mi"}

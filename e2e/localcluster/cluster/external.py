@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -9,9 +10,13 @@ from pathlib import Path
 
 from localcluster.cluster.api import Api, ApiError
 from localcluster.cluster.base import Cluster
+from localcluster.cluster.volumes import host_path_claim
 from localcluster.obstacles import Obstacle
 from localcluster.progress import Report, to_stderr
 from localcluster.setup.binaries import find_or_build
+
+# A folder that the cluster's nodes have at the same path, as a kind cluster can be told to.
+NODE_SEES_VARIABLE = "SHEAF_E2E_NODE_SEES"
 
 
 class ExternalCluster(Cluster):
@@ -71,10 +76,14 @@ class ExternalCluster(Cluster):
         return f"{self._proxy_url}/api/v1/namespaces/{namespace}/{kind}s/{name}:{port}/proxy"
 
     def model_volume(self, name: str, path: Path, namespace: str = "default") -> None:
-        if self.api.find("v1", "PersistentVolumeClaim", name, namespace) is None:
+        shared = os.environ.get(NODE_SEES_VARIABLE)
+        if shared and path.resolve().is_relative_to(Path(shared).resolve()):
+            for obj in host_path_claim(name, path, namespace):
+                self.api.apply(obj)
+        elif self.api.find("v1", "PersistentVolumeClaim", name, namespace) is None:
             raise Obstacle(
-                f"this cluster cannot see {path}; "
-                f"create a PersistentVolumeClaim {namespace}/{name} that holds it"
+                f"this cluster cannot see {path}; create a PersistentVolumeClaim {namespace}/{name} that "
+                f"holds it, or name a folder around it that the nodes have too in {NODE_SEES_VARIABLE}"
             )
 
     def set_extended_resource(self, name: str, count: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from localcluster.cluster import control_plane, kserve, node
 from localcluster.cluster.base import Cluster
 from localcluster.cluster.control_plane import Credentials
+from localcluster.cluster.volumes import host_path_claim
 from localcluster.machine.launcher import Launcher
 from localcluster.progress import Report, to_stderr
 from localcluster.setup.binaries import Binaries, find_or_build
@@ -73,36 +74,8 @@ class LocalCluster(Cluster):
         return f"http://127.0.0.1:{self.launcher.forward(address, port)}"
 
     def model_volume(self, name: str, path: Path, namespace: str = "default") -> None:
-        size = {"storage": "1Gi"}
-        volume = f"{namespace}-{name}"
-        self.api.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolume",
-                "metadata": {"name": volume},
-                "spec": {
-                    "capacity": size,
-                    "accessModes": ["ReadOnlyMany"],
-                    "persistentVolumeReclaimPolicy": "Retain",
-                    "storageClassName": "",
-                    "hostPath": {"path": str(path.resolve()), "type": "Directory"},
-                    "claimRef": {"name": name, "namespace": namespace},
-                },
-            }
-        )
-        self.api.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "PersistentVolumeClaim",
-                "metadata": {"name": name, "namespace": namespace},
-                "spec": {
-                    "accessModes": ["ReadOnlyMany"],
-                    "storageClassName": "",
-                    "volumeName": volume,
-                    "resources": {"requests": size},
-                },
-            }
-        )
+        for obj in host_path_claim(name, path, namespace):
+            self.api.apply(obj)
 
     def set_extended_resource(self, name: str, count: int) -> None:
         node.set_extended_resource(self.api, name, count)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sheaf_runtime.config import EngineConfig
-from sheaf_runtime.models.config import UnsupportedModelError
+from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.weights import load_weights, weight_files
 from sheaf_runtime.worker.loading import load_model
 

@@ -56,6 +56,7 @@ class Info:
     vocab_size: int = 97
     max_model_len: int = 1 << 20
     eos_token_ids: tuple[int, ...] = (2,)
+    rope_switch: int | None = None
     weights_bytes: int = 0
     kv_groups: tuple[KVGroup, ...] = (FULL,)
     num_blocks: int = 64

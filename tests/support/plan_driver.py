@@ -25,7 +25,7 @@ class Active:
     prompt: list[int]
     sampling: SamplingParams
     tokens: list[int] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
+    pages: list[list[int]] = field(default_factory=list)  # of each KV group; all are kept
     computed: int = 0
     logits: list[Tensor] = field(default_factory=list)  # of each sampled token
 
@@ -51,6 +51,7 @@ class PlanDriver:
         self.model = load_model(config)
         self.runner = Runner(self.model, config, num_blocks)
         self.block_size = config.block_size
+        self.layout = self.model.kv_layout(config.block_size)
         self._poison = poison
         self._free = list(range(num_blocks - 1, 0, -1))
         if page_seed is not None:
@@ -62,7 +63,7 @@ class PlanDriver:
         self._next_id = 0
 
     def add(self, prompt: list[int], sampling: SamplingParams = GREEDY) -> Active:
-        request = Active(self._next_id, prompt, sampling, list(prompt))
+        request = Active(self._next_id, prompt, sampling, list(prompt), [[] for _ in self.layout.groups])
         self._next_id += 1
         self._active[request.req_id] = request
         self._unknown.add(request.req_id)
@@ -70,7 +71,7 @@ class PlanDriver:
 
     def end(self, request: Active) -> None:
         del self._active[request.req_id]
-        self._free += request.pages
+        self._free += [page for table in request.pages for page in table]
         if request.req_id in self._unknown:
             self._unknown.discard(request.req_id)
         else:
@@ -81,8 +82,10 @@ class PlanDriver:
         new, scheduled = [], []
         for request, count in chunks:
             end = request.computed + count
-            pages = [self._free.pop() for _ in range(-(-end // self.block_size) - len(request.pages))]
-            request.pages += pages
+            needed = -(-end // self.block_size)
+            block_ids = [[self._free.pop() for _ in range(needed - len(held))] for held in request.pages]
+            for held, pages in zip(request.pages, block_ids, strict=True):
+                held += pages
             if request.req_id in self._unknown:
                 self._unknown.discard(request.req_id)
                 new.append(
@@ -93,17 +96,17 @@ class PlanDriver:
                         num_prompt_tokens=len(request.prompt),
                         num_computed_tokens=0,
                         sampling=request.sampling,
-                        block_ids=[pages],
+                        block_ids=block_ids,
                     )
                 )
-                pages = []
+                block_ids = [[] for _ in block_ids]
             scheduled.append(
                 Scheduled(
                     req_id=request.req_id,
                     epoch=0,
                     start=request.computed,
                     num_tokens=count,
-                    new_block_ids=[pages],
+                    new_block_ids=block_ids,
                     sample=end == len(request.tokens),
                 )
             )
@@ -127,10 +130,13 @@ class PlanDriver:
 
     def spoil(self) -> None:
         pages, _, slots, _ = self.runner.kv_caches[0][0].shape
-        held = torch.zeros(pages, slots, dtype=torch.bool)
-        for request in self._active.values():
-            for position in range(request.computed):
-                held[request.pages[position // slots], position % slots] = True
-        for caches in self.runner.kv_caches:
-            for cache in caches:
+        for tensor in range(self.layout.tensors):
+            held = torch.zeros(pages, slots, dtype=torch.bool)
+            for request in self._active.values():
+                for group, table in zip(self.layout.groups, request.pages, strict=True):
+                    if tensor < len(group.layers):
+                        for position in range(request.computed):
+                            held[table[position // slots], position % slots] = True
+            layer = self.layout.tensor_of.index(tensor)
+            for cache in self.runner.kv_caches[layer]:
                 cache.masked_fill_(~held[:, None, :, None], torch.nan)

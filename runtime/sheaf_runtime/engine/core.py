@@ -92,6 +92,7 @@ class EngineCore:
             req_id=self._num_added,
             seed=seed,
             eos_token_ids=self._executor.info.eos_token_ids,
+            rope_switch=self._executor.info.rope_switch,
         )
         self._num_added += 1
         self._requests[client, request_id] = request

@@ -51,20 +51,19 @@ class KVCache:
         self.pool = BlockPool(num_blocks)
         self.block_size = block_size
         self.prefix_caching = prefix_caching
-        self._windows = [g.window if g.kind == "window" else None for g in groups]
-        self._window_pages = [
-            None if w is None else -(-(w - 1 + max_in_flight_tokens) // block_size) + 1 for w in self._windows
-        ]
+        self._groups = tuple(groups)
+        self._windows = [group.window for group in groups]
+        self._max_in_flight_tokens = max_in_flight_tokens
 
     def num_pages(self, num_tokens: int) -> int:
         """Most pages that a request of ``num_tokens`` tokens holds at once, over all groups."""
-        full = -(-num_tokens // self.block_size)
-        return sum(full if most is None else min(full, most) for most in self._window_pages)
+        options = {"block_size": self.block_size, "in_flight_tokens": self._max_in_flight_tokens}
+        return sum(group.most_pages(num_tokens, **options) for group in self._groups)
 
     def max_tokens(self) -> int:
         """Longest request that the empty pool can hold."""
         total = self.pool.num_total
-        if None not in self._window_pages and self.num_pages(sys.maxsize) <= total:
+        if None not in self._windows and self.num_pages(sys.maxsize) <= total:
             return sys.maxsize
         pages = bisect_right(range(total + 1), total, key=lambda n: self.num_pages(n * self.block_size)) - 1
         return pages * self.block_size

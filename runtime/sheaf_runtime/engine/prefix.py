@@ -12,10 +12,12 @@ from array import array
 from hashlib import sha256
 
 
-def root_digest(*, cache_salt: str | None = None, lora_id: str | None = None) -> bytes:
-    """Where the chain of a request starts."""
+def root_digest(
+    *, cache_salt: str | None = None, lora_id: str | None = None, rope: str | None = None
+) -> bytes:
+    """Where the chain of a request starts. ``rope`` names frequencies that not all requests have."""
     h = sha256(b"sheaf.prefix.v1")
-    for tag, value in ((b"salt", cache_salt), (b"lora", lora_id)):
+    for tag, value in ((b"salt", cache_salt), (b"lora", lora_id), (b"rope", rope)):
         if value is not None:
             data = value.encode("utf-8", "surrogatepass")
             h.update(tag + len(data).to_bytes(8, "little") + data)

@@ -57,13 +57,22 @@ class Request:
 
     @classmethod
     def from_message(
-        cls, message: AddRequest, *, client: bytes, req_id: int, seed: int, eos_token_ids: tuple[int, ...]
+        cls,
+        message: AddRequest,
+        *,
+        client: bytes,
+        req_id: int,
+        seed: int,
+        eos_token_ids: tuple[int, ...],
+        rope_switch: int | None = None,
     ) -> Request:
-        """``seed`` is used when the message has none."""
+        """``seed`` is used when the message has none. Prompts longer than ``rope_switch`` share no pages with
+        shorter ones: their keys are rotated otherwise."""
         sampling = message.sampling
         if sampling.seed is None:
             sampling = msgspec.structs.replace(sampling, seed=seed)
         stop_ids = frozenset(sampling.stop_token_ids)
+        long = rope_switch is not None and len(message.prompt_token_ids) > rope_switch
         return cls(
             req_id=req_id,
             client=client,
@@ -74,7 +83,7 @@ class Request:
             stop_ids=stop_ids if sampling.ignore_eos else stop_ids.union(eos_token_ids),
             arrival_time=message.arrival_time,
             rank=(message.priority, req_id),
-            root=root_digest(cache_salt=message.cache_salt),
+            root=root_digest(cache_salt=message.cache_salt, rope="long" if long else None),
         )
 
     @property

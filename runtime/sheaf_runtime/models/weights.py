@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sheaf_runtime.models.config import UnsupportedModelError
+from sheaf_runtime.models.errors import UnsupportedModelError
 
 INDEX = "model.safetensors.index.json"
 # Checkpoints may carry these; they follow from config.json.

@@ -1,10 +1,11 @@
 """Paged attention in plain torch: the reference, and what runs on CPU.
 
 Keys and values live in the pages only, [page, kv_head, slot, dim] for each layer; what a step attends to is
-gathered through the block tables. Slots that no table reaches, and those behind a request's length, may hold
-anything, NaN included.
+gathered through the block tables. Slots that no table reaches, those behind a request's length and those
+before its window may hold anything, NaN included.
 
-Legend: T tokens of the step, R requests, Q query heads, K key/value heads, G = Q / K, D head size, L context.
+Legend: T tokens of the step, R requests, Q query heads, K key/value heads, G = Q / K, D head size, L keys
+gathered for each request.
 """
 
 from __future__ import annotations
@@ -17,134 +18,216 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sheaf_runtime.models.layers import rotate
-from sheaf_runtime.worker.batch import StepInputs
+from sheaf_runtime.models.config import AttentionConfig
+from sheaf_runtime.models.rope import rotate
+from sheaf_runtime.worker.batch import GroupInputs, StepInputs
+from sheaf_runtime.worker.kv_layout import KVLayout
 
 # Decodes of unequal length share one padded launch until this many elements of K would be copied for nothing;
-# by then the launches of a further group are cheaper.
+# by then the launches of a further part are cheaper.
 MAX_PADDING = 1 << 16
-# No group gathers more elements of K than this, so that scratch memory stays small (64 MiB in float32).
-MAX_GROUP = 1 << 24
+# No part gathers more elements of K than this, so that scratch memory stays small (64 MiB in float32).
+MAX_PART = 1 << 24
 
 
 @dataclass(frozen=True)
-class _Group:
+class _Part:
     """Requests attended in one launch: many with one query token each, or one with many."""
 
     tokens: slice
     requests: int
     queries: int  # query tokens of each request
     page_rows: Tensor  # which [slot, dim] rows to gather, ordered request, head, page
-    length: int  # longest context of the group
+    length: int  # most keys of a request, from its first page on
     mask: Tensor | None  # added to the scores; None: nothing to mask, or `causal`
     causal: bool
-    stale: Tensor | None  # gathered [dim] rows behind a context's end
+    stale: Tensor | None  # gathered [dim] rows that hold no key of the request
+
+
+@dataclass
+class _Group:
+    """A KV group and, for this step, where it writes and what it reads."""
+
+    window: int | None
+    written: Tensor
+    parts: list[_Part]
 
 
 class TorchAttention:
     """Call ``prepare`` once a step, then ``write_kv`` and ``attend`` for each layer in turn."""
 
-    def __init__(self, caches: list[tuple[Tensor, Tensor]], num_heads: int, dtype: torch.dtype) -> None:
-        self._num_pages, self._kv_heads, self._block_size, self._head_dim = caches[0][0].shape
-        self._group_size = num_heads // self._kv_heads
+    def __init__(
+        self, caches: list[tuple[Tensor, Tensor]], layout: KVLayout, config: AttentionConfig
+    ) -> None:
+        """``caches`` holds (keys, values) of each layer."""
+        _, self._kv_heads, self._block_size, self._head_dim = caches[0][0].shape
+        self._group_size = config.num_heads // self._kv_heads
+        self._scale = config.scale
+        self._softcap = config.softcap
+        # What torch's own attention cannot do is done step by step, with every mask written out.
+        self._stepwise = config.softcap is not None or config.sinks
         # Every page of a head is one row to gather, every slot one row to write.
         page, slot = self._block_size * self._head_dim, self._head_dim
         self._pages = [(k.view(-1, page), v.view(-1, page)) for k, v in caches]
         self._slots = [(k.view(-1, slot), v.view(-1, slot)) for k, v in caches]
-        self._dtype = dtype
+        self._dtype = caches[0][0].dtype
         self._device = caches[0][0].device
-        self._groups: list[_Group] = []
-        self._written = torch.empty(0)
+        self._group_of = layout.group_of
+        self._groups = [_Group(group.window, torch.empty(0), []) for group in layout.groups]
 
     def prepare(self, inputs: StepInputs) -> None:
-        page, slot = np.divmod(inputs.slot_mapping_T, self._block_size)
         heads = np.arange(self._kv_heads)
-        rows = (page[:, None] * self._kv_heads + heads) * self._block_size + slot[:, None]
-        self._written = self._on_device(rows.reshape(-1))
-        self._groups = [self._group(inputs, start, stop) for start, stop in self._partition(inputs)]
+        for group, where in zip(self._groups, inputs.groups, strict=True):
+            page, slot = np.divmod(where.slot_mapping_T, self._block_size)
+            rows = (page[:, None] * self._kv_heads + heads) * self._block_size + slot[:, None]
+            group.written = self._on_device(rows.reshape(-1))
+            group.parts = self._parts(inputs, where, group.window)
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         keys, values = self._slots[layer]
+        written = self._groups[self._group_of[layer]].written
         qk = rotate(qkv_TND[:, : -self._kv_heads], cos_T1D, sin_T1D)
-        keys.index_copy_(0, self._written, qk[:, -self._kv_heads :].reshape(-1, self._head_dim))
-        values.index_copy_(0, self._written, qkv_TND[:, -self._kv_heads :].reshape(-1, self._head_dim))
+        keys.index_copy_(0, written, qk[:, -self._kv_heads :].reshape(-1, self._head_dim))
+        values.index_copy_(0, written, qkv_TND[:, -self._kv_heads :].reshape(-1, self._head_dim))
         return qk[:, : -self._kv_heads]
 
-    def attend(self, layer: int, q_TQD: Tensor) -> Tensor:
+    def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor:
         keys, values = self._pages[layer]
         out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
-        for group in self._groups:
-            self._attend_group(group, q_TQD, keys, values, out_TQD)
+        for part in self._groups[self._group_of[layer]].parts:
+            self._attend_part(part, q_TQD, keys, values, sinks_Q, out_TQD)
         return out_TQD
 
-    def _attend_group(
-        self, group: _Group, q_TQD: Tensor, keys: Tensor, values: Tensor, out_TQD: Tensor
+    def _attend_part(
+        self,
+        part: _Part,
+        q_TQD: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        sinks_Q: Tensor | None,
+        out_TQD: Tensor,
     ) -> None:
-        kv_heads, dim = self._kv_heads, self._head_dim
-        q = q_TQD[group.tokens].view(-1, kv_heads, self._group_size, dim)
-        out = out_TQD[group.tokens].view(-1, kv_heads, self._group_size, dim)
-        k, v = self._gather(group, keys), self._gather(group, values)
-        if group.queries == 1:
+        q = q_TQD[part.tokens].view(-1, self._kv_heads, self._group_size, self._head_dim)
+        out = out_TQD[part.tokens].view(-1, self._kv_heads, self._group_size, self._head_dim)
+        k, v = self._gather(part, keys), self._gather(part, values)
+        if self._stepwise:
+            out.copy_(self._attend_stepwise(part, q, k, v, sinks_Q))
+        elif part.queries == 1:
             # The query heads that share a key head stand where a sequence's queries would: no copy of K.
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask)
-            out.copy_(y)
-            return
-        # One request: key heads as the batch, their query heads side by side over the same K.
-        q = q.permute(1, 2, 0, 3)
-        shape = (kv_heads, self._group_size, group.length, dim)
-        k, v = k.squeeze(0).unsqueeze(1).expand(shape), v.squeeze(0).unsqueeze(1).expand(shape)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.causal)
-        out.copy_(y.permute(2, 0, 1, 3))
+            out.copy_(F.scaled_dot_product_attention(q, k, v, attn_mask=part.mask, scale=self._scale))
+        else:
+            # One request: key heads as the batch, their query heads side by side over the same K.
+            q = q.permute(1, 2, 0, 3)
+            shape = (self._kv_heads, self._group_size, part.length, self._head_dim)
+            k, v = k.squeeze(0).unsqueeze(1).expand(shape), v.squeeze(0).unsqueeze(1).expand(shape)
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=part.mask, is_causal=part.causal, scale=self._scale
+            )
+            out.copy_(y.permute(2, 0, 1, 3))
 
-    def _gather(self, group: _Group, pages: Tensor) -> Tensor:
+    def _attend_stepwise(
+        self, part: _Part, q_TKGD: Tensor, k_RKLD: Tensor, v_RKLD: Tensor, sinks_Q: Tensor | None
+    ) -> Tensor:
+        """Softmax in float32, over capped scores and with the sinks: [T, K, G, D]."""
+        requests, kv_heads, length, dim = k_RKLD.shape
+        by_head = q_TKGD.view(requests, part.queries, *q_TKGD.shape[1:]).transpose(1, 2)
+        rows = by_head.reshape(requests, kv_heads, -1, dim)  # query tokens times G
+        scores = (rows.float() @ k_RKLD.float().transpose(-1, -2)).mul_(self._scale)
+        if self._softcap is not None:
+            scores.div_(self._softcap).tanh_().mul_(self._softcap)
+        scores = scores.view(requests, kv_heads, part.queries, self._group_size, length)
+        if part.mask is not None:
+            hidden = part.mask if part.queries == 1 else part.mask[None, None]
+            scores += hidden.view(requests, 1, part.queries, 1, length)
+        highest = scores.amax(-1, keepdim=True)
+        if sinks_Q is not None:
+            sinks = sinks_Q.float().view(1, kv_heads, 1, self._group_size, 1)
+            highest = torch.maximum(highest, sinks)
+        weights = (scores - highest).exp_()
+        total = weights.sum(-1, keepdim=True)
+        if sinks_Q is not None:
+            total += (sinks - highest).exp()
+        weights = (weights / total).to(v_RKLD.dtype).view(requests, kv_heads, -1, length)
+        y = (weights @ v_RKLD).view(requests, kv_heads, part.queries, self._group_size, dim)
+        return y.transpose(1, 2).reshape(q_TKGD.shape)
+
+    def _gather(self, part: _Part, pages: Tensor) -> Tensor:
         """[request, kv_head, length, dim]; ``embedding`` is torch's fastest gather of rows on CPU."""
-        rows = F.embedding(group.page_rows, pages).view(-1, self._head_dim)
-        if group.stale is not None:
-            rows.index_fill_(0, group.stale, 0.0)
-        return rows.view(group.requests, self._kv_heads, -1, self._head_dim)[:, :, : group.length]
+        rows = F.embedding(part.page_rows, pages).view(-1, self._head_dim)
+        if part.stale is not None:
+            rows.index_fill_(0, part.stale, 0.0)
+        return rows.view(part.requests, self._kv_heads, -1, self._head_dim)[:, :, : part.length]
 
     # --- once a step ----------------------------------------------------------------------------------
 
-    def _partition(self, inputs: StepInputs) -> list[tuple[int, int]]:
-        """Cut the requests into groups [start, stop). Decodes come first, sorted by length."""
-        lengths = inputs.context_len
+    def _parts(self, inputs: StepInputs, where: GroupInputs, window: int | None) -> list[_Part]:
+        """Cut the requests into parts. Decodes come first, sorted by length."""
         queries = np.diff(inputs.query_start)
-        decodes = int((queries == 1).sum())
-        pages = -(-lengths // self._block_size)
+        # The first page that the earliest query of each request sees.
+        earliest = inputs.context_len - queries + 1 - (window or 0)
+        first = np.maximum(earliest, 0) // self._block_size if window else np.zeros_like(queries)
+        pages = -(-inputs.context_len // self._block_size) - first
         page_elements = self._kv_heads * self._block_size * self._head_dim
-        groups, stop = [], decodes
+        decodes = int((queries == 1).sum())
+        parts, stop = [], decodes
         while stop > 0:  # from the longest down
             start, padding, longest = stop - 1, 0, pages[stop - 1]
             while start > 0:
                 padding += (longest - pages[start - 1]) * page_elements
-                if padding > MAX_PADDING or (stop - start + 1) * longest * page_elements > MAX_GROUP:
+                if padding > MAX_PADDING or (stop - start + 1) * longest * page_elements > MAX_PART:
                     break
                 start -= 1
-            groups.append((start, stop))
+            parts.append((start, stop))
             stop = start
-        return groups + [(i, i + 1) for i in range(decodes, len(lengths))]
+        parts += [(i, i + 1) for i in range(decodes, len(pages))]
+        return [self._part(inputs, where, window, first, *part) for part in parts]
 
-    def _group(self, inputs: StepInputs, start: int, stop: int) -> _Group:
-        first, last = int(inputs.query_start[start]), int(inputs.query_start[stop])
-        lengths = inputs.context_len[start:stop]
+    def _part(
+        self,
+        inputs: StepInputs,
+        where: GroupInputs,
+        window: int | None,
+        first: npt.NDArray[np.int64],
+        start: int,
+        stop: int,
+    ) -> _Part:
+        from_token, to_token = int(inputs.query_start[start]), int(inputs.query_start[stop])
+        queries = (to_token - from_token) // (stop - start)
+        first = first[start:stop]
+        # From here on positions count from each request's first page.
+        lengths = inputs.context_len[start:stop] - first * self._block_size
         longest = int(lengths.max())
-        queries = (last - first) // (stop - start)
         num_pages = -(-longest // self._block_size)
-        table = inputs.block_table_RP[start:stop, None, :num_pages].astype(np.int64)
-        page_rows = table * self._kv_heads + np.arange(self._kv_heads)[:, None]
+        table = where.block_table_RP[start:stop]
+        column = np.minimum(first[:, None] + np.arange(num_pages), table.shape[1] - 1)
+        pages = np.take_along_axis(table, column, axis=1)[:, None].astype(np.int64)
+        page_rows = pages * self._kv_heads + np.arange(self._kv_heads)[:, None]
         mask: Tensor | None = None
         stale: Tensor | None = None
-        causal = queries > 1 and queries == longest
-        if queries == 1 and int(lengths.min()) < longest:
-            behind = np.arange(num_pages * self._block_size) >= lengths[:, None]
-            mask = self._mask(behind[:, None, None, :longest])
-            every_head = np.broadcast_to(behind[:, None], (stop - start, self._kv_heads, behind.shape[1]))
-            stale = self._on_device(np.flatnonzero(every_head))
-        elif queries > 1 and not causal:
+        causal = False
+        if queries == 1:
+            position = np.arange(num_pages * self._block_size)
+            hidden = position >= lengths[:, None]
+            if window is not None:
+                hidden |= position < lengths[:, None] - window
+            if hidden[:, :longest].any():
+                mask = self._mask(hidden[:, None, None, :longest])
+                every_head = np.broadcast_to(hidden[:, None], (stop - start, self._kv_heads, hidden.shape[1]))
+                stale = self._on_device(np.flatnonzero(every_head))
+        else:
             position = np.arange(longest - queries, longest)[:, None]
-            mask = self._mask(np.arange(longest) > position)
-        return _Group(
-            tokens=slice(first, last),
+            key = np.arange(longest)
+            causal = queries == longest and (window is None or window >= longest) and not self._stepwise
+            if not causal:
+                hidden = key > position
+                if window is not None:
+                    hidden |= key <= position - window
+                mask = self._mask(hidden)
+                if window is not None and (unseen := int(hidden[0].argmin())):
+                    heads = np.arange(self._kv_heads)[:, None] * num_pages * self._block_size
+                    stale = self._on_device((heads + np.arange(unseen)).reshape(-1))
+        return _Part(
+            tokens=slice(from_token, to_token),
             requests=stop - start,
             queries=queries,
             page_rows=self._on_device(page_rows.reshape(-1)),
@@ -155,7 +238,7 @@ class TorchAttention:
         )
 
     def _mask(self, hidden: npt.NDArray[np.bool_]) -> Tensor:
-        mask = torch.zeros(hidden.shape, dtype=self._dtype)
+        mask = torch.zeros(hidden.shape, dtype=torch.float32 if self._stepwise else self._dtype)
         return mask.masked_fill_(torch.from_numpy(hidden), -torch.inf).to(self._device)
 
     def _on_device(self, array: npt.NDArray[np.int64]) -> Tensor:

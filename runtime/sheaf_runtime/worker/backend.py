@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sheaf_runtime.config import AttentionBackend
-from sheaf_runtime.models.config import ModelConfig
+from sheaf_runtime.models.config import AttentionConfig, ModelConfig
 from sheaf_runtime.models.layers import TORCH_OPS, Ops
 from sheaf_runtime.worker.attention import TorchAttention
 from sheaf_runtime.worker.batch import StepInputs
+from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.sampler import SamplingRows, sample
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class PagedAttention(Protocol):
 
     def prepare(self, inputs: StepInputs) -> None: ...
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor: ...
-    def attend(self, layer: int, q_TQD: Tensor) -> Tensor: ...
+    def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor: ...
 
 
 def resolve_backend(
@@ -54,11 +55,16 @@ def resolve_backend(
 def _triton_problem(device: torch.device, model: ModelConfig, block_size: int) -> str | None:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"kernels need CUDA, the device is {device}"
-    group = model.num_heads // model.num_kv_heads
-    if model.head_dim not in HEAD_DIMS:
-        return f"the model's head size is {model.head_dim}, kernels exist for {_listed(HEAD_DIMS)}"
+    attention = model.attention
+    group = attention.num_heads // attention.num_kv_heads
+    if attention.head_dim not in HEAD_DIMS:
+        return f"the model's head size is {attention.head_dim}, kernels exist for {_listed(HEAD_DIMS)}"
     if group > MAX_GROUP:
         return f"{group} query heads share a key/value head, kernels take up to {MAX_GROUP}"
+    if attention.softcap is not None or attention.sinks or any(layer.window for layer in model.layers):
+        return "kernels have no windows, soft caps and sinks yet"
+    if model.norm != "rms":
+        return f"kernels have no {model.norm} norm yet"
     if block_size not in BLOCK_SIZES:
         return f"--block-size is {block_size}, kernels exist for {_listed(BLOCK_SIZES)}"
     return None
@@ -77,14 +83,18 @@ def make_ops(backend: Backend) -> Ops:
 
 
 def make_attention(
-    backend: Backend, caches: list[tuple[Tensor, Tensor]], num_heads: int, max_num_seqs: int
+    backend: Backend,
+    caches: list[tuple[Tensor, Tensor]],
+    layout: KVLayout,
+    config: AttentionConfig,
+    max_num_seqs: int,
 ) -> PagedAttention:
     """``caches`` holds (keys, values) of each layer, [page, kv_head, slot, dim]."""
     if backend == "torch":
-        return TorchAttention(caches, num_heads, caches[0][0].dtype)
+        return TorchAttention(caches, layout, config)
     from sheaf_runtime.worker.triton_backend import TritonAttention
 
-    return TritonAttention(caches, num_heads, max_num_seqs)
+    return TritonAttention(caches, layout, config, max_num_seqs)
 
 
 def sample_tokens(backend: Backend, logits_SV: Tensor, rows: SamplingRows) -> Tensor:

@@ -23,20 +23,29 @@ Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
+class GroupInputs:
+    """Where one KV group's keys and values are. ``slot_mapping`` is page * block_size + slot. Entries of the
+    table before a window's first page mean nothing."""
+
+    block_table_RP: Int32
+    slot_mapping_T: Int64
+
+
+@dataclass(frozen=True)
 class StepInputs:
     """One step's tokens, flattened, requests in an order of the batch's own: single tokens (decodes) first,
     shorter contexts first.
 
-    ``context_len`` counts a request's tokens in the cache after this step. ``slot_mapping`` is
-    page * block_size + slot. Host arrays are numpy, device tensors torch.
+    ``context_len`` counts a request's tokens in the cache after this step. Host arrays are numpy, device
+    tensors torch.
     """
 
     tokens_T: Tensor
     positions_T: Tensor
+    prompt_lens_T: Tensor  # of the request that the token belongs to
     query_start: Int64  # [R + 1]
     context_len: Int64  # [R]
-    block_table_RP: Int32
-    slot_mapping_T: Int64
+    groups: tuple[GroupInputs, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class _Row:
     index: int
     epoch: int
     request: NewRequest
-    num_pages: int
+    num_pages: list[int]  # of each KV group
 
 
 class Batch:
@@ -69,6 +78,7 @@ class Batch:
         max_num_seqs: int,
         max_len: int,
         block_size: int,
+        num_groups: int,
         eos_token_ids: tuple[int, ...],
         device: torch.device,
     ) -> None:
@@ -77,7 +87,8 @@ class Batch:
         self._device = device
         self._width = max_len + 1  # the last sampled token has a cell too, though it is never computed
         self._token_ids = torch.zeros(max_num_seqs, self._width, dtype=torch.int32, device=device)
-        self._tables = np.zeros((max_num_seqs, -(-max_len // block_size)), dtype=np.int32)
+        width = -(-max_len // block_size)
+        self._tables = [np.zeros((max_num_seqs, width), dtype=np.int32) for _ in range(num_groups)]
         self._rows: dict[int, _Row] = {}
         self._free = list(range(max_num_seqs - 1, -1, -1))
 
@@ -89,24 +100,27 @@ class Batch:
         for new in plan.new:
             self._enter(new)
         for item in plan.scheduled:
-            (pages,) = item.new_block_ids
-            if pages:
-                row = self._rows[item.req_id]
-                self._tables[row.index, row.num_pages : row.num_pages + len(pages)] = pages
-                row.num_pages += len(pages)
+            for group, pages in enumerate(item.new_block_ids):
+                if pages:
+                    row = self._rows[item.req_id]
+                    first = row.num_pages[group]
+                    self._tables[group][row.index, first : first + len(pages)] = pages
+                    row.num_pages[group] += len(pages)
 
     def _enter(self, new: NewRequest) -> None:
         assert new.req_id not in self._rows
-        (pages,) = new.block_ids
         index = self._free.pop()
         self._token_ids[index, : len(new.token_ids)] = torch.tensor(new.token_ids, dtype=torch.int32)
-        self._tables[index, : len(pages)] = pages
-        self._rows[new.req_id] = _Row(index, new.epoch, new, len(pages))
+        for table, pages in zip(self._tables, new.block_ids, strict=True):
+            table[index, : len(pages)] = pages
+        self._rows[new.req_id] = _Row(index, new.epoch, new, [len(pages) for pages in new.block_ids])
 
     def step_inputs(self, scheduled: list[Scheduled]) -> tuple[StepInputs, SampleTargets]:
         """``scheduled`` is not empty; ``apply`` has run."""
         order = sorted(scheduled, key=lambda s: (s.num_tokens > 1, s.start + s.num_tokens))
-        rows = np.array([self._rows[s.req_id].index for s in order])
+        mirrored = [self._rows[s.req_id] for s in order]
+        rows = np.array([row.index for row in mirrored])
+        prompt_lens = np.array([row.request.num_prompt_tokens for row in mirrored])
         start = np.array([s.start for s in order])
         count = np.array([s.num_tokens for s in order])
         query_start = np.concatenate(([0], np.cumsum(count)))
@@ -115,15 +129,22 @@ class Batch:
 
         owner = np.repeat(np.arange(len(order)), count)
         positions = np.arange(query_start[-1]) + (start - query_start[:-1])[owner]
-        pages = self._tables[rows[owner], positions // self._block_size]
+        block, slot = np.divmod(positions, self._block_size)
+        groups = tuple(
+            GroupInputs(
+                block_table_RP=table[rows, :num_pages],
+                slot_mapping_T=table[rows[owner], block].astype(np.int64) * self._block_size + slot,
+            )
+            for table in self._tables
+        )
         cells = self._to_device(rows[owner] * self._width + positions)
         inputs = StepInputs(
             tokens_T=self._token_ids.view(-1)[cells],
             positions_T=self._to_device(positions),
+            prompt_lens_T=self._to_device(prompt_lens[owner]),
             query_start=query_start,
             context_len=context_len,
-            block_table_RP=self._tables[rows, :num_pages],
-            slot_mapping_T=pages.astype(np.int64) * self._block_size + positions % self._block_size,
+            groups=groups,
         )
         chosen = np.array([i for i, s in enumerate(order) if s.sample], dtype=np.int64)
         targets = SampleTargets(

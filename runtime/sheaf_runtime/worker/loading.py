@@ -10,10 +10,13 @@ from pathlib import Path
 import torch
 
 from sheaf_runtime.config import EngineConfig
-from sheaf_runtime.models.config import ModelConfig, UnsupportedModelError, load_model_config
-from sheaf_runtime.models.llama import Decoder
+from sheaf_runtime.models.config import ModelConfig
+from sheaf_runtime.models.decoder import Decoder
+from sheaf_runtime.models.errors import UnsupportedModelError
+from sheaf_runtime.models.parse import load_model_config
 from sheaf_runtime.models.weights import load_weights
 from sheaf_runtime.worker.backend import Backend, make_ops, resolve_backend
+from sheaf_runtime.worker.kv_layout import KVLayout, kv_layout
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +36,11 @@ class LoadedModel:
     def config(self) -> ModelConfig:
         return self.decoder.config
 
-    def page_bytes(self, block_size: int) -> int:
-        """Bytes of one page, keys and values, summed over the layers."""
-        c = self.config
-        return 2 * c.num_layers * c.num_kv_heads * block_size * c.head_dim * self.dtype.itemsize
+    def kv_layout(self, block_size: int) -> KVLayout:
+        c = self.config.attention
+        return kv_layout(
+            self.config.layers, 2 * c.num_kv_heads * block_size * c.head_dim * self.dtype.itemsize
+        )
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
@@ -58,7 +62,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         model_config, max_position=max_model_len, dtype=dtype, device=device, ops=make_ops(backend)
     )
     weights_bytes = load_weights(folder, decoder.targets(), ignore=decoder.ignored())
-    decoder.pack()
+    decoder.finish()
     logger.info(
         "loaded %s as %s on %s in %.1f s, attention backend %s",
         folder,

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.worker.loading import LoadedModel, dtype_name, load_model, resolve_device
-from sheaf_runtime.worker.memory import available_memory, cpu_pool_memory, describe_pool, pages_that_fit
+from sheaf_runtime.worker.memory import (
+    RequestSize,
+    available_memory,
+    cpu_pool_memory,
+    describe_pool,
+    pages_that_fit,
+)
 from sheaf_runtime.worker.plan import KVGroup, StepPlan, StepResult
 from sheaf_runtime.worker.runner import Runner
 from sheaf_runtime.worker.warmup import warm_up_plans
@@ -25,11 +31,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LocalModelInfo:
-    """See ``worker.executor.ModelInfo``. ``num_blocks`` counts the null page."""
+    """See ``worker.executor.ModelInfo``. ``num_blocks`` counts the null page. Prompts longer than
+    ``rope_switch`` have other keys for the same tokens."""
 
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
+    rope_switch: int | None
     weights_bytes: int
     kv_groups: tuple[KVGroup, ...]
     num_blocks: int
@@ -55,17 +63,16 @@ class LocalExecutor:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sheaf-device") if on_cpu else None
         model = self._submit(load_model, config).result()
         num_blocks = _num_blocks(model, config)
-        page_bytes = model.page_bytes(config.block_size)
-        logger.info(
-            describe_pool(num_blocks, page_bytes, max_len=model.max_model_len, block_size=config.block_size)
-        )
+        layout = model.kv_layout(config.block_size)
+        logger.info(describe_pool(layout.groups, num_blocks, _request_size(model, config)))
         c = model.config
         self.info = LocalModelInfo(
             vocab_size=c.vocab_size,
             max_model_len=model.max_model_len,
             eos_token_ids=c.eos_token_ids,
+            rope_switch=c.rope_switch,
             weights_bytes=model.weights_bytes,
-            kv_groups=(KVGroup(kind="full", layers=tuple(range(c.num_layers)), page_bytes=page_bytes),),
+            kv_groups=layout.groups,
             num_blocks=num_blocks,
             dtype=dtype_name(model.dtype),
             device=str(model.device),
@@ -93,7 +100,9 @@ class LocalExecutor:
     def warm_up(self) -> None:
         """Run the shapes that matter once; needs an idle executor."""
         assert not self._launched
-        for plan in warm_up_plans(self._config, self.info.max_model_len, self.info.num_blocks):
+        for plan in warm_up_plans(
+            self._config, self.info.max_model_len, self.info.num_blocks, len(self.info.kv_groups)
+        ):
             self.launch(plan)
             self.sample()
             self.collect()
@@ -129,15 +138,17 @@ def _num_blocks(model: LoadedModel, config: EngineConfig) -> int:
         memory, flag = _cuda_pool_memory(model, config), "--gpu-memory-utilization"
     else:
         memory, flag = cpu_pool_memory(available_memory(), config.kv_cache_memory), "--kv-cache-memory"
-    pages = pages_that_fit(
-        memory,
-        model.page_bytes(config.block_size),
+    groups, size = model.kv_layout(config.block_size).groups, _request_size(model, config)
+    pages = pages_that_fit(memory, groups, size, flag=flag)
+    return min(pages, config.max_num_seqs * size.most_pages(groups) + 1)
+
+
+def _request_size(model: LoadedModel, config: EngineConfig) -> RequestSize:
+    return RequestSize(
         max_len=model.max_model_len,
         block_size=config.block_size,
-        flag=flag,
+        in_flight_tokens=(config.pipeline_depth + 1) * config.max_num_batched_tokens,
     )
-    most = config.max_num_seqs * -(-model.max_model_len // config.block_size) + 1
-    return min(pages, most)
 
 
 def _cuda_pool_memory(model: LoadedModel, config: EngineConfig) -> int:
@@ -145,7 +156,8 @@ def _cuda_pool_memory(model: LoadedModel, config: EngineConfig) -> int:
     torch.cuda.reset_peak_memory_stats(model.device)
     pages = -(-config.max_num_batched_tokens // config.block_size) + config.max_num_seqs + 1
     probe = Runner(model, config, pages)
-    for plan in warm_up_plans(config, model.max_model_len, pages):
+    num_groups = len(model.kv_layout(config.block_size).groups)
+    for plan in warm_up_plans(config, model.max_model_len, pages, num_groups):
         probe.forward(plan)
         probe.sample()()
     peak = torch.cuda.max_memory_allocated(model.device)

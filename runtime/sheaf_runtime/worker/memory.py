@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from dataclasses import dataclass
 from pathlib import Path
+
+from sheaf_runtime.worker.plan import KVGroup
 
 GIB = 1 << 30
 # The CPU pool's default: this share of what is free after loading, and no more than the cap.
@@ -14,20 +18,38 @@ class KVCacheError(ValueError):
     """The KV cache does not fit; the message says what to change."""
 
 
-def pages_that_fit(memory: int, page_bytes: int, *, max_len: int, block_size: int, flag: str) -> int:
-    """Pages of a pool of ``memory`` bytes, null page included, for sequences of up to ``max_len`` tokens.
+@dataclass(frozen=True)
+class RequestSize:
+    """The longest request: ``max_len`` tokens, of which ``in_flight_tokens`` may be launched and not
+    committed."""
+
+    max_len: int
+    block_size: int
+    in_flight_tokens: int
+
+    def most_pages(self, groups: tuple[KVGroup, ...], num_tokens: int | None = None) -> int:
+        """Pages that it holds at most at one time, over all groups."""
+        tokens = self.max_len if num_tokens is None else num_tokens
+        options = {"block_size": self.block_size, "in_flight_tokens": self.in_flight_tokens}
+        return sum(group.most_pages(tokens, **options) for group in groups)
+
+
+def pages_that_fit(memory: int, groups: tuple[KVGroup, ...], size: RequestSize, *, flag: str) -> int:
+    """Pages of a pool of ``memory`` bytes, null page included, for sequences of full length.
 
     ``flag`` names the option that would make the pool larger. Raises ``KVCacheError`` if not even one
     sequence of full length fits.
     """
+    page_bytes = groups[0].page_bytes
     pages = memory // page_bytes
-    needed = -(-max_len // block_size) + 1
+    needed = size.most_pages(groups) + 1
     if pages < needed:
-        fitting = (pages - 1) * block_size
-        lower = f"lower --max-model-len to {fitting}" if fitting > 0 else "use a smaller model"
+        lengths = range(size.block_size, size.max_len, size.block_size)
+        fitting = bisect_right(lengths, pages - 1, key=lambda tokens: size.most_pages(groups, tokens))
+        lower = f"lower --max-model-len to {lengths[fitting - 1]}" if fitting > 0 else "use a smaller model"
         raise KVCacheError(
-            f"one sequence of {max_len} tokens needs {gib(needed * page_bytes)} of KV cache, but there is "
-            f"room for {gib(max(0, memory))}: {lower}, or raise {flag}"
+            f"one sequence of {size.max_len} tokens needs {gib(needed * page_bytes)} of KV cache, but there "
+            f"is room for {gib(max(0, memory))}: {lower}, or raise {flag}"
             + (f" to {needed * page_bytes}" if flag == "--kv-cache-memory" else "")
         )
     return pages
@@ -42,11 +64,11 @@ def cpu_pool_memory(available: int, requested: int | None) -> int:
     return min(CPU_CAP, int(available * CPU_FRACTION))
 
 
-def describe_pool(num_pages: int, page_bytes: int, *, max_len: int, block_size: int) -> str:
-    tokens = (num_pages - 1) * block_size
+def describe_pool(groups: tuple[KVGroup, ...], num_pages: int, size: RequestSize) -> str:
+    sequences = (num_pages - 1) / size.most_pages(groups)
     return (
-        f"KV cache {gib(num_pages * page_bytes)}: {num_pages - 1} blocks of {block_size}: {tokens} tokens, "
-        f"{tokens / max_len:.1f} sequences at the full length of {max_len}"
+        f"KV cache {gib(num_pages * groups[0].page_bytes)}: {num_pages - 1} blocks of {size.block_size} "
+        f"tokens, {sequences:.1f} sequences at the full length of {size.max_len}"
     )
 
 

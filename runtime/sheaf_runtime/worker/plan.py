@@ -72,9 +72,21 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KVGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """Layers that share one block table. ``kind`` "full", or "window" with ``window`` tokens kept."""
+    """Layers that share one block table. ``kind`` "full", or "window" with ``window`` tokens kept.
+
+    ``page_bytes`` are those of a page in the pool, which all groups share: keys and values of as many layers
+    as the largest group has.
+    """
 
     kind: str
     layers: tuple[int, ...]
-    page_bytes: int  # bytes of one page summed over this group's layers, keys and values
+    page_bytes: int
     window: int | None = None
+
+    def most_pages(self, num_tokens: int, *, block_size: int, in_flight_tokens: int) -> int:
+        """Pages that a request of ``num_tokens`` tokens holds at most at one time: those of the window and of
+        what is launched and not yet committed, where there is a window."""
+        pages = -(-num_tokens // block_size)
+        if self.window is None:
+            return pages
+        return min(pages, -(-(self.window - 1 + in_flight_tokens) // block_size) + 1)

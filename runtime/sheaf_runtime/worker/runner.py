@@ -40,26 +40,30 @@ class _Sampled:
 class Runner:
     """One model, its KV pool of ``num_blocks`` pages (null page included) and the batch.
 
-    ``kv_caches`` holds a (keys, values) pair for each layer, [page, kv_head, slot, dim] each.
+    ``kv_caches`` holds a (keys, values) pair for each layer, [page, kv_head, slot, dim] each; layers of
+    different KV groups may have the same.
     """
 
     def __init__(self, model: LoadedModel, config: EngineConfig, num_blocks: int) -> None:
-        c = model.config
+        c = model.config.attention
         shape = (num_blocks, c.num_kv_heads, config.block_size, c.head_dim)
+        layout = model.kv_layout(config.block_size)
 
         def pool() -> Tensor:
             # Not zeroed: on CPU the memory is then taken page by page, as it comes into use.
             return torch.empty(shape, dtype=model.dtype, device=model.device)
 
-        self.kv_caches = [(pool(), pool()) for _ in range(c.num_layers)]
+        tensors = [(pool(), pool()) for _ in range(layout.tensors)]
+        self.kv_caches = [tensors[i] for i in layout.tensor_of]
         self._decoder = model.decoder
         self._backend = model.backend
-        self._attention = make_attention(model.backend, self.kv_caches, c.num_heads, config.max_num_seqs)
+        self._attention = make_attention(model.backend, self.kv_caches, layout, c, config.max_num_seqs)
         self._batch = Batch(
             max_num_seqs=config.max_num_seqs,
             max_len=model.max_model_len,
             block_size=config.block_size,
-            eos_token_ids=c.eos_token_ids,
+            num_groups=len(layout.groups),
+            eos_token_ids=model.config.eos_token_ids,
             device=model.device,
         )
         self._plan: StepPlan | None = None
@@ -76,7 +80,9 @@ class Runner:
             return
         inputs, targets = self._batch.step_inputs(plan.scheduled)
         self._attention.prepare(inputs)
-        hidden_TC = self._decoder.forward(inputs.tokens_T, inputs.positions_T, self._attention)
+        hidden_TC = self._decoder.forward(
+            inputs.tokens_T, inputs.positions_T, inputs.prompt_lens_T, self._attention
+        )
         if targets.requests:
             self._targets = targets
             self._logits_SV = self._decoder.logits(hidden_TC[targets.logit_rows_S])

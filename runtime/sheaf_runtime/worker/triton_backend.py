@@ -19,8 +19,10 @@ from sheaf_kernels.split_kv import SplitPlan
 from sheaf_kernels.swiglu import swiglu
 from torch import Tensor
 
+from sheaf_runtime.models.config import AttentionConfig
 from sheaf_runtime.models.layers import Ops
 from sheaf_runtime.worker.batch import StepInputs
+from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.sampler import SamplingRows, ban
 
 
@@ -34,17 +36,24 @@ class TritonAttention:
     Single query tokens (and few) and longer chunks are two launches, each with a plan of its own.
     """
 
-    def __init__(self, caches: list[tuple[Tensor, Tensor]], num_heads: int, max_num_seqs: int) -> None:
+    def __init__(
+        self,
+        caches: list[tuple[Tensor, Tensor]],
+        layout: KVLayout,
+        config: AttentionConfig,
+        max_num_seqs: int,
+    ) -> None:
         self._caches = caches
-        self._heads = num_heads
+        self._heads = config.num_heads
         _, self._kv_heads, _, head_dim = caches[0][0].shape
         self._device = caches[0][0].device
-        self._scale = head_dim**-0.5
+        self._scale = config.scale
+        self._group_of = layout.group_of
         self._plans = [
             allocate_plan(
                 kind,
                 max_seqs=max_num_seqs,
-                num_q_heads=num_heads,
+                num_q_heads=self._heads,
                 num_kv_heads=self._kv_heads,
                 head_dim=head_dim,
                 dtype=caches[0][0].dtype,
@@ -58,8 +67,8 @@ class TritonAttention:
         queries = np.diff(inputs.query_start)
         self._query_start = self._to_device(inputs.query_start.astype(np.int32))
         self._context_len = self._to_device(inputs.context_len.astype(np.int32))
-        self._block_table_RM = self._to_device(np.ascontiguousarray(inputs.block_table_RP))
-        self._slot_mapping_T = self._to_device(inputs.slot_mapping_T)
+        self._block_tables = [self._to_device(np.ascontiguousarray(g.block_table_RP)) for g in inputs.groups]
+        self._slot_mappings = [self._to_device(g.slot_mapping_T) for g in inputs.groups]
         self._needed = [p for p in self._plans if ((queries >= p.least) & (queries <= p.most)).any()]
         for plan in self._needed:
             plan.update(self._query_start, self._context_len)
@@ -70,12 +79,14 @@ class TritonAttention:
         half = cos_T1D.shape[-1] // 2
         # The kernel wants each angle once; the sine's first half is the negative of its second.
         cos_TH, sin_TH = cos_T1D[:, 0, :half], sin_T1D[:, 0, half:]
-        rope_kv_write(q_TQD, k_TKD, v_TKD, cos_TH, sin_TH, self._slot_mapping_T, *self._caches[layer])
+        slots_T = self._slot_mappings[self._group_of[layer]]
+        rope_kv_write(q_TQD, k_TKD, v_TKD, cos_TH, sin_TH, slots_T, *self._caches[layer])
         return q_TQD
 
-    def attend(self, layer: int, q_TQD: Tensor) -> Tensor:
+    def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor:
         out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
-        args = (q_TQD, *self._caches[layer], self._block_table_RM, self._query_start, self._context_len)
+        table_RM = self._block_tables[self._group_of[layer]]
+        args = (q_TQD, *self._caches[layer], table_RM, self._query_start, self._context_len)
         for plan in self._needed:
             paged_attention(*args, self._scale, out_TQD, plan)
         return out_TQD

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.protocol.sampling import SamplingParams
-from sheaf_runtime.worker.plan import NewRequest, Scheduled, StepPlan
+from sheaf_runtime.worker.plan import BlockIds, NewRequest, Scheduled, StepPlan
 
 
-def warm_up_plans(config: EngineConfig, max_model_len: int, num_blocks: int) -> Iterator[StepPlan]:
+def warm_up_plans(
+    config: EngineConfig, max_model_len: int, num_blocks: int, num_groups: int
+) -> Iterator[StepPlan]:
     """The largest prefill chunk, then decode batches of 1, 2, 4 ... requests, greedy and sampled.
 
     They use pages from 1 on, whatever is in them, and end every request that they start.
@@ -21,11 +23,20 @@ def warm_up_plans(config: EngineConfig, max_model_len: int, num_blocks: int) -> 
     alive: list[int] = []
     for step, (count, tokens) in enumerate(batches):
         pages = -(-tokens // size)
+        # The KV groups write the same pages: nobody reads what they hold afterwards.
         new = [
-            _request(-1 - i, tokens, list(range(1 + i * pages, 1 + (i + 1) * pages))) for i in range(count)
+            _request(-1 - i, tokens, [list(range(1 + i * pages, 1 + (i + 1) * pages))] * num_groups)
+            for i in range(count)
         ]
         scheduled = [
-            Scheduled(req_id=n.req_id, epoch=0, start=0, num_tokens=tokens, new_block_ids=[[]], sample=True)
+            Scheduled(
+                req_id=n.req_id,
+                epoch=0,
+                start=0,
+                num_tokens=tokens,
+                new_block_ids=[[]] * num_groups,
+                sample=True,
+            )
             for n in new
         ]
         yield StepPlan(step=step, ended=alive, new=new, scheduled=scheduled)
@@ -37,7 +48,7 @@ def _powers_of_two(below: int) -> list[int]:
     return [1 << i for i in range(below.bit_length()) if 1 << i < below]
 
 
-def _request(req_id: int, tokens: int, pages: list[int]) -> NewRequest:
+def _request(req_id: int, tokens: int, block_ids: BlockIds) -> NewRequest:
     sampled = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
     return NewRequest(
         req_id=req_id,
@@ -46,5 +57,5 @@ def _request(req_id: int, tokens: int, pages: list[int]) -> NewRequest:
         num_prompt_tokens=tokens,
         num_computed_tokens=0,
         sampling=sampled if req_id % 2 else SamplingParams(temperature=0.0, seed=0),
-        block_ids=[pages],
+        block_ids=block_ids,
     )

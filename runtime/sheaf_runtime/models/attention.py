@@ -1,0 +1,91 @@
+"""The projections around paged attention: queries, keys and values of a layer, and its output.
+
+Legend: T tokens of the step, C hidden size, Q query heads, K key/value heads, N = Q + 2K, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sheaf_runtime.models.architectures import ARCHITECTURES, Names
+from sheaf_runtime.models.config import ModelConfig
+from sheaf_runtime.models.layers import Attention, Linear, Ops, Target
+from sheaf_runtime.models.norms import Norm, make_norm
+from sheaf_runtime.models.rope import channel_order
+
+
+class SelfAttention:
+    def __init__(
+        self, index: int, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, ops: Ops
+    ) -> None:
+        c = config.attention
+        self._index = index
+        self._heads, self._kv_heads, self._head_dim = c.num_heads, c.num_kv_heads, c.head_dim
+        self._clip = c.clip
+        q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        self._rows = (q, kv, kv)
+        self.qkv = Linear(config.hidden_size, q + 2 * kv, bias=c.qkv_bias, dtype=dtype, device=device)
+        self.output = Linear(q, config.hidden_size, bias=c.output_bias, dtype=dtype, device=device)
+        self.sinks = torch.empty(c.num_heads, dtype=dtype, device=device) if c.sinks else None
+        self._per_head = c.qk_norm == "head"
+
+        def norm(features: int) -> Norm:
+            width = c.head_dim if self._per_head else features
+            return make_norm(
+                config.norm, width, config.norm_eps, bias=False, dtype=dtype, device=device, ops=ops
+            )
+
+        self.qk_norms = None if c.qk_norm is None else (norm(q), norm(kv))
+        rope = config.layers[index].rope
+        interleaved = ARCHITECTURES[config.architecture].interleaved
+        self._order = None if rope is None else channel_order(c.head_dim, rope.rotary_dim, interleaved)
+
+    def __call__(self, x_TC: Tensor, angles: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        heads, kv_heads = self._heads, self._kv_heads
+        qkv_TND = self.qkv(x_TC).view(-1, heads + 2 * kv_heads, self._head_dim)
+        if self.qk_norms is not None:
+            self._normalize(self.qk_norms[0], qkv_TND[:, :heads])
+            self._normalize(self.qk_norms[1], qkv_TND[:, heads:-kv_heads])
+        if self._clip is not None:
+            qkv_TND.clamp_(-self._clip, self._clip)
+        q_TQD = attention.write_kv(self._index, qkv_TND, *angles)
+        attended = attention.attend(self._index, q_TQD, self.sinks)
+        return self.output(attended.view(-1, heads * self._head_dim))
+
+    def _normalize(self, norm: Norm, x_TND: Tensor) -> None:
+        width = self._head_dim if self._per_head else x_TND.shape[1] * self._head_dim
+        x_TND.copy_(norm(x_TND.reshape(-1, width))[0].view(x_TND.shape))
+
+    def targets(self, prefix: str, names: Names) -> Iterator[Target]:
+        yield from self.qkv.targets(prefix, names.qkv, self._rows)
+        yield from self.output.targets(prefix, (names.output,), ())
+        if self.sinks is not None:
+            yield f"{prefix}self_attn.sinks", self.sinks
+        if self.qk_norms is not None:
+            for name, norm in zip((names.q_norm, names.k_norm), self.qk_norms, strict=True):
+                for kind, tensor in norm.parameters().items():
+                    yield f"{prefix}{name}.{kind}", tensor
+
+    def finish(self) -> None:
+        """Call once, when the weights are loaded."""
+        for norm in self.qk_norms or ():
+            norm.finish()
+        if self._order is not None:
+            self._reorder(self._order)
+        self.qkv.pack()
+        self.output.pack()
+
+    def _reorder(self, order: list[int]) -> None:
+        """Put the channels of every query and key head in the order in which they are rotated."""
+        rotated = (self._heads + self._kv_heads) * self._head_dim
+        assert self.qkv.weight is not None
+        tensors = [self.qkv.weight[:rotated]]
+        if self.qkv.bias is not None:
+            tensors.append(self.qkv.bias[:rotated])
+        tensors += [tensor for norm in self.qk_norms or () for tensor in norm.parameters().values()]
+        for tensor in tensors:
+            heads = tensor.view(-1, self._head_dim, *tensor.shape[1:])
+            heads.copy_(heads[:, order])

@@ -1,0 +1,179 @@
+"""The decoder: embedding, layers of attention and MLP, and the projection to the vocabulary.
+
+One class for all families: what differs is in ``ModelConfig`` and, for the names of tensors, in the table of
+architectures.
+
+Legend: T tokens of the step, C hidden size, Q query heads, K key/value heads, N = Q + 2K, D head size,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sheaf_runtime.models.architectures import ARCHITECTURES
+from sheaf_runtime.models.attention import SelfAttention
+from sheaf_runtime.models.config import ModelConfig
+from sheaf_runtime.models.layers import TORCH_OPS, Attention, Ops, Output, Target
+from sheaf_runtime.models.mlp import MLP, Experts
+from sheaf_runtime.models.norms import NoNorm, Norm, make_norm
+from sheaf_runtime.models.rope import Rope
+
+Angles = tuple[Tensor, Tensor]
+
+
+class DecoderLayer:
+    def __init__(
+        self, index: int, config: ModelConfig, *, dtype: torch.dtype, device: torch.device, ops: Ops
+    ) -> None:
+        names = ARCHITECTURES[config.architecture].names
+        hidden = config.hidden_size
+
+        def norm(name: str | None) -> Norm:
+            if name is None:
+                return NoNorm()
+            return make_norm(
+                config.norm,
+                hidden,
+                config.norm_eps,
+                bias=config.norm_bias,
+                dtype=dtype,
+                device=device,
+                ops=ops,
+            )
+
+        self._prefix = f"model.layers.{index}."
+        self._names = names
+        self._parallel = config.parallel
+        self._multiplier = config.residual_multiplier
+        self.input_norm = norm(names.input_norm)
+        self.attention = SelfAttention(index, config, dtype=dtype, device=device, ops=ops)
+        self.attention_out_norm = norm(names.attention_out_norm)
+        self.mlp_norm = norm(names.mlp_norm)
+        self.mlp: MLP | Experts
+        if config.layers[index].sparse:
+            assert config.experts is not None
+            self.mlp = Experts(hidden, config.experts, config.mlp, dtype=dtype, device=device, ops=ops)
+        else:
+            self.mlp = MLP(hidden, config.mlp, dtype=dtype, device=device, ops=ops)
+        self.mlp_out_norm = norm(names.mlp_out_norm)
+
+    def __call__(
+        self, x_TC: Tensor, residual_TC: Tensor | None, angles: Angles, attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        """(x, residual) of the next layer, whose first norm adds them; the first layer has no residual."""
+        normed, residual_TC = self.input_norm(x_TC, residual_TC)
+        attended = self.attention(normed, angles, attention)
+        if self._parallel:
+            return attended + self.mlp(normed), residual_TC
+        attended = self._scaled(self.attention_out_norm(attended)[0])
+        normed, residual_TC = self.mlp_norm(attended, residual_TC)
+        return self._scaled(self.mlp_out_norm(self.mlp(normed))[0]), residual_TC
+
+    def _scaled(self, x_TC: Tensor) -> Tensor:
+        return x_TC if self._multiplier == 1.0 else x_TC * self._multiplier
+
+    def _norms(self) -> Iterator[tuple[str | None, Norm]]:
+        names = self._names
+        yield names.input_norm, self.input_norm
+        yield names.attention_out_norm, self.attention_out_norm
+        yield names.mlp_norm, self.mlp_norm
+        yield names.mlp_out_norm, self.mlp_out_norm
+
+    def targets(self) -> Iterator[Target]:
+        for name, norm in self._norms():
+            for kind, tensor in norm.parameters().items():
+                yield f"{self._prefix}{name}.{kind}", tensor
+        yield from self.attention.targets(self._prefix, self._names)
+        yield from self.mlp.targets(self._prefix, self._names)
+
+    def finish(self) -> None:
+        for _, norm in self._norms():
+            norm.finish()
+        self.attention.finish()
+        self.mlp.pack()
+
+
+class Decoder:
+    """Parameters are allocated but not filled; ``targets`` says what to fill them with, then ``finish``."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        max_position: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        ops: Ops = TORCH_OPS,
+    ) -> None:
+        self.config = config
+        self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.layers = [
+            DecoderLayer(i, config, dtype=dtype, device=device, ops=ops) for i in range(config.num_layers)
+        ]
+        self.final_norm = make_norm(
+            config.norm,
+            config.hidden_size,
+            config.norm_eps,
+            bias=config.norm_bias,
+            dtype=dtype,
+            device=device,
+            ops=ops,
+        )
+        tied = config.tie_word_embeddings
+        self.output = Output(self.embedding if tied else torch.empty_like(self.embedding))
+        distinct = list(dict.fromkeys(layer.rope for layer in config.layers))
+        self.ropes = [Rope(rope, config.attention.head_dim, max_position, device) for rope in distinct]
+        self._rope_of_layer = [distinct.index(layer.rope) for layer in config.layers]
+        multiplier = torch.tensor(config.embedding_multiplier)
+        self._embedding_multiplier = float(
+            multiplier.to(dtype) if config.round_embedding_multiplier else multiplier.double()
+        )
+
+    def forward(
+        self, tokens_T: Tensor, positions_T: Tensor, prompt_lens_T: Tensor, attention: Attention
+    ) -> Tensor:
+        """Hidden states [T, C] after the final norm; keys and values go to the pages on the way.
+
+        ``prompt_lens_T`` is the length of each token's prompt.
+        """
+        x, residual = F.embedding(tokens_T, self.embedding), None
+        if self._embedding_multiplier != 1.0:
+            x = x * self._embedding_multiplier
+        angles = [rope(positions_T, prompt_lens_T) for rope in self.ropes]
+        for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
+            x, residual = layer(x, residual, angles[rope], attention)
+        return self.final_norm(x, residual)[0]
+
+    def logits(self, hidden_RC: Tensor) -> Tensor:
+        """Next-token logits [R, V] of the given rows of ``forward``'s result."""
+        logits_RV = self.output(hidden_RC)
+        if self.config.logit_multiplier != 1.0:
+            logits_RV.mul_(self.config.logit_multiplier)
+        if (cap := self.config.logit_softcap) is not None:
+            logits_RV.div_(cap).tanh_().mul_(cap)
+        return logits_RV
+
+    def targets(self) -> Iterator[Target]:
+        yield "model.embed_tokens.weight", self.embedding
+        for layer in self.layers:
+            yield from layer.targets()
+        for kind, tensor in self.final_norm.parameters().items():
+            yield f"model.norm.{kind}", tensor
+        if not self.config.tie_word_embeddings:
+            yield "lm_head.weight", self.output.weight
+
+    def ignored(self) -> tuple[str, ...]:
+        """Tensors that a checkpoint may hold although this model has no place for them."""
+        return ("lm_head.weight",) if self.config.tie_word_embeddings else ()
+
+    def finish(self) -> None:
+        """Call once, when every target is filled: what is stored another way is put in order, and packed."""
+        for layer in self.layers:
+            layer.finish()
+        self.final_norm.finish()
+        self.output.pack()

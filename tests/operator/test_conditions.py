@@ -44,6 +44,14 @@ def image_pull() -> dict[str, Any]:
     return pod
 
 
+def no_sub_path() -> dict[str, Any]:
+    pod = k.pod("p1", OURS)
+    message = 'failed to create subPath directory for volumeMount "kserve-pvc-source" of container "x"'
+    waiting = {"reason": "CreateContainerConfigError", "message": message}
+    pod["status"]["containerStatuses"][0]["state"] = {"waiting": waiting}
+    return pod
+
+
 def download_failed() -> dict[str, Any]:
     pod = k.pod("p1", OURS)
     pod["status"]["initContainerStatuses"] = [
@@ -60,6 +68,7 @@ PROBLEMS = [
     (k.unschedulable(NO_CPU, OURS), "Unschedulable", "Insufficient cpu"),
     (k.unschedulable(NO_CLAIM, OURS), "VolumeNotFound", 'claim "claim" not found'.replace("claim ", "")),
     (image_pull(), "ImagePullFailed", "sheaf/runtime:test"),
+    (no_sub_path(), "ModelNotFound", "spec.model.uri"),
     (download_failed(), "ModelDownloadFailed", "401 Unauthorized"),
     (k.crashed("loading\nValueError: boom\n\n", of=OURS), "ContainerCrashing", "ValueError: boom"),
     (

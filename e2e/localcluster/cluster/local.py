@@ -74,7 +74,11 @@ class LocalCluster(Cluster):
         return f"http://127.0.0.1:{self.launcher.forward(address, port)}"
 
     def model_volume(self, name: str, path: Path, namespace: str = "default") -> None:
-        for obj in host_path_claim(name, path, namespace):
+        # The kubelet makes a sub-path that is missing; in a folder of this machine it must not.
+        shown = self.launcher.folder / "volumes" / f"{namespace}-{name}"
+        shown.parent.mkdir(exist_ok=True)
+        self.launcher.call("show_readonly", source=str(path.resolve()), target=str(shown))
+        for obj in host_path_claim(name, shown, namespace):
             self.api.apply(obj)
 
     def set_extended_resource(self, name: str, count: int) -> None:

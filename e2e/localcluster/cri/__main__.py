@@ -10,11 +10,12 @@ from pathlib import Path
 
 import grpc
 
-from localcluster.cri import network, syscalls
+from localcluster.cri import network
 from localcluster.cri.image_service import ImageService
 from localcluster.cri.images import read_images
 from localcluster.cri.runtime import Runtime
 from localcluster.cri.service import RuntimeService, rpc
+from localcluster.machine import syscalls
 
 log = logging.getLogger("cri")
 

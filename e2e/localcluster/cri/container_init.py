@@ -16,7 +16,8 @@ import signal
 import socket
 from dataclasses import asdict, dataclass, field
 
-from localcluster.cri import rootfs, syscalls
+from localcluster.cri import rootfs
+from localcluster.machine import syscalls
 
 FAILED_TO_START = 128  # the exit code of a container whose command could not be started, as in containerd
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from localcluster.cri import syscalls
+from localcluster.machine import syscalls
 
 log = logging.getLogger("cri.network")
 T = TypeVar("T")

@@ -12,7 +12,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from localcluster.cri.syscalls import (
+from localcluster.machine.syscalls import (
     MS_NOEXEC,
     MS_NOSUID,
     MS_PRIVATE,

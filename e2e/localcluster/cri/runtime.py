@@ -24,7 +24,8 @@ from localcluster.cri.images import Image, ImageTable
 from localcluster.cri.logs import ContainerLog
 from localcluster.cri.process import Process, StartError, launch
 from localcluster.cri.spec import container_spec, exec_spec, write_pod_files
-from localcluster.cri.syscalls import (
+from localcluster.cri.usage import measure
+from localcluster.machine.syscalls import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -32,7 +33,6 @@ from localcluster.cri.syscalls import (
     CLONE_NEWUSER,
     CLONE_NEWUTS,
 )
-from localcluster.cri.usage import measure
 
 log = logging.getLogger("cri")
 

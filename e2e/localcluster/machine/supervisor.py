@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from localcluster.machine import namespace
+from localcluster.machine import namespace, syscalls
 from localcluster.machine.way_in import WayIn
 
 MAX_MESSAGE = 1 << 20
@@ -148,6 +148,12 @@ class Supervisor:
                     os.kill(current, number)
                     signalled += 1
         return signalled
+
+    def call_show_readonly(self, _: list[int], source: str, target: str) -> None:
+        """Show the folder ``source`` at the new folder ``target``, where nobody in here can change it."""
+        os.mkdir(target)
+        syscalls.bind(source, target)
+        syscalls.set_readonly(target, True, recursive=True)
 
     async def call_forward(self, descriptors: list[int], host: str, port: int) -> None:
         """Carry each connection accepted on the passed listening socket to ``host:port`` in here."""

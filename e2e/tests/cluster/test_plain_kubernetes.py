@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -17,42 +16,10 @@ from localcluster.cluster import (
     Object,
     wait_until,
 )
+from localcluster.cluster.workloads import deployment, pod
 from localcluster.obstacles import Obstacle
 
 pytestmark = pytest.mark.cluster
-
-
-def deployment(name: str, namespace: str, args: list[str], replicas: int = 1, **container: Any) -> Object:
-    labels = {"app": name}
-    spec = {"containers": [{"name": "main", "image": "sheaf/tool:1", "args": args, **container}]}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {"terminationGracePeriodSeconds": 1, **spec},
-            },
-        },
-    }
-
-
-def pod(name: str, namespace: str, args: list[str], **spec: Any) -> Object:
-    container = {"name": "main", "image": "sheaf/tool:1", "args": args}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": 1,
-            "containers": [container],
-            **spec,
-        },
-    }
 
 
 WHO = """

@@ -23,7 +23,7 @@ from localcluster.cluster import wait_until
 from localcluster.machine.launcher import Launcher
 from localcluster.machine.leftovers import processes_that_mention
 from localcluster.obstacles import Obstacle, require_room
-from localcluster.setup import binaries, golang
+from localcluster.setup import binaries, cri_api, golang
 from sheaf_e2e.checkout import CHECKOUT
 from sheaf_e2e.demo import alone
 from sheaf_e2e.demo.console import Console
@@ -57,17 +57,18 @@ def slow_go(scratch: Path) -> dict[str, str]:
     script.write_text(SLOW_GO)
     script.chmod(0o755)
     return {
-        "SHEAF_CACHE": str(cache_with_model(scratch)),
+        "SHEAF_CACHE": str(cache_with(scratch, "models")),
         "PATH": f"{script.parent}:/usr/bin:/bin",
         "STARTED": str(scratch / "started"),
     }
 
 
-def cache_with_model(folder: Path) -> Path:
-    """A cache folder with the demo model in it and nothing else."""
+def cache_with(folder: Path, *names: str) -> Path:
+    """A cache folder of this test's own, with these parts of the real one in it and nothing else."""
     cache = folder / "cache"
     cache.mkdir()
-    (cache / "models").symlink_to(cache_root() / "models")
+    for name in names:
+        (cache / name).symlink_to(cache_root() / name)
     return cache
 
 
@@ -192,7 +193,7 @@ def test_no_network_is_one_line_that_names_the_cause(scratch: Path) -> None:
 
 
 def test_without_network_the_answer_still_comes_and_then_why_there_is_no_cluster(scratch: Path) -> None:
-    code, output = run_inside("true", DEMO, {"SHEAF_CACHE": str(cache_with_model(scratch))})
+    code, output = run_inside("true", DEMO, {"SHEAF_CACHE": str(cache_with(scratch, "models"))})
     assert ANSWER in output
     assert code == 1
     assert "cannot be fetched" in last_line(output)
@@ -321,10 +322,11 @@ def test_an_interrupted_build_leaves_nothing_half_made(
 )
 def test_an_interrupted_demo_leaves_nothing(moment: str, number: int, scratch: Path) -> None:
     (scratch / "tmp").mkdir()
-    before = sorted(cache_root().rglob("*"))
+    cache = cache_with(scratch, "bin", cri_api.folder().name, "models")
+    before = sorted(cache.rglob("*"))
     with subprocess.Popen(
         DEMO,
-        env=environment({"TMPDIR": str(scratch / "tmp")}),
+        env=environment({"TMPDIR": str(scratch / "tmp"), "SHEAF_CACHE": str(cache)}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -342,7 +344,7 @@ def test_an_interrupted_demo_leaves_nothing(moment: str, number: int, scratch: P
     if number != signal.SIGKILL:
         assert "Interrupted; everything is gone again" in rest
     assert_nothing_left(scratch)
-    assert sorted(cache_root().rglob("*")) == before
+    assert sorted(cache.rglob("*")) == before
 
 
 def test_what_was_compiled_is_kept_until_everything_is_built(

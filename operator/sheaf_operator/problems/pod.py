@@ -14,6 +14,8 @@ _NO_MODEL = re.compile(
     r"|repository ?not ?found|no safetensors|404 client error|NoSuchKey",
     re.IGNORECASE,
 )
+# KServe's name for the mount of a pvc:// address; the kubelet makes a sub-path that is missing, where it may.
+_NO_PATH = re.compile(r'failed to (create|prepare) subPath .{0,20}volumeMount "kserve-pvc-source"')
 _INSUFFICIENT = re.compile(r"Insufficient ([\w.\-/]*\w)")
 
 
@@ -65,6 +67,11 @@ def _container(pod: Json, entry: Json, download: bool) -> Problem | None:
     if reason in _PULL:
         detail = clip(waiting.get("message", ""))
         return Problem("ImagePullFailed", f"image {entry.get('image')} cannot be pulled: {detail}")
+    if reason in _CONFIG and _NO_PATH.search(waiting.get("message", "")):
+        return Problem(
+            "ModelNotFound",
+            f"the claim has no such path ({clip(waiting['message'])}; check spec.model.uri)",
+        )
     if reason in _CONFIG:
         return Problem("ContainerConfigError", f"{where} cannot start: {clip(waiting.get('message', ''))}")
     ended = entry.get("state", {}).get("terminated") or entry.get("lastState", {}).get("terminated")

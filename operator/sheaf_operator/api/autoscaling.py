@@ -105,16 +105,18 @@ class Autoscaling(ApiModel):
                 fieldPath=".minReplicas",
             ),
             rule(
-                "self.mode == 'Disabled' || size(self.metrics) > 0",
-                "metrics must name at least one signal unless mode is Disabled",
+                "self.mode in ['Disabled', 'External'] || size(self.metrics) > 0",
+                "metrics must name at least one signal unless mode is Disabled or External",
                 fieldPath=".metrics",
             ),
         )
     )
     mode: Annotated[
-        Literal["Builtin", "Advisory", "Disabled"],
+        Literal["Builtin", "Advisory", "External", "Disabled"],
         Field(
-            description="Builtin scales; Advisory decides and reports but writes nothing; Disabled: neither."
+            description="Builtin scales. Advisory decides and reports but writes nothing. External: another"
+            " scaler (HPA, KEDA) writes spec.replicas through /scale, and Sheaf follows between minReplicas"
+            " and maxReplicas. Disabled: spec.replicas, if set, is what there is."
         ),
     ] = "Builtin"
     min_replicas: Annotated[

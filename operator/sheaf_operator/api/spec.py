@@ -215,10 +215,36 @@ class Rollout(ApiModel):
         Literal["Auto", "Surge", "Recreate"],
         Field(
             description="Surge: new pods start before old ones stop. Recreate: all stop first."
-            " Auto: surge, but give up an old pod first where no device is free for a new one."
+            " Auto: surge, but give up an old pod first where the new one lacks just what that pod holds"
+            " and others serve on."
         ),
     ] = "Auto"
     paused: Annotated[bool, Field(description="Keep the present revision while the spec changes.")] = False
+    patience_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=86_400,
+            description="How long a new pod may lack a place before Auto gives up an old one for it.",
+        ),
+    ] = 300
+    deadline_seconds: Annotated[
+        int,
+        Field(
+            ge=30,
+            le=86_400,
+            description="How long a new revision's pods may fail before the last good one is restored.",
+        ),
+    ] = 600
+    restarted_at: Annotated[
+        str | None,
+        Field(
+            max_length=40,
+            description="A time (RFC 3339). Changing it replaces every pod, by the rollout's rules, with the"
+            " operator's present default image and defaults.",
+            json_schema_extra={"format": "date-time"},
+        ),
+    ] = None
 
 
 class LLMDeploymentSpec(ApiModel):
@@ -229,7 +255,7 @@ class LLMDeploymentSpec(ApiModel):
             rule(
                 "!has(self.replicas) || self.autoscaling.mode != 'Builtin'",
                 "replicas cannot be set while autoscaling.mode is Builtin: remove replicas, or set"
-                " autoscaling.mode to Disabled (or Advisory)",
+                " autoscaling.mode to Disabled, Advisory or External",
                 fieldPath=".replicas",
             ),
             rule(
@@ -247,7 +273,12 @@ class LLMDeploymentSpec(ApiModel):
     parallelism: Parallelism = Parallelism()
     replicas: Annotated[
         int | None,
-        Field(ge=0, le=1000, description="Fixed number of replicas; left out, the count is never written."),
+        Field(
+            ge=0,
+            le=1000,
+            description="Number of replicas, also written through /scale; refused with mode Builtin."
+            " Left out, the count is never written.",
+        ),
     ] = None
     autoscaling: Autoscaling = Autoscaling()
     termination: Termination = Termination()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from sheaf_operator.cluster.observed import Json, condition
-from sheaf_operator.problems.problem import Problem, clip
+from sheaf_operator.problems.problem import Lack, Problem, clip
+
+_QUOTA = re.compile(r"requested: (.*?), used:")  # only what exceeds is listed: "requests.cpu=1,pods=1"
 
 
 def of_deployment(deployment: Json | None) -> Problem | None:
@@ -11,7 +15,11 @@ def of_deployment(deployment: Json | None) -> Problem | None:
     failure = condition(deployment or {}, "ReplicaFailure")
     if failure is None or failure.get("status") != "True":
         return None
-    message = clip(failure.get("message", ""))
-    if "exceeded quota" in message:
-        return Problem("QuotaExceeded", f"{message}: raise the quota or lower the resources")
-    return Problem("PodsRefused", f"no pod can be created: {message}")
+    said = failure.get("message", "")
+    message = clip(said)
+    if "exceeded quota" in said:
+        short = _QUOTA.search(said)
+        asked = [part.partition("=")[0].strip() for part in short[1].split(",")] if short else []
+        lacks = tuple(Lack("Quota", name) for name in sorted(asked))
+        return Problem("QuotaExceeded", f"{message}: raise the quota or lower the resources", lacks)
+    return Problem("PodsRefused", f"no pod can be created: {message}", failing=True)

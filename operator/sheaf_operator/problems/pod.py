@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sheaf_operator.cluster.observed import Json, condition, pod_name
-from sheaf_operator.problems.problem import Problem, clip, last_line
+from sheaf_operator.problems.problem import Lack, Problem, clip, last_line
 
 _PULL = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"}
 _CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
@@ -31,17 +31,21 @@ def _scheduling(pod: Json, resource: str) -> Problem | None:
     scheduled = condition(pod, "PodScheduled")
     if scheduled is None or scheduled.get("status") != "False" or scheduled.get("reason") != "Unschedulable":
         return None
-    message = clip(scheduled.get("message", ""))
+    said = scheduled.get("message", "")
+    message = clip(said)
+    short = _INSUFFICIENT.findall(said)
+    lacks = tuple(Lack("Resource", name) for name in sorted(set(short)))
     if "persistentvolumeclaim" in message and "not found" in message:
         return Problem("VolumeNotFound", f"{message}: create the claim or correct spec.model.uri")
-    if resource in _INSUFFICIENT.findall(message):
+    if resource in short:
         asked = _asked(pod, resource)
         return Problem(
             "InsufficientGPU",
             f"pod {pod_name(pod)} asks for {asked} {resource} and no node has that many free ({message}):"
             " add a node, free devices, or lower accelerator.count or maxReplicas",
+            lacks,
         )
-    return Problem("Unschedulable", f"pod {pod_name(pod)} fits no node: {message}")
+    return Problem("Unschedulable", f"pod {pod_name(pod)} fits no node: {message}", lacks)
 
 
 def _asked(pod: Json, resource: str) -> int:
@@ -66,14 +70,17 @@ def _container(pod: Json, entry: Json, download: bool) -> Problem | None:
     where = f"container {entry.get('name')} of pod {pod_name(pod)}"
     if reason in _PULL:
         detail = clip(waiting.get("message", ""))
-        return Problem("ImagePullFailed", f"image {entry.get('image')} cannot be pulled: {detail}")
+        words = f"image {entry.get('image')} cannot be pulled: {detail}"
+        return Problem("ImagePullFailed", words, failing=True)
     if reason in _CONFIG and _NO_PATH.search(waiting.get("message", "")):
         return Problem(
             "ModelNotFound",
             f"the claim has no such path ({clip(waiting['message'])}; check spec.model.uri)",
+            failing=True,
         )
     if reason in _CONFIG:
-        return Problem("ContainerConfigError", f"{where} cannot start: {clip(waiting.get('message', ''))}")
+        said = clip(waiting.get("message", ""))
+        return Problem("ContainerConfigError", f"{where} cannot start: {said}", failing=True)
     ended = entry.get("state", {}).get("terminated") or entry.get("lastState", {}).get("terminated")
     running = "running" in entry.get("state", {})
     # A container that runs again after a crash is given the benefit of the doubt until it crashes once more.
@@ -90,15 +97,18 @@ def _crash(where: str, ended: Json, restarts: int, download: bool) -> Problem:
     code = ended.get("exitCode")
     times = f" {restarts} restarts so far." if restarts else ""
     if ended.get("reason") == "OOMKilled":
-        return Problem(
-            "OutOfMemory", f"{where} used more than its memory limit: raise resources.memory.{times}"
-        )
+        used = f"{where} used more than its memory limit: raise resources.memory.{times}"
+        return Problem("OutOfMemory", used, failing=True)
     if _NO_MODEL.search(text):
-        return Problem("ModelNotFound", f"{said} (exit code {code}; check spec.model.uri).{times}")
+        where = f"{said} (exit code {code}; check spec.model.uri).{times}"
+        return Problem("ModelNotFound", where, failing=True)
     if download:
-        return Problem("ModelDownloadFailed", f"the model could not be fetched (exit code {code}): {said}")
+        words = f"the model could not be fetched (exit code {code}): {said}"
+        return Problem("ModelDownloadFailed", words, failing=True)
     detail = said or "it left no message"
-    return Problem("ContainerCrashing", f"{where} ended with exit code {code}: {detail}.{times}")
+    return Problem(
+        "ContainerCrashing", f"{where} ended with exit code {code}: {detail}.{times}", failing=True
+    )
 
 
 def worst(pods: list[Json], resource: str) -> Problem | None:

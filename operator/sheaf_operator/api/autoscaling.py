@@ -100,6 +100,12 @@ class Autoscaling(ApiModel):
     model_config = ConfigDict(
         json_schema_extra=rules(
             rule(
+                "self.minReplicas > 0",
+                "minReplicas must be at least 1: to stop all pods set spec.suspend to true, or mode to"
+                " Disabled with spec.replicas 0",
+                fieldPath=".minReplicas",
+            ),
+            rule(
                 "self.minReplicas <= self.maxReplicas",
                 "minReplicas must not exceed maxReplicas: lower minReplicas or raise maxReplicas (default 1)",
                 fieldPath=".minReplicas",
@@ -120,7 +126,7 @@ class Autoscaling(ApiModel):
         ),
     ] = "Builtin"
     min_replicas: Annotated[
-        int, Field(ge=1, le=1000, description="The scaler never goes below this count.")
+        int, Field(ge=0, le=1000, description="The scaler never goes below this count; at least 1.")
     ] = 1
     max_replicas: Annotated[
         int,

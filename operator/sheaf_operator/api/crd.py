@@ -21,10 +21,29 @@ MAX_NAME = 48
 _DROP = {"title", "$defs", "additionalProperties"}
 
 
-def structural(model: type[ApiModel]) -> dict[str, Any]:
-    """The structural OpenAPI schema of a model: references inlined, nullable unions reduced."""
+def structural(model: type[ApiModel], nullable: bool = False) -> dict[str, Any]:
+    """The structural OpenAPI schema of a model: references inlined, nullable unions reduced.
+
+    With `nullable`, what may be left out may be null as well; where there is a default, the API
+    server fills it in for null by itself.
+    """
     schema = model.model_json_schema(by_alias=True)
-    return _convert(schema, schema.get("$defs", {}))
+    converted = _convert(schema, schema.get("$defs", {}))
+    return _nullable(converted) if nullable else converted
+
+
+def _nullable(node: dict[str, Any]) -> dict[str, Any]:
+    out = dict(node)
+    if "properties" in node:
+        needed = {
+            *node.get("required", []),
+            *(n for n, sub in node["properties"].items() if "default" in sub),
+        }
+        out["properties"] = {
+            name: _nullable(sub) if name in needed else {"nullable": True, **_nullable(sub)}
+            for name, sub in node["properties"].items()
+        }
+    return {**out, "items": _nullable(node["items"])} if "items" in node else out
 
 
 def _convert(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +114,7 @@ def crd() -> dict[str, Any]:
             "kind": {"type": "string"},
             # The bound on the name is for CEL's cost estimate.
             "metadata": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 253}}},
-            "spec": structural(LLMDeploymentSpec),
+            "spec": structural(LLMDeploymentSpec, nullable=True),
             "status": structural(LLMDeploymentStatus),
         },
         **rules(
@@ -105,7 +124,8 @@ def crd() -> dict[str, Any]:
             ),
             rule(
                 "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-                "metadata.name must start with a letter and hold only lower-case letters, digits and '-'",
+                "metadata.name must start with a letter and hold only lower-case letters, digits and '-' (no"
+                " dot: it becomes part of a host name)",
             ),
         ),
     }

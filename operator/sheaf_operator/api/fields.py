@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
 
@@ -17,41 +17,50 @@ def rules(*entries: dict[str, str]) -> dict[str, Any]:
     return {"x-kubernetes-validations": list(entries)}
 
 
+class ApiModel(BaseModel):
+    """A field that is null counts as left out, as it does in a Pod: charts write it for an empty value."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        return {k: v for k, v in data.items() if v is not None} if isinstance(data, dict) else data
+
+
 def _text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-Quantity = Annotated[
+def _between(least: str, most: str, message: str) -> Any:
+    """The schema of a quantity within bounds. An integer is a quantity without a unit."""
+    text = "string(self)"
+    within = (
+        f"quantity({text}).compareTo(quantity('{least}')) >= 0"
+        f" && quantity({text}).compareTo(quantity('{most}')) <= 0"
+    )
+    schema = {"x-kubernetes-int-or-string": True, "maxLength": 24}
+    return WithJsonSchema({**schema, **rules(rule(f"isQuantity({text}) && {within}", message))})
+
+
+Cpu = Annotated[
     str,
     BeforeValidator(_text),
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "integer"}, {"type": "string"}],
-            "x-kubernetes-int-or-string": True,
-            "maxLength": 24,
-            **rules(
-                rule(
-                    "type(self) == int ? self > 0"
-                    " : isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))",
-                    'must be a positive quantity such as 500m, "8" or 16Gi',
-                )
-            ),
-        }
+    _between("1m", "4096", 'must be cores, such as 2, "0.5" (in quotes) or 500m, from 1m to 4096'),
+]
+# Half a byte (512m) and 16 bytes are spelling errors; so the least that any use has is asked for.
+Bytes = Annotated[
+    str,
+    BeforeValidator(_text),
+    _between(
+        "1Mi", "4Pi", "must be bytes with a unit, such as 512Mi or 16Gi, from 1Mi to 4Pi (m is a thousandth)"
     ),
 ]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")]
 ModelName = Annotated[
     str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/:-]*[A-Za-z0-9])?$")
 ]
-# A Kubernetes object that is passed through: the API server checks it when the pods are made.
-OpaqueObject = Annotated[
-    dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})
-]
 Seconds = Annotated[int, Field(ge=0, le=3600)]
-
-
-class ApiModel(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
 
 
 class LocalRef(ApiModel):

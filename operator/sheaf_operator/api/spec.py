@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from sheaf_operator.api.autoscaling import Autoscaling
-from sheaf_operator.api.fields import ApiModel, LocalRef, ModelName, Quantity, rule, rules
+from sheaf_operator.api.fields import ApiModel, Bytes, Cpu, LocalRef, ModelName, rule, rules
+from sheaf_operator.api.flags import ExtraArgs
 from sheaf_operator.api.pod import Pod
 
 GROUP = "sheaf.dev"
@@ -20,12 +21,6 @@ VERSION = "v1alpha1"
 KIND = "LLMDeployment"
 PLURAL = "llmdeployments"
 API_VERSION = f"{GROUP}/{VERSION}"
-
-# Flags that the operator writes itself from fields of the spec.
-OWNED_FLAGS = (
-    "host", "port", "served-model-name", "max-model-len", "dtype", "device", "quantization", "kv-cache-dtype",
-    "tensor-parallel-size", "enable-prefix-caching", "no-enable-prefix-caching", "drain-timeout",
-)  # fmt: skip
 
 
 class Adapter(ApiModel):
@@ -63,7 +58,8 @@ class Model(ApiModel):
             description="Where the model's folder comes from: hf://, pvc://claim/path, s3://, gs:// or oci://.",
             json_schema_extra=rules(
                 rule(
-                    "self.matches('^(hf|s3|gs|oci)://[^/ ]+/[^ ]*[^/ ]$')"
+                    "self.matches('^(hf|s3|gs)://[^/ ]+/[^/ ][^ ]*$')"
+                    " || self.matches('^oci://[^/ ]+/[^ ]*[^/ ]$')"
                     " || self.matches('^pvc://[a-z0-9]([-.a-z0-9]*[a-z0-9])?(/[^ ]*)?$')",
                     URI_MESSAGE,
                 ),
@@ -86,9 +82,6 @@ class Model(ApiModel):
             json_schema_extra={"x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = Field(default_factory=list)
-
-
-_OWNED = "|".join(OWNED_FLAGS)
 
 
 class Engine(ApiModel):
@@ -131,28 +124,7 @@ class Engine(ApiModel):
     prefix_caching: Annotated[
         bool, Field(description="Requests that begin alike share the KV cache of what they have in common.")
     ] = True
-    extra_args: Annotated[
-        list[Annotated[str, Field(max_length=512)]],
-        Field(
-            max_length=32,
-            description="More flags for `sheaf serve`, one argument per item.",
-            json_schema_extra={
-                "x-kubernetes-list-type": "atomic",
-                **rules(
-                    rule(
-                        f"self.all(a, !a.matches('^--({_OWNED})(=.*)?$'))",
-                        "must not repeat a flag that the operator sets: use the field of the spec instead ("
-                        + ", ".join("--" + flag for flag in OWNED_FLAGS)
-                        + ")",
-                    ),
-                    rule(
-                        "self.all(a, !a.contains('{{'))",
-                        "must not contain '{{': KServe would expand it as a template",
-                    ),
-                ),
-            },
-        ),
-    ] = Field(default_factory=list)
+    extra_args: ExtraArgs = Field(default_factory=list)
 
 
 class Accelerator(ApiModel):
@@ -168,7 +140,7 @@ class Accelerator(ApiModel):
         ),
     ] = "nvidia.com/gpu"
     memory: Annotated[
-        Quantity | None, Field(description="Memory of one device; the Fits condition compares against it.")
+        Bytes | None, Field(description="Memory of one device; the Fits condition compares against it.")
     ] = None
 
 
@@ -176,10 +148,10 @@ class Resources(ApiModel):
     """Requests of each replica. Memory is limited to the request, CPU to the whole cores above it."""
 
     cpu: Annotated[
-        Quantity, Field(description="CPU of each replica; on the CPU, whole cores are compute threads.")
+        Cpu, Field(description="CPU of each replica; on the CPU, whole cores are compute threads.")
     ] = "1"
     memory: Annotated[
-        Quantity,
+        Bytes,
         Field(description="Memory of each replica, request and limit; on the CPU the model is in it."),
     ] = "4Gi"
 
@@ -278,6 +250,7 @@ class LLMDeploymentSpec(ApiModel):
             le=1000,
             description="Number of replicas, also written through /scale; refused with mode Builtin."
             " Left out, the count is never written.",
+            json_schema_extra={"nullable": False},  # the API server reads it for /scale, and fails at null
         ),
     ] = None
     autoscaling: Autoscaling = Autoscaling()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from sheaf_operator.api import names, quantity
+from sheaf_operator.api.fields import ApiModel
 from sheaf_operator.api.spec import API_VERSION, KIND, LLMDeploymentSpec
 from sheaf_operator.cluster.observed import Json
 from sheaf_operator.desired.revision import Revision, pod_spec
@@ -16,9 +17,12 @@ Strategy = Literal["Surge", "GiveUpFirst", "Recreate"]
 
 
 def args(name: str, spec: LLMDeploymentSpec) -> list[str]:
-    """Arguments of `sheaf serve`, which is the image's entry point: each engine field maps to one flag."""
+    """Arguments of `sheaf serve`, which is the image's entry point: each engine field maps to one flag.
+
+    The user's own come first: of a flag that is given twice the last one counts.
+    """
     engine = spec.engine
-    result = [names.MODEL_DIR, "--port", str(names.PORT)]
+    result = [names.MODEL_DIR, *engine.extra_args, "--port", str(names.PORT)]
     result += ["--served-model-name", spec.model.served_name or name]
     if engine.max_model_len is not None:
         result += ["--max-model-len", str(engine.max_model_len)]
@@ -28,8 +32,7 @@ def args(name: str, spec: LLMDeploymentSpec) -> list[str]:
         result += ["--device", "cpu"]
     if not engine.prefix_caching:
         result += ["--no-enable-prefix-caching"]
-    result += ["--drain-timeout", str(spec.termination.drain_timeout_seconds)]
-    return result + engine.extra_args
+    return [*result, "--drain-timeout", str(spec.termination.drain_timeout_seconds)]
 
 
 def _probe(path: str, **more: int) -> Json:
@@ -50,7 +53,7 @@ def _environment(spec: LLMDeploymentSpec) -> list[Json]:
     if spec.accelerator.count == 0:
         threads = quantity.compute_threads(spec.resources.cpu)
         own.append({"name": "OMP_NUM_THREADS", "value": str(threads)})
-    return own + [e.model_dump(by_alias=True, exclude_none=True) for e in spec.pod.env]
+    return own + _dump(spec.pod.env)
 
 
 def _resources(spec: LLMDeploymentSpec) -> Json:
@@ -93,7 +96,11 @@ def _runtime_spec(name: str, spec: LLMDeploymentSpec, default_image: str) -> Jso
 
 
 def _dump(items: list[Any]) -> list[Json]:
-    return [item.model_dump(by_alias=True, exclude_none=True) for item in items]
+    return [_json(item) for item in items]
+
+
+def _json(item: ApiModel) -> Json:
+    return item.model_dump(by_alias=True, exclude_none=True)
 
 
 def _spread(name: str, spec: LLMDeploymentSpec) -> list[Json]:
@@ -112,7 +119,7 @@ def _predictor(name: str, spec: LLMDeploymentSpec, revision: str) -> Json:
         "annotations": annotations,
         "nodeSelector": pod.node_selector,
         "tolerations": _dump(pod.tolerations),
-        "affinity": pod.affinity,
+        "affinity": pod.affinity and _json(pod.affinity),
         "topologySpreadConstraints": _spread(name, spec),
         "serviceAccountName": pod.service_account_name,
         "imagePullSecrets": _dump(pod.image_pull_secrets),

@@ -8,7 +8,9 @@ edit can be repaired exactly, and going back to an earlier spec finds its runtim
 
 from __future__ import annotations
 
+import base64
 import json
+import lzma
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from sheaf_operator.api.spec import LLMDeploymentSpec
 
 Json = dict[str, Any]
 
+MAX_PLAIN = 16_384  # characters of a record that people can still read
 # Fields of the spec that never reach a pod.
 _NOT_IN_PODS: Any = {
     "replicas": True,
@@ -44,8 +47,10 @@ class Revision:
     predictor: Json
 
     def annotation(self) -> str:
+        """JSON; compressed where it is long, as all annotations of an object may have 256 KiB together."""
         record = {"spec": self.spec, "runtime": self.runtime, "predictor": self.predictor}
-        return json.dumps(record, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return text if len(text) <= MAX_PLAIN else base64.b64encode(lzma.compress(text.encode())).decode()
 
     @property
     def image(self) -> str:
@@ -68,12 +73,13 @@ def read(runtime: Json) -> Revision | None:
     """The revision recorded in a ServingRuntime; None where it is missing or damaged."""
     metadata = runtime["metadata"]
     try:
-        record = json.loads(metadata.get("annotations", {})[names.ANNOTATION_REVISION])
+        text = metadata.get("annotations", {})[names.ANNOTATION_REVISION]
+        record = json.loads(text if text.startswith("{") else lzma.decompress(base64.b64decode(text)))
         return Revision(
             hash=metadata["labels"][names.LABEL_REVISION],
             spec=record["spec"],
             runtime=record["runtime"],
             predictor=record["predictor"],
         )
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError, lzma.LZMAError):
         return None

@@ -24,7 +24,7 @@ def plan(spec: LLMDeploymentSpec, observed: Observed, default_image: str) -> Pla
         return Plan(
             problem=Problem(
                 "KServeMissing",
-                "the cluster has no InferenceService kind: install KServe, and Sheaf goes on by itself",
+                "the cluster has no InferenceService kind",
             )
         )
     if names.excess(observed.name, observed.namespace):

@@ -21,5 +21,5 @@ def of_deployment(deployment: Json | None) -> Problem | None:
         short = _QUOTA.search(said)
         asked = [part.partition("=")[0].strip() for part in short[1].split(",")] if short else []
         lacks = tuple(Lack("Quota", name) for name in sorted(asked))
-        return Problem("QuotaExceeded", f"{message}: raise the quota or lower the resources", lacks)
-    return Problem("PodsRefused", f"no pod can be created: {message}", failing=True)
+        return Problem("QuotaExceeded", f"{message}", lacks)
+    return Problem("PodsRefused", f"no pod can be created: {message}")

@@ -36,13 +36,12 @@ def _scheduling(pod: Json, resource: str) -> Problem | None:
     short = _INSUFFICIENT.findall(said)
     lacks = tuple(Lack("Resource", name) for name in sorted(set(short)))
     if "persistentvolumeclaim" in message and "not found" in message:
-        return Problem("VolumeNotFound", f"{message}: create the claim or correct spec.model.uri")
+        return Problem("VolumeNotFound", f"{message}")
     if resource in short:
         asked = _asked(pod, resource)
         return Problem(
             "InsufficientGPU",
-            f"pod {pod_name(pod)} asks for {asked} {resource} and no node has that many free ({message}):"
-            " add a node, free devices, or lower accelerator.count or maxReplicas",
+            f"pod {pod_name(pod)} asks for {asked} {resource} and no node has that many free ({message})",
             lacks,
         )
     return Problem("Unschedulable", f"pod {pod_name(pod)} fits no node: {message}", lacks)
@@ -71,16 +70,12 @@ def _container(pod: Json, entry: Json, download: bool) -> Problem | None:
     if reason in _PULL:
         detail = clip(waiting.get("message", ""))
         words = f"image {entry.get('image')} cannot be pulled: {detail}"
-        return Problem("ImagePullFailed", words, failing=True)
+        return Problem("ImagePullFailed", words)
     if reason in _CONFIG and _NO_PATH.search(waiting.get("message", "")):
-        return Problem(
-            "ModelNotFound",
-            f"the claim has no such path ({clip(waiting['message'])}; check spec.model.uri)",
-            failing=True,
-        )
+        return Problem("ModelNotFound", f"the claim has no such path ({clip(waiting['message'])})")
     if reason in _CONFIG:
         said = clip(waiting.get("message", ""))
-        return Problem("ContainerConfigError", f"{where} cannot start: {said}", failing=True)
+        return Problem("ContainerConfigError", f"{where} cannot start: {said}")
     ended = entry.get("state", {}).get("terminated") or entry.get("lastState", {}).get("terminated")
     running = "running" in entry.get("state", {})
     # A container that runs again after a crash is given the benefit of the doubt until it crashes once more.
@@ -97,18 +92,16 @@ def _crash(where: str, ended: Json, restarts: int, download: bool) -> Problem:
     code = ended.get("exitCode")
     times = f" {restarts} restarts so far." if restarts else ""
     if ended.get("reason") == "OOMKilled":
-        used = f"{where} used more than its memory limit: raise resources.memory.{times}"
-        return Problem("OutOfMemory", used, failing=True)
+        used = f"{where} used more than its memory limit..{times}"
+        return Problem("OutOfMemory", used)
     if _NO_MODEL.search(text):
-        where = f"{said} (exit code {code}; check spec.model.uri).{times}"
-        return Problem("ModelNotFound", where, failing=True)
+        where = f"{said} (exit code {code}).{times}"
+        return Problem("ModelNotFound", where)
     if download:
         words = f"the model could not be fetched (exit code {code}): {said}"
-        return Problem("ModelDownloadFailed", words, failing=True)
+        return Problem("ModelDownloadFailed", words)
     detail = said or "it left no message"
-    return Problem(
-        "ContainerCrashing", f"{where} ended with exit code {code}: {detail}.{times}", failing=True
-    )
+    return Problem("ContainerCrashing", f"{where} ended with exit code {code}: {detail}.{times}")
 
 
 def worst(pods: list[Json], resource: str) -> Problem | None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
+
+from sheaf_operator.problems.reasons.entry import Reason
+from sheaf_operator.problems.reasons.table import REASONS
 
 MAX_MESSAGE = 600
 _ERROR = re.compile(r"\b(ERROR|error|\w+Error|\w+Exception)\b")
@@ -12,8 +16,10 @@ _ERROR = re.compile(r"\b(ERROR|error|\w+Error|\w+Exception)\b")
 
 @dataclass(frozen=True)
 class Lack:
-    """What a pod has to wait for and another pod may hold: a node's resource (nvidia.com/gpu), a resource of
-    a quota (requests.nvidia.com/gpu), a volume (the claim's name).
+    """What a pod does not get and another pod may hold.
+
+    Resource: what a node has, such as nvidia.com/gpu or cpu. Quota: the quota's word for it, such as
+    requests.nvidia.com/gpu. Volume: the name of a claim that only one node may mount.
     """
 
     kind: Literal["Resource", "Quota", "Volume"]
@@ -22,14 +28,29 @@ class Lack:
 
 @dataclass(frozen=True)
 class Problem:
-    """`reason` is CamelCase. `lacks`: all that is missing, if the end of another pod may bring it. `failing`:
-    the pod itself fails, in a way that another revision's may not.
+    """`reason` is one of the table's, `said` what was found, with the server's own words.
+
+    `since` is when the cluster first said so; None while it may well pass at the next moment.
     """
 
     reason: str
-    message: str
+    said: str
     lacks: tuple[Lack, ...] = ()
-    failing: bool = False
+    since: datetime | None = None
+
+    @property
+    def entry(self) -> Reason:
+        return REASONS[self.reason]
+
+    @property
+    def failing(self) -> bool:
+        """Whether it may be this revision's fault: another one may do on the same cluster."""
+        return self.entry.failing
+
+    @property
+    def message(self) -> str:
+        """What was found and what to do."""
+        return ": ".join(part for part in (self.said, self.entry.do) if part)
 
 
 def clip(text: str, limit: int = MAX_MESSAGE) -> str:

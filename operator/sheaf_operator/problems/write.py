@@ -10,7 +10,7 @@ from sheaf_operator.problems.problem import Problem, clip
 def of_write(error: ApiError | Unreachable, created: Json | None) -> Problem:
     """`created` is the object that the write was to make, None if it changed one that was there."""
     if isinstance(error, KindMissing):
-        return Problem("KServeMissing", "the cluster has no InferenceService kind: install KServe")
+        return Problem("KServeMissing", "the cluster has no InferenceService kind")
     if isinstance(error, Unreachable):
         return Problem("ApplyFailed", str(error))
     if created is not None and error.code == 409:

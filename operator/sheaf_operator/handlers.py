@@ -1,8 +1,7 @@
-"""kopf's part: watch, index, and hand keys to the work queue.
+"""kopf's part: watch, and hand what is seen to the cache and the work queue.
 
-Only `kopf.on.event` and `@kopf.index` are used: they store nothing on the objects they see. Other kopf
-handlers would add a finalizer and annotations to the user's resource, and deleting it would need a running
-operator.
+Only `kopf.on.event` is used: it stores nothing on the objects it sees. Other kopf handlers would add a
+finalizer and annotations to the user's resource, and deleting it would need a running operator.
 """
 
 from __future__ import annotations
@@ -12,21 +11,14 @@ from typing import Any
 
 import kopf
 
-from sheaf_operator.api import names
-from sheaf_operator.api.spec import GROUP, PLURAL, VERSION
+from sheaf_operator.cluster import kinds
+from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.client import Cluster, load_configuration
+from sheaf_operator.cluster.kinds import Kind
 from sheaf_operator.run.app import App
 from sheaf_operator.settings import Settings
 
-# Kinds that carry our label: only those objects are asked of the API server.
-CHILDREN = (
-    ("serving.kserve.io", "v1beta1", "inferenceservices"),
-    ("serving.kserve.io", "v1alpha1", "servingruntimes"),
-    ("apps", "v1", "deployments"),
-    ("", "v1", "pods"),
-)
 CREDENTIALS_AGE = timedelta(minutes=10)
-OURS = {names.LABEL_DEPLOYMENT: kopf.PRESENT}
 
 
 def configure(settings: kopf.OperatorSettings, own: Settings) -> None:
@@ -37,10 +29,11 @@ def configure(settings: kopf.OperatorSettings, own: Settings) -> None:
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 5
-    # Namespaces and CRDs are cluster-scoped: an operator of one namespace has no right to watch them.
-    settings.scanning.disabled = bool(own.watch_namespace)
-    for group, version, plural in CHILDREN:
-        settings.watching.label_selectors[group, version, plural] = names.LABEL_DEPLOYMENT
+    # Namespaces and CRDs are cluster-scoped: an operator of some namespaces has no right to watch them.
+    settings.scanning.disabled = bool(own.watch_namespaces)
+    for kind in kinds.ALL:
+        if selector := kind.selector_for(own.watch_class):
+            settings.watching.label_selectors[kind.group, kind.version, kind.plural] = selector
 
 
 @kopf.on.login()
@@ -62,12 +55,12 @@ async def login(**_kwargs: Any) -> kopf.ConnectionInfo:
 
 
 @kopf.on.startup()
-async def start(settings: kopf.OperatorSettings, memo: Any, **indices: Any) -> None:
-    deployments = indices["deployments"]
+async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     own = memo.get("settings") or Settings.from_env()
     configure(settings, own)
-    cluster = await Cluster.connect()
-    memo.app = App(own, cluster, keys=lambda: list(deployments), on_failure=memo.get("on_failure", _exit))
+    cache = Cache(own.watch_namespaces)
+    cluster = await Cluster.connect(cache, own)
+    memo.app = App(own, cluster, cache, on_failure=memo.get("on_failure", _exit))
     memo.app.start()
 
 
@@ -81,23 +74,11 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
         await memo.app.stop()
 
 
-@kopf.index(GROUP, VERSION, PLURAL)  # type: ignore[arg-type]
-async def deployments(namespace: str, name: str, **_: Any) -> dict[tuple[str, str], None]:
-    """Every known LLMDeployment, for the resync."""
-    return {(namespace, name): None}
+def _watch(kind: Kind) -> None:
+    @kopf.on.event(kind.group, kind.version, kind.plural, id=f"on-{kind.plural}")
+    async def see(memo: kopf.Memo, event: kopf.RawEvent, **_: Any) -> None:
+        memo.app.see(kind, event["type"], dict(event["object"]))
 
 
-@kopf.on.event(GROUP, VERSION, PLURAL)  # type: ignore[arg-type]
-async def on_deployment(
-    memo: kopf.Memo, namespace: str, name: str, meta: kopf.Meta, type: str | None, **_: Any
-) -> None:
-    if type == "DELETED" or memo.app.reconciler.concerns((namespace, name), meta):
-        memo.app.touch((namespace, name))
-
-
-async def on_child(memo: kopf.Memo, namespace: str, labels: kopf.Labels, **_: Any) -> None:
-    memo.app.touch((namespace, labels[names.LABEL_DEPLOYMENT]))
-
-
-for _group, _version, _plural in CHILDREN:
-    kopf.on.event(_group, _version, _plural, id=f"on-{_plural}", labels=OURS)(on_child)  # type: ignore[arg-type]
+for _kind in kinds.ALL:
+    _watch(_kind)

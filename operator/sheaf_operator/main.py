@@ -52,13 +52,12 @@ async def run(settings: Settings) -> bool:
         stop.set()
 
     memo = kopf.Memo(settings=settings, on_failure=on_failure)
-    watched = [settings.watch_namespace] if settings.watch_namespace else []
     # Left to itself, kopf asks for the user's name, which a container's numeric user does not have.
     identity: Any = settings.identity
     await kopf.operator(
         identity=identity,
-        clusterwide=not watched,
-        namespaces=watched,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
         standalone=True,
         memo=memo,
         stop_flag=stop,

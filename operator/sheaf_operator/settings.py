@@ -14,14 +14,16 @@ VERSION = "0.1.0"
 class Settings:
     namespace: str = "sheaf-system"  # where the Lease lives
     identity: str = "sheaf-operator"
-    watch_namespace: str = ""  # the one namespace to look after; empty for all
+    watch_namespaces: tuple[str, ...] = ()  # those to look after; none for all
+    watch_class: str = ""  # the sheaf.dev/operator-class of the resources to look after; empty: those without
+    lease_name: str = "sheaf-operator"
     runtime_image: str = f"ghcr.io/sheaf-dev/sheaf/runtime:{VERSION}"
     autoscale_interval: float = 5.0
     scrape_timeout: float = 2.0
     resync_interval: float = 60.0
     retry_base: float = 0.5
     retry_cap: float = 30.0
-    workers: int = 16  # deployments looked after at once; they wait for pods and the API server, not for CPU
+    api_requests: int = 16  # to the API server at the same time
     lease_duration: float = 15.0
     victim_wait: float = 2.0  # between marking the pod that should go and lowering the count
     http_port: int = 8080
@@ -30,7 +32,7 @@ class Settings:
     @staticmethod
     def from_env(env: Mapping[str, str] = os.environ) -> Settings:
         """Raises ValueError naming the variable when a value cannot be read."""
-        values: dict[str, str | float | int] = {
+        values: dict[str, str | float | int | tuple[str, ...]] = {
             "namespace": env.get("POD_NAMESPACE", Settings.namespace),
             "identity": env.get("POD_NAME") or socket.gethostname(),
         }
@@ -39,10 +41,13 @@ class Settings:
             if variable not in env:
                 continue
             kind = type(getattr(Settings, field.name))
+            if kind is tuple:
+                values[field.name] = tuple(filter(None, map(str.strip, env[variable].split(","))))
+                continue
             try:
-                values[field.name] = kind(env[variable])
+                value = values[field.name] = kind(env[variable])
             except ValueError as error:
                 raise ValueError(f"{variable}={env[variable]!r} is not a {kind.__name__}") from error
-            if kind in (int, float) and not 0 < float(values[field.name]) < float("inf"):
+            if kind in (int, float) and not 0 < value < float("inf"):
                 raise ValueError(f"{variable}={env[variable]!r} must be more than 0")
         return Settings(**values)  # type: ignore[arg-type]

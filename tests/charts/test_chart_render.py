@@ -32,7 +32,7 @@ POD = {
     "podLabels": {"team": "serving"},
     "podAnnotations": {"example.com/note": "yes: really"},
     "podSecurityContext": {"runAsUser": 1000, "fsGroup": 1000, "supplementalGroups": [1]},
-    "operator": {"logLevel": "debug", "autoscaleInterval": 0.5, "workers": 16},
+    "operator": {"logLevel": "debug", "autoscaleInterval": 0.5, "apiRequests": 16},
 }
 BARE = {
     "podAnnotations": {"prometheus.io/scrape": None, "prometheus.io/port": None},
@@ -70,7 +70,7 @@ def test_defaults_are_the_operators_own() -> None:
     assert Settings.from_env({**env, "POD_NAME": "x"}) == Settings(identity="x")
     # Each setting has a value, but for those that the pod itself or the Service decides.
     names = {"SHEAF_" + f.upper() for f in Settings.__dataclass_fields__}
-    others = {"SHEAF_NAMESPACE", "SHEAF_IDENTITY", "SHEAF_HTTP_PORT", "SHEAF_WATCH_NAMESPACE"}
+    others = {"SHEAF_NAMESPACE", "SHEAF_IDENTITY", "SHEAF_HTTP_PORT", "SHEAF_WATCH_NAMESPACES"}
     assert set(env) == names - others
 
 
@@ -146,8 +146,8 @@ def test_one_namespace_gets_a_role_there() -> None:
     cluster_wide = chart.only(whole, "ClusterRole", "sheaf-operator")["rules"]
     assert role["rules"] == [r for r in cluster_wide if r["apiGroups"] != ["apiextensions.k8s.io"]]
     env = {e["name"]: e.get("value") for e in _container(objects)["env"]}
-    assert env["SHEAF_WATCH_NAMESPACE"] == "ml"
-    assert "SHEAF_WATCH_NAMESPACE" not in {e["name"] for e in _container(whole)["env"]}
+    assert env["SHEAF_WATCH_NAMESPACES"] == "ml"
+    assert "SHEAF_WATCH_NAMESPACES" not in {e["name"] for e in _container(whole)["env"]}
 
 
 def test_without_any_cluster_scoped_object() -> None:

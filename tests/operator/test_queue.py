@@ -207,7 +207,7 @@ async def test_workers_process_serially_per_key_and_in_parallel_across_keys() ->
             finished.set()
         return None
 
-    worker = Worker(queue(), process, concurrency=3)
+    worker = Worker(queue(), process)
     task = asyncio.create_task(worker.run())
     worker.add("a")
     worker.add("b")
@@ -236,7 +236,7 @@ async def test_a_failure_is_retried_and_a_wish_to_come_back_is_kept() -> None:
         return None
 
     q: KeyedQueue[str] = KeyedQueue(base=0.001, cap=0.001, jitter=lambda: 1.0)
-    worker = Worker(q, process, concurrency=1)
+    worker = Worker(q, process)
     task = asyncio.create_task(worker.run())
     worker.add("a")
     async with asyncio.timeout(5):
@@ -254,7 +254,7 @@ async def test_cancelling_the_workers_cancels_what_they_do() -> None:
         await asyncio.Event().wait()
         return None
 
-    worker = Worker(queue(), process, concurrency=2)
+    worker = Worker(queue(), process)
     task = asyncio.create_task(worker.run())
     worker.add("a")
     async with asyncio.timeout(5):
@@ -274,7 +274,7 @@ async def test_an_unexpected_error_is_logged_with_its_place(
         failed.set()
         raise RuntimeError("boom")
 
-    worker: Worker[str] = Worker(KeyedQueue(base=60), process, 1, expected)
+    worker: Worker[str] = Worker(KeyedQueue(base=60), process, expected)
     task = asyncio.create_task(worker.run())
     worker.add("a")
     await failed.wait()

@@ -1,16 +1,13 @@
 """The order of writes in one run, with a fake in place of the API server and of the pods."""
 
-from types import SimpleNamespace
-
-import kopf
 import kube_objects as k
 import pytest
 from operator_world import KEY, World, reading, scaling_world
-from sheaf_operator import handlers
 from sheaf_operator.api import names
 from sheaf_operator.cluster.errors import ApiError, Unreachable
 from sheaf_operator.cluster.lease import Lease
 from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.cluster.reading import Reading
 from sheaf_operator.settings import Settings
 
 
@@ -140,7 +137,6 @@ async def test_without_the_lease_nothing_is_written() -> None:
     world.lease.held = False
     assert await world.run() == []
     assert world.cluster.reads == 0
-    assert world.again is not None
 
 
 async def test_a_refused_object_is_stalled_with_the_servers_words() -> None:
@@ -227,37 +223,53 @@ def test_the_fake_lease_stands_for_the_real_one() -> None:
     assert {"held", "writing"} <= set(dir(Lease))
 
 
-async def test_only_a_change_of_the_spec_or_a_deletion_is_news_about_the_resource() -> None:
-    """Else each status that we write would cause a run, and cut a failing key's back-off short."""
+async def test_what_is_remembered_belongs_to_the_uid() -> None:
+    """Deleted and made anew under its name at once: count, mark and readings are the new one's own."""
+    world = scaling_world(3, window=300)
+    await world.run()
+    assert world.counted("scrapes") == 3
+    fresh = k.deployment(1)
+    fresh["metadata"]["uid"] = "another"
+    of = k.revision(k.spec())
+    assert world.cluster.observed is not None
+    owner = k.owner(uid="another") | {"spec": world.cluster.observed.owner["spec"]}
+    service, runtime = (
+        obj | {"metadata": obj["metadata"] | {"ownerReferences": [{"uid": "another"}]}}
+        for obj in (k.service(of), k.runtime(of))
+    )
+    world.change(
+        owner=owner,
+        inference_service=service,
+        runtimes=(runtime,),
+        deployment=fresh,
+        pods=(k.pod("q", of, ready=True),),
+    )
+    assert ("scale", 3) not in await world.run(5)
+    assert world.counted("scrapes") == 1
+    assert world.cluster.status["autoscaling"]["desired"] == 1
+
+
+async def test_whatever_the_scaler_raises_the_report_is_written() -> None:
     world = scaling_world(1)
-    metadata = k.owner()["metadata"]
-    assert world.reconciler.concerns(KEY, metadata)
-    await world.run()
-    assert not world.reconciler.concerns(KEY, metadata | {"resourceVersion": "99", "labels": {"a": "b"}})
-    assert world.reconciler.concerns(KEY, metadata | {"generation": 2})
-    assert world.reconciler.concerns(KEY, metadata | {"uid": "recreated"})
-    assert world.reconciler.concerns(KEY, metadata | {"deletionTimestamp": "2026-01-01T01:00:00Z"})
+
+    async def broken(addresses: object) -> dict[str, Reading | str]:
+        raise ZeroDivisionError
+
+    world.scraper.read = broken  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        await world.run()
+    assert {c["type"]: c["status"] for c in world.cluster.status["conditions"]}["Ready"] == "True"
 
 
-async def test_the_handler_passes_on_what_is_news() -> None:
+async def test_a_refused_status_slows_nothing_and_is_said_once_per_look() -> None:
+    """As by a CRD that is older than the operator: 422 for an enum value it does not know."""
     world = scaling_world(1)
-    await world.run()
-    touched: list[tuple[str, str]] = []
-    app = SimpleNamespace(reconciler=world.reconciler, touch=touched.append)
-    event = {"memo": kopf.Memo(app=app), "namespace": "ns", "name": "m"}
-    await handlers.on_deployment(**event, meta=k.owner()["metadata"], type="MODIFIED")
-    assert touched == []
-    await handlers.on_deployment(**event, meta=k.owner()["metadata"], type="DELETED")
-    await handlers.on_deployment(**event, meta=k.owner(generation=2)["metadata"], type="MODIFIED")
-    assert touched == [KEY, KEY]
-
-
-async def test_pods_of_a_deleted_namesake_do_not_make_a_new_resource_ready() -> None:
-    """Deleted and applied again at once: the old pods serve until the garbage collector finds them."""
-    given = k.spec()
-    world = World(given, k.settled(given, owner=k.owner(uid="new", creationTimestamp="2026-01-01T01:00:00Z")))
-    await world.run()
-    said = {c["type"]: (c["status"], c["reason"]) for c in world.cluster.status["conditions"]}
-    assert said["Ready"] == ("False", "WaitingForDeletion")
-    assert world.cluster.status["readyReplicas"] == 0
-    assert world.cluster.status["timeline"] == []
+    world.cluster.refuse_status = ApiError(422, "Invalid", "unsupported value")
+    world.scraper.load = {"p0": reading(waiting=30, running=8)}
+    assert await world.run() == [("scale", 4)]
+    assert world.again == Settings().autoscale_interval
+    world.scraper.load = {}
+    await world.run(5)
+    tried = world.cluster.status_writes
+    await world.run(5)
+    assert world.cluster.status_writes == tried

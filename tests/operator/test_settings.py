@@ -16,17 +16,17 @@ from sheaf_operator.settings import Settings
 def test_defaults_and_identity() -> None:
     settings = Settings.from_env({"POD_NAME": "op-1", "POD_NAMESPACE": "elsewhere"})
     assert (settings.identity, settings.namespace) == ("op-1", "elsewhere")
-    assert settings.watch_namespace == ""
+    assert settings.watch_namespaces == ()
 
 
 def test_values_take_the_kind_of_their_default() -> None:
-    settings = Settings.from_env({"SHEAF_WORKERS": "8", "SHEAF_AUTOSCALE_INTERVAL": "2.5"})
-    assert (settings.workers, settings.autoscale_interval) == (8, 2.5)
+    settings = Settings.from_env({"SHEAF_API_REQUESTS": "8", "SHEAF_AUTOSCALE_INTERVAL": "2.5"})
+    assert (settings.api_requests, settings.autoscale_interval) == (8, 2.5)
 
 
 def test_a_wrong_value_names_its_variable() -> None:
-    with pytest.raises(ValueError, match="SHEAF_WORKERS='many' is not a int"):
-        Settings.from_env({"SHEAF_WORKERS": "many"})
+    with pytest.raises(ValueError, match="SHEAF_API_REQUESTS='many' is not a int"):
+        Settings.from_env({"SHEAF_API_REQUESTS": "many"})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
@@ -36,10 +36,10 @@ def test_a_time_that_cannot_be_waited_is_refused(value: str) -> None:
         Settings.from_env({"SHEAF_AUTOSCALE_INTERVAL": value})
 
 
-@pytest.mark.parametrize(("namespace", "scans"), [("", True), ("ml", False)])
-def test_one_namespace_asks_for_nothing_cluster_scoped(namespace: str, scans: bool) -> None:
+@pytest.mark.parametrize(("namespaces", "scans"), [((), True), (("ml", "lab"), False)])
+def test_given_namespaces_ask_for_nothing_cluster_scoped(namespaces: tuple[str, ...], scans: bool) -> None:
     settings = kopf.OperatorSettings()
-    configure(settings, Settings(watch_namespace=namespace))
+    configure(settings, Settings(watch_namespaces=namespaces))
     assert settings.scanning.disabled is not scans
 
 

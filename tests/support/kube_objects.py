@@ -58,7 +58,13 @@ def service(
 
 def deployment(replicas: int = 1, **status: Any) -> Json:
     return {
-        "metadata": {"name": "m-predictor", "uid": "dep-uid", "generation": 1, "resourceVersion": "42"},
+        "metadata": {
+            "name": "m-predictor",
+            "namespace": "ns",
+            "uid": "dep-uid",
+            "generation": 1,
+            "resourceVersion": "42",
+        },
         "spec": {"replicas": replicas},
         "status": {"observedGeneration": 1, "replicas": replicas, **status},
     }

@@ -27,6 +27,8 @@ class FakeCluster:
         self.writes: list[tuple[Any, ...]] = []
         self.reads = 0
         self.fail: Exception | None = None
+        self.refuse_status: Exception | None = None
+        self.status_writes = 0
         self.status: dict[str, Any] = {}
 
     def _write(self, *what: Any) -> None:
@@ -34,23 +36,28 @@ class FakeCluster:
             raise self.fail
         self.writes.append(what)
 
-    async def observe(self, namespace: str, name: str) -> Observed | None:
+    complete = True
+
+    def observe(self, namespace: str, name: str) -> Observed | None:
         self.reads += 1
         return copy.deepcopy(self.observed)
 
-    async def apply(self, obj: dict[str, Any], create: bool) -> None:
+    async def apply(self, obj: dict[str, Any], uid: str | None) -> None:
         self._write("apply", obj["kind"])
 
     async def delete_runtime(self, namespace: str, name: str, uid: str) -> None:
         self._write("delete", name)
 
-    async def scale(self, namespace: str, name: str, replicas: int, resource_version: str) -> None:
+    async def scale(self, deployment: dict[str, Any], replicas: int) -> None:
         self._write("scale", replicas)
 
     async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
         self._write("cost", pod, cost)
 
     async def apply_status(self, observed: Observed, status: dict[str, Any]) -> None:
+        self.status_writes += 1
+        if self.refuse_status is not None:
+            raise self.refuse_status
         self.status = status
         self.writes.append(("status",))
         if self.observed is not None:
@@ -97,6 +104,7 @@ class World:
         self.lease = HeldLease()
         self.telemetry = Telemetry()
         self.reconciler = Reconciler(
+            self.cluster,  # type: ignore[arg-type]
             self.cluster,  # type: ignore[arg-type]
             self.scraper,  # type: ignore[arg-type]
             self.lease,  # type: ignore[arg-type]

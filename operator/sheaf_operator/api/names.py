@@ -10,6 +10,7 @@ FIELD_MANAGER = "sheaf-operator"
 
 LABEL_DEPLOYMENT = "sheaf.dev/deployment"  # on every child and its pods: the LLMDeployment's name
 LABEL_REVISION = "sheaf.dev/revision"  # on pods and runtimes: the revision's hash
+LABEL_CLASS = "sheaf.dev/operator-class"  # on an LLMDeployment: which of several operators looks after it
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 ANNOTATION_REVISION = "sheaf.dev/revision"  # on the ServingRuntime: the whole frozen revision
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"

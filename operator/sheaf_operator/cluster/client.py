@@ -1,32 +1,34 @@
-"""The one file that talks to the API server. All else sees plain JSON and the errors named here."""
+"""The one file that talks to the API server. All else sees plain JSON and the errors of `errors`.
+
+What a write answers goes into the cache at once, so that nobody acts on a state older than our own writing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 from kubernetes.aio import client, config
 
 from sheaf_operator.api import names
-from sheaf_operator.api.spec import API_VERSION, KIND, PLURAL
+from sheaf_operator.api.spec import API_VERSION, KIND
+from sheaf_operator.cluster import kinds
+from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.errors import ApiError, KindMissing, NoConfiguration, Unreachable, of_answer
-from sheaf_operator.cluster.observed import Json, Observed, owned_by
+from sheaf_operator.cluster.kinds import Kind
+from sheaf_operator.cluster.observed import Json, Observed
+from sheaf_operator.settings import Settings
 
 REQUEST_TIMEOUT = 20.0
 LEASE_TIMEOUT = 5.0  # well under the Lease's duration, so that one slow answer does not lose it
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
-_LLMD = f"/apis/{API_VERSION}/namespaces/{{ns}}/{PLURAL}"
-_ISVC = "/apis/serving.kserve.io/v1beta1/namespaces/{ns}/inferenceservices"
-_RUNTIME = "/apis/serving.kserve.io/v1alpha1/namespaces/{ns}/servingruntimes"
-_DEPLOYMENT = "/apis/apps/v1/namespaces/{ns}/deployments"
-_PODS = "/api/v1/namespaces/{ns}/pods"
 _EVENTS = "/api/v1/namespaces/{ns}/events"
-_LEASES = "/apis/coordination.k8s.io/v1/namespaces/{ns}/leases"
-_APPLY_PATHS = {"InferenceService": _ISVC, "ServingRuntime": _RUNTIME}
+PAGE = 500  # objects per answer to a list
+_APPLIED = {"InferenceService": kinds.SERVICES, "ServingRuntime": kinds.RUNTIMES}
 
 
 async def load_configuration() -> client.Configuration:
@@ -46,130 +48,121 @@ async def load_configuration() -> client.Configuration:
 
 
 class Cluster:
-    """Requests to the API server. Writes of children are counted in `writes` for metrics and tests."""
+    """Requests to the API server, a bounded number of them at a time."""
 
-    def __init__(self, configuration: client.Configuration) -> None:
+    def __init__(self, configuration: client.Configuration, cache: Cache, settings: Settings) -> None:
         self._client = client.ApiClient(configuration)
-        self.writes = 0
+        self._cache, self._class = cache, settings.watch_class
+        self._turns = asyncio.Semaphore(settings.api_requests)
 
     @classmethod
-    async def connect(cls) -> Cluster:
-        return cls(await load_configuration())
+    async def connect(cls, cache: Cache, settings: Settings) -> Cluster:
+        return cls(await load_configuration(), cache, settings)
 
     async def close(self) -> None:
         await self._client.close()  # type: ignore[no-untyped-call]
 
     # Reading
 
-    async def observe(self, namespace: str, name: str) -> Observed | None:
-        """Everything about one LLMDeployment, read now; None once it is gone.
-
-        Read rather than cached: a watch that was interrupted can miss deletions, a list cannot.
-        """
-        owner = await self._get(_LLMD, namespace, name)
-        if owner is None:
-            return None
-        selected = names.selector(name)
-        try:
-            service, runtimes = await asyncio.gather(
-                self._get(_ISVC, namespace, name), self._list(_RUNTIME, namespace, selected)
-            )
-        except KindMissing:
-            return Observed(owner, kserve=False)
-        deployment, pods = await asyncio.gather(
-            self._get(_DEPLOYMENT, namespace, names.predictor_deployment(name)),
-            self._list(_PODS, namespace, selected),
-        )
-        ours = service and deployment and owned_by(deployment, service["metadata"]["uid"])
-        found = Observed(owner, True, service, (), deployment if ours else None, tuple(pods))
-        return replace(found, runtimes=tuple(r for r in runtimes if found.owns(r)))
+    async def list(self, kind: Kind, namespace: str = "") -> tuple[list[Json], int]:
+        """All objects of a kind that concern us, and the resourceVersion as of which that is so."""
+        items: list[Json] = []
+        query = {"limit": str(PAGE), "labelSelector": kind.selector_for(self._class)}
+        while True:
+            answer = await self._request("GET", kind.path(namespace), query)
+            items += answer["items"]
+            metadata = answer["metadata"]
+            if not metadata.get("continue"):
+                return items, int(metadata["resourceVersion"])
+            query["continue"] = metadata["continue"]
 
     # Writing
 
-    async def apply(self, obj: Json, create: bool) -> Json:
-        """Server-side apply. A new object must not clash with somebody else's (409); ours is taken back."""
-        metadata = obj["metadata"]
-        self.writes += 1
-        return await self._request(
+    async def apply(self, obj: Json, uid: str | None) -> None:
+        """Server-side apply to the object of this uid; None: there must be none of this name yet (409)."""
+        kind, metadata = _APPLIED[obj["kind"]], obj["metadata"]
+        path = kind.path(metadata["namespace"], metadata["name"])
+        if uid is None and await self._get(path) is not None:
+            raise ApiError(409, "AlreadyExists", f"{obj['kind']} {metadata['name']} exists already")
+        await self._write(
+            kind,
             "PATCH",
-            _path(_APPLY_PATHS[obj["kind"]], metadata["namespace"], metadata["name"]),
-            query={"fieldManager": names.FIELD_MANAGER, "force": "false" if create else "true"},
-            body=obj,
+            path,
+            query={"force": "false" if uid is None else "true"},
+            body=obj if uid is None else {**obj, "metadata": {**metadata, "uid": uid}},
             content_type=APPLY,
         )
 
-    async def apply_status(self, observed: Observed, status: Json) -> None:
+    async def apply_status(self, observed: Observed, status: Json) -> Json:
+        """Returns the resource as it is then: an older CRD may know less than was written."""
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
             "metadata": {"name": observed.name, "uid": observed.uid},
             "status": status,
         }
-        await self._request(
+        return await self._write(
+            kinds.MODELS,
             "PATCH",
-            _path(_LLMD, observed.namespace, observed.name) + "/status",
-            query={"fieldManager": names.FIELD_MANAGER, "force": "true"},
+            kinds.MODELS.path(observed.namespace, observed.name) + "/status",
+            query={"force": "true"},
             body=body,
             content_type=APPLY,
         )
 
     async def delete_runtime(self, namespace: str, name: str, uid: str) -> None:
-        self.writes += 1
         body = {"preconditions": {"uid": uid}}
         try:
-            await self._request("DELETE", _path(_RUNTIME, namespace, name), body=body)
+            await self._request("DELETE", kinds.RUNTIMES.path(namespace, name), body=body)
         except ApiError as error:
             if error.code != 404:
                 raise
 
-    async def scale(self, namespace: str, name: str, replicas: int, resource_version: str) -> None:
-        """PUT /scale of the predictor Deployment. 409 when it changed since it was read."""
-        self.writes += 1
-        deployment = names.predictor_deployment(name)
-        body = {
-            "apiVersion": "autoscaling/v1",
-            "kind": "Scale",
-            "metadata": {
-                "name": deployment,
-                "namespace": namespace,
-                "resourceVersion": resource_version,
-            },
-            "spec": {"replicas": replicas},
-        }
-        await self._request(
+    async def scale(self, deployment: Json, replicas: int) -> None:
+        """PUT /scale of a Deployment as it was observed. 409 when it has changed since."""
+        metadata = deployment["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        known = {"name": name, "namespace": namespace, "resourceVersion": metadata["resourceVersion"]}
+        answer = await self._request(
             "PUT",
-            _path(_DEPLOYMENT, namespace, deployment) + "/scale",
+            kinds.DEPLOYMENTS.path(namespace, name) + "/scale",
             query={"fieldManager": names.FIELD_MANAGER},
-            body=body,
+            body={
+                "apiVersion": "autoscaling/v1",
+                "kind": "Scale",
+                "metadata": known,
+                "spec": {"replicas": replicas},
+            },
         )
+        # The answer is a Scale. Nothing but the count can have changed, or it would have been refused.
+        version = answer["metadata"]["resourceVersion"]
+        changed = metadata | {"resourceVersion": version, "generation": metadata["generation"] + 1}
+        spec = {**deployment["spec"], "replicas": replicas}
+        self._cache.put(kinds.DEPLOYMENTS, {**deployment, "metadata": changed, "spec": spec})
 
     async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
-        self.writes += 1
         body = {"metadata": {"annotations": {names.DELETION_COST: cost}}}
-        query = {"fieldManager": names.FIELD_MANAGER}
-        await self._request("PATCH", _path(_PODS, namespace, pod), query=query, body=body, content_type=MERGE)
+        await self._write(
+            kinds.PODS, "PATCH", kinds.PODS.path(namespace, pod), query={}, body=body, content_type=MERGE
+        )
 
     async def create_event(self, namespace: str, event: Json) -> None:
         await self._request("POST", _EVENTS.format(ns=quote(namespace)), body=event)
 
-    # The Lease
+    # The Lease: never behind other requests
 
     async def get_lease(self, namespace: str, name: str) -> Json | None:
-        return await self._get(_LEASES, namespace, name, LEASE_TIMEOUT)
+        return await self._get(_lease(namespace, name), LEASE_TIMEOUT)
 
     async def write_lease(self, namespace: str, name: str, lease: Json, create: bool) -> Json:
-        base = _LEASES.format(ns=quote(namespace))
-        if create:
-            return await self._request("POST", base, body=lease, timeout=LEASE_TIMEOUT)
-        return await self._request("PUT", f"{base}/{quote(name)}", body=lease, timeout=LEASE_TIMEOUT)
+        method, path = ("POST", _lease(namespace)) if create else ("PUT", _lease(namespace, name))
+        return await self._send(method, path, body=lease, timeout=LEASE_TIMEOUT)
 
     # Plumbing
 
-    async def _get(
-        self, template: str, namespace: str, name: str, timeout: float = REQUEST_TIMEOUT
-    ) -> Json | None:
+    async def _get(self, path: str, timeout: float = REQUEST_TIMEOUT) -> Json | None:
         try:
-            return await self._request("GET", _path(template, namespace, name), timeout=timeout)
+            return await self._send("GET", path, timeout=timeout)
         except KindMissing:
             raise
         except ApiError as error:
@@ -177,12 +170,19 @@ class Cluster:
                 return None
             raise
 
-    async def _list(self, template: str, namespace: str, selector: str) -> list[Json]:
-        answer = await self._request("GET", template.format(ns=quote(namespace)), {"labelSelector": selector})
-        items: list[Json] = answer["items"]
-        return items
+    async def _write(self, kind: Kind, method: str, path: str, query: dict[str, str], **more: Any) -> Json:
+        """A write whose answer is the object as it is then."""
+        answer = await self._request(method, path, {"fieldManager": names.FIELD_MANAGER, **query}, **more)
+        self._cache.put(kind, answer)
+        return answer
 
     async def _request(
+        self, method: str, path: str, query: dict[str, str] | None = None, **more: Any
+    ) -> Json:
+        async with self._turns:
+            return await self._send(method, path, query, **more)
+
+    async def _send(
         self,
         method: str,
         path: str,
@@ -211,5 +211,6 @@ class Cluster:
         return decoded
 
 
-def _path(template: str, namespace: str, name: str) -> str:
-    return f"{template.format(ns=quote(namespace))}/{quote(name)}"
+def _lease(namespace: str, name: str = "") -> str:
+    base = f"/apis/coordination.k8s.io/v1/namespaces/{quote(namespace)}/leases"
+    return f"{base}/{quote(name)}" if name else base

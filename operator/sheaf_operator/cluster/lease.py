@@ -45,6 +45,7 @@ class Lease:
         self._store, self._namespace, self._name = store, namespace, name
         self._identity, self._duration, self._clock = identity, duration, clock
         self._valid_until = float("-inf")
+        self.term = 0  # how many times it has been won
         self._seen: tuple[str, float] = ("", 0.0)  # another holder's record, and since when it is unchanged
 
     @property
@@ -96,6 +97,7 @@ class Lease:
             if error.code == 409:  # somebody else was faster
                 return False
             raise
+        self.term += not self.held
         self._valid_until = started + self._duration * (1 - MARGIN)
         return True
 

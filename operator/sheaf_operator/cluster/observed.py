@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass
 from typing import Any
 
 from sheaf_operator.api import names
 from sheaf_operator.api.spec import KIND
 
 Json = dict[str, Any]
-CLOCK_SKEW = timedelta(seconds=5)  # between API servers, which give the creation times
 
 
 @dataclass(frozen=True)
 class Observed:
-    """`owner` is the LLMDeployment; `kserve` is False while the API server knows no InferenceService kind."""
+    """`owner` is the LLMDeployment; `kserve` is False while the API server knows no InferenceService kind.
+
+    The InferenceService is whatever has our name, see `owns`; Deployment, ReplicaSets and pods are only those
+    that descend from it if it is ours.
+    """
 
     owner: Json
     kserve: bool = True
     inference_service: Json | None = None
     runtimes: tuple[Json, ...] = ()
     deployment: Json | None = None
-    pods: tuple[Json, ...] = field(default=())
+    pods: tuple[Json, ...] = ()
+    replica_sets: tuple[Json, ...] = ()
 
     @property
     def name(self) -> str:
@@ -48,18 +51,16 @@ class Observed:
         """Whether this InferenceService or ServingRuntime is ours, or an orphan of ours to take back."""
         return owned_by(child, self.uid) or is_orphan(child, self.name)
 
-    @property
-    def live_pods(self) -> list[Json]:
-        """Pods that are not ending. One that is too old belongs to a namesake that was deleted."""
-        since = self._since - CLOCK_SKEW
-        return [pod for pod in self.pods if not is_terminating(pod) and _created(pod) >= since]
+    def uid_of(self, child: Json) -> str | None:
+        """The uid of the InferenceService or ServingRuntime that is there under this child's name."""
+        name = child["metadata"]["name"]
+        there = self.runtimes if child["kind"] == "ServingRuntime" else (self.inference_service,)
+        return next((o["metadata"]["uid"] for o in there if o and o["metadata"]["name"] == name), None)
 
     @property
-    def _since(self) -> datetime:
-        """When the first pod may have been made: an InferenceService that was taken back is older than we."""
-        service = self.inference_service
-        taken_back = service is not None and self.owns(service) and "creationTimestamp" in service["metadata"]
-        return min(_created(obj) for obj in (self.owner, service if taken_back else None) if obj)
+    def live_pods(self) -> list[Json]:
+        """Pods that are not ending."""
+        return [pod for pod in self.pods if not is_terminating(pod)]
 
     @property
     def ready_pods(self) -> list[Json]:
@@ -80,12 +81,15 @@ class Observed:
         return len(hashes) > 1 or seen < self.deployment["metadata"].get("generation", 0)
 
 
-def _created(obj: Json) -> datetime:
-    return datetime.fromisoformat(obj["metadata"]["creationTimestamp"])
-
-
 def owned_by(obj: Json, uid: str) -> bool:
     return any(ref.get("uid") == uid for ref in obj["metadata"].get("ownerReferences", []))
+
+
+def controlled_by(obj: Json, uid: str) -> bool:
+    """Owned, and by the one owner that manages it."""
+    return any(
+        ref.get("uid") == uid and ref.get("controller") for ref in obj["metadata"].get("ownerReferences", [])
+    )
 
 
 def is_orphan(obj: Json, name: str) -> bool:

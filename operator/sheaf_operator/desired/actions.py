@@ -27,10 +27,9 @@ class Delete:
 
 @dataclass(frozen=True)
 class Scale:
-    """Set the predictor Deployment's replicas, provided its resourceVersion is still the observed one."""
+    """Set the predictor Deployment's replicas, provided that it is still as it was observed."""
 
     replicas: int
-    resource_version: str
 
 
 Action = Apply | Delete | Scale

@@ -117,4 +117,4 @@ def _fixed_replicas(spec: LLMDeploymentSpec, observed: Observed) -> list[Scale]:
         return []
     if spec.autoscaling.mode == "Builtin" or observed.replicas == spec.replicas:
         return []
-    return [Scale(spec.replicas, observed.deployment["metadata"]["resourceVersion"])]
+    return [Scale(spec.replicas)]

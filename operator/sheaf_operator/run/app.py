@@ -4,54 +4,69 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from sheaf_operator.cluster import kinds
+from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.client import Cluster
 from sheaf_operator.cluster.errors import ApiError, Unreachable
+from sheaf_operator.cluster.kinds import Kind
 from sheaf_operator.cluster.lease import Lease, NotHolder
 from sheaf_operator.cluster.scrape import Scraper
+from sheaf_operator.cluster.store import Json
 from sheaf_operator.run.queue import KeyedQueue, Worker
 from sheaf_operator.run.reconcile import Key, Reconciler
+from sheaf_operator.run.resync import Resync
 from sheaf_operator.run.telemetry import Telemetry
 from sheaf_operator.settings import Settings
 
 log = logging.getLogger(__name__)
-LEASE_NAME = "sheaf-operator"
 HEARTBEAT = 1.0
+RELIST = 10.0  # while a kind cannot be listed, such as KServe's before it is installed
 SPACING = 1.0  # between runs that events cause: a pod that starts brings several
 SILENCE = 60.0  # a loop that has not turned for so long is stuck
 
 
 class App:
-    """`keys` lists all known LLMDeployments; `on_failure` is called when a part ends that should not."""
+    """`on_failure` is called when a part ends that should not."""
 
     def __init__(
-        self,
-        settings: Settings,
-        cluster: Cluster,
-        keys: Callable[[], Iterable[Key]],
-        on_failure: Callable[[], None],
+        self, settings: Settings, cluster: Cluster, cache: Cache, on_failure: Callable[[], None]
     ) -> None:
-        self._settings, self._cluster, self._keys, self._on_failure = settings, cluster, keys, on_failure
+        self._settings, self._cluster, self._cache, self._on_failure = settings, cluster, cache, on_failure
         self.telemetry = Telemetry()
         self.lease = Lease(
-            cluster, settings.namespace, LEASE_NAME, settings.identity, duration=settings.lease_duration
+            cluster,
+            settings.namespace,
+            settings.lease_name,
+            settings.identity,
+            duration=settings.lease_duration,
         )
         self._scraper = Scraper(settings.scrape_timeout)
-        self.reconciler = Reconciler(cluster, self._scraper, self.lease, self.telemetry, settings)
+        self._reconciler = Reconciler(cluster, cache, self._scraper, self.lease, self.telemetry, settings)
         queue: KeyedQueue[Key] = KeyedQueue(settings.retry_base, settings.retry_cap, spacing=SPACING)
-        expected = (ApiError, Unreachable, NotHolder)
-        self._worker = Worker(queue, self.reconciler.process, settings.workers, expected)
+        self._worker = Worker(queue, self._reconciler.process, (ApiError, Unreachable, NotHolder))
+        self._resync = Resync(cluster, cache, self.touch)
         self._main: asyncio.Task[None] | None = None
         self._beat = 0.0
 
     def touch(self, key: Key) -> None:
-        """Something about this LLMDeployment or its children has changed."""
-        self.reconciler.touch(key)
+        """Something about this LLMDeployment or what belongs to it has changed."""
+        if self._cache.get(kinds.MODELS, key) is None and not self._reconciler.remembers(key):
+            return  # another operator's
+        self._reconciler.touch(key)
         self._worker.add(key)
+
+    def see(self, kind: Kind, event: str | None, obj: Json) -> None:
+        """A watch's event: ADDED, MODIFIED, DELETED, or None for what its first list holds."""
+        changed = self._cache.remove(kind, obj) if event == "DELETED" else self._cache.put(kind, obj)
+        for key in changed:
+            if kind == kinds.MODELS:
+                self._worker.forget(key)  # another spec, or another resource
+            self.touch(key)
 
     def start(self) -> None:
         self._main = asyncio.create_task(self._run(), name="sheaf-operator")
@@ -68,7 +83,8 @@ class App:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.lease.run())
                 group.create_task(self._worker.run())
-                group.create_task(self._resync())
+                group.create_task(self._heartbeat())
+                group.create_task(self._look())
                 group.create_task(self._serve())
         except asyncio.CancelledError:
             raise
@@ -76,18 +92,25 @@ class App:
             log.exception("a part of the operator failed; exiting so that it is restarted")
             self._on_failure()
 
-    async def _resync(self) -> None:
-        """Look at everything now and then, and at once when the Lease has been won."""
-        clock = asyncio.get_running_loop().time
-        last, held = clock(), False
+    async def _heartbeat(self) -> None:
         while True:
-            self._beat = clock()
-            won = self.lease.held and not held
-            held = self.lease.held
-            self.telemetry.lease_held.set(held)
-            if won or clock() - last >= self._settings.resync_interval:
-                last = clock()
-                for key in list(self._keys()):
+            self._beat = asyncio.get_running_loop().time()
+            self.telemetry.lease_held.set(self.lease.held)
+            await asyncio.sleep(HEARTBEAT)
+
+    async def _look(self) -> None:
+        """List everything now and then, and when the Lease has been won: then every key gets a run."""
+        clock = asyncio.get_running_loop().time
+        due, term, begins = clock(), 0, False
+        while True:
+            if self.lease.held and self.lease.term != term:
+                due, term, begins = clock(), self.lease.term, True
+            if clock() >= due:
+                await self._resync.everything()
+                due = clock() + (RELIST if self._resync.unfinished else self._settings.resync_interval)
+            if begins and self._cache.complete:
+                begins = False
+                for key in self._cache.keys:
                     self.touch(key)
             await asyncio.sleep(HEARTBEAT)
 

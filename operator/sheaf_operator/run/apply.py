@@ -46,16 +46,16 @@ class Executor:
                 case Apply():
                     kind = str(action.obj["kind"])
                     log.info("%s: applying %s %s", where, kind, action.obj["metadata"]["name"])
-                    await self._cluster.apply(action.obj, action.create)
+                    uid = None if action.create else observed.uid_of(action.obj)
+                    await self._cluster.apply(action.obj, uid)
                 case Delete():
                     kind = "ServingRuntime"
                     await self._cluster.delete_runtime(observed.namespace, action.name, action.uid)
                 case Scale():
                     kind = "Scale"
                     log.info("%s: replicas → %d", where, action.replicas)
-                    await self._cluster.scale(
-                        observed.namespace, observed.name, action.replicas, action.resource_version
-                    )
+                    assert observed.deployment is not None
+                    await self._cluster.scale(observed.deployment, action.replicas)
         self._telemetry.writes.labels(kind).inc()
 
 

@@ -49,6 +49,10 @@ class KeyedQueue(Generic[Key]):
     def failures(self, key: Key) -> int:
         return self._failures.get(key, 0)
 
+    def forget(self, key: Key) -> None:
+        """Its failures until now do not count."""
+        self._failures.pop(key, None)
+
     def add(self, key: Key, now: float) -> None:
         """Process `key` as soon as possible, but not within `spacing` of its last start."""
         due = self._started.get(key, -math.inf) + self._spacing
@@ -127,13 +131,12 @@ class KeyedQueue(Generic[Key]):
 
 
 class Worker(Generic[Key]):
-    """Feeds keys to an asynchronous function, `concurrency` of them at a time."""
+    """Feeds keys to an asynchronous function, each in a task of its own: none waits for another's pods."""
 
     def __init__(
         self,
         queue: KeyedQueue[Key],
         process: Callable[[Key], Awaitable[float | None]],
-        concurrency: int,
         expected: tuple[type[Exception], ...] = (),
     ) -> None:
         """`process` returns after how many seconds it wants to see the key again, or None; it may raise.
@@ -141,32 +144,28 @@ class Worker(Generic[Key]):
         Errors that are not `expected` are logged with where they came from.
         """
         self._expected = expected
-        self._queue, self._process, self._concurrency = queue, process, concurrency
+        self._queue, self._process = queue, process
         self._wake = asyncio.Event()
 
     def add(self, key: Key) -> None:
         self._queue.add(key, asyncio.get_running_loop().time())
         self._wake.set()
 
+    def forget(self, key: Key) -> None:
+        """What the key stands for is another thing now: its failures do not count any more."""
+        self._queue.forget(key)
+
     async def run(self) -> None:
         """Until cancelled; then the keys in progress are cancelled too."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._concurrency):
-                group.create_task(self._loop())
-
-    async def _loop(self) -> None:
         clock = asyncio.get_running_loop().time
-        while True:
-            key = self._queue.take(clock())
-            if key is None:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._wake.clear()
+                while (key := self._queue.take(clock())) is not None:
+                    group.create_task(self._one(key, clock))
                 await self._sleep_until(self._queue.next_due(), clock())
-                continue
-            if len(self._queue):
-                self._wake.set()  # another worker may take the next one
-            await self._one(key, clock)
 
     async def _sleep_until(self, due: float | None, now: float) -> None:
-        self._wake.clear()
         try:
             async with asyncio.timeout(None if due is None else max(0.0, due - now)):
                 await self._wake.wait()

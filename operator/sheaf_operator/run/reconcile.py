@@ -7,14 +7,15 @@ This file calls them in order.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from pydantic import ValidationError
 
 from sheaf_operator.api.spec import LLMDeploymentSpec
+from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.client import Cluster
 from sheaf_operator.cluster.lease import Lease
+from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.cluster.scrape import Scraper
 from sheaf_operator.desired import plan as planning
 from sheaf_operator.desired.actions import Apply, Plan
@@ -34,13 +35,14 @@ class Reconciler:
     def __init__(
         self,
         cluster: Cluster,
+        cache: Cache,
         scraper: Scraper,
         lease: Lease,
         telemetry: Telemetry,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cluster, self._lease = cluster, lease
+        self._cache, self._lease = cache, lease
         self._telemetry, self._settings, self._clock = telemetry, settings, clock
         self._executor = Executor(cluster, lease, telemetry)
         self._scaler = Scaler(cluster, scraper, lease, self._executor, telemetry, settings, clock)
@@ -48,25 +50,17 @@ class Reconciler:
         self._memory: dict[Key, Memory] = {}
 
     def touch(self, key: Key) -> None:
-        """Something about this key has changed: read it again on its next run."""
+        """Something about this key has changed: look at all of it on its next run."""
         self._memory.setdefault(key, Memory()).dirty = True
 
-    def concerns(self, key: Key, metadata: Mapping[str, Any]) -> bool:
-        """Whether an event about the resource itself is news.
-
-        One that changes its status alone is our own writing. Acting on it would also cut a failing key's
-        back-off short whenever the error's words change.
-        """
-        memory = self._memory.get(key)
-        if memory is None or memory.observed is None:
-            return True
-        return _identity(metadata) != _identity(memory.observed.owner["metadata"])
+    def remembers(self, key: Key) -> bool:
+        return key in self._memory
 
     async def process(self, key: Key) -> float | None:
         """One run. Returns after how many seconds to run again, None for not before something changes."""
-        if not self._lease.held:
-            self._memory.pop(key, None)  # whoever holds it now may change what is remembered here
-            return self._settings.lease_duration / 3
+        if not self._lease.held or not self._cache.complete:
+            self._memory.pop(key, None)  # whoever holds the Lease now may change what is remembered here
+            return None  # each key is looked at when the Lease has been won and everything is known
         with self._telemetry.reconcile_seconds.time():
             try:
                 again = await self._run(key)
@@ -78,8 +72,7 @@ class Reconciler:
         return again
 
     async def _run(self, key: Key) -> float | None:
-        memory = self._memory.setdefault(key, Memory())
-        fresh = await self._observe(key, memory)
+        fresh, memory = self._observe(key)
         observed = memory.observed
         if observed is None:
             self._memory.pop(key, None)
@@ -90,7 +83,7 @@ class Reconciler:
         try:
             spec = LLMDeploymentSpec.model_validate(observed.owner["spec"])
         except ValidationError as error:
-            await self._reporter.refuse(observed, error)
+            await self._reporter.refuse(observed, error, memory)
             return None
         plan, failure = Plan(revision=current_revision(observed)), None
         if fresh:
@@ -98,28 +91,35 @@ class Reconciler:
             plan, failure = await self._executor.execute(observed, plan, memory)
         if plan.problem or plan.actions:
             memory.dirty = True  # look again rather than trust that an event will come
-        soon = await self._scaler.run(spec, observed, memory)
+        soon, broken = await self._scale(spec, observed, memory)
         applied = failure is None and not any(isinstance(action, Apply) for action in plan.actions)
         await self._reporter.report(spec, memory, plan, applied)
-        if failure is not None:
-            raise failure
+        if failure or broken:
+            raise failure or broken  # type: ignore[misc]
         return self._next(spec, memory, plan, soon)
 
-    async def _observe(self, key: Key, memory: Memory) -> bool:
-        """Read everything again if something changed or the last reading is old. Whether it was read."""
-        now = self._clock()
-        blocked = memory.observed is not None and not memory.observed.kserve
-        if not memory.dirty and not blocked and now - memory.read_at < self._settings.resync_interval:
-            return False
-        memory.dirty = False  # before reading: an event that arrives meanwhile asks for another run
+    async def _scale(
+        self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory
+    ) -> tuple[float | None, Exception | None]:
+        """When the scaler wants to go on, or what it raised: the report is written in any case."""
         try:
-            memory.observed = await self._cluster.observe(*key)
-        except BaseException:
-            memory.dirty = True
-            raise
-        memory.read_at = now
+            return await self._scaler.run(spec, observed, memory), None
+        except Exception as error:
+            return None, error
+
+    def _observe(self, key: Key) -> tuple[bool, Memory]:
+        """Look at everything again if something changed or the last look is old. Whether that was done."""
+        now = self._clock()
+        memory = self._memory.setdefault(key, Memory())
+        if not memory.dirty and now - memory.read_at < self._settings.resync_interval:
+            return False, memory
+        observed = self._cache.observe(*key)
+        if memory.observed is not None and observed is not None and observed.uid != memory.observed.uid:
+            memory = self._memory[key] = Memory()  # made anew under the same name: nothing of it is known
+            self._telemetry.forget(*key)
+        memory.observed, memory.read_at, memory.dirty = observed, now, False
         self._telemetry.observations.labels(*key).inc()
-        return True
+        return True, memory
 
     def _next(self, spec: LLMDeploymentSpec, memory: Memory, plan: Plan, soon: float | None) -> float | None:
         if plan.problem is not None:
@@ -135,7 +135,3 @@ class Reconciler:
         interval = self._settings.autoscale_interval
         left = memory.scraped_at + interval - self._clock()
         return left if left > 0 else interval
-
-
-def _identity(metadata: Mapping[str, Any]) -> tuple[Any, ...]:
-    return metadata.get("uid"), metadata.get("generation"), metadata.get("deletionTimestamp")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
 from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.cluster.client import Cluster
+from sheaf_operator.cluster.errors import ApiError
 from sheaf_operator.cluster.lease import Lease
 from sheaf_operator.cluster.observed import Json, Observed
 from sheaf_operator.desired.actions import Plan
@@ -19,6 +22,8 @@ from sheaf_operator.run.telemetry import Telemetry
 from sheaf_operator.scaling.samples import capacity_of
 from sheaf_operator.status import autoscaling, conditions
 from sheaf_operator.status.build import build_status
+
+log = logging.getLogger(__name__)
 
 
 class Reporter:
@@ -42,22 +47,30 @@ class Reporter:
             status["autoscaling"] = autoscaling.build(memory.decision, observed, now)
         elif spec.autoscaling.mode != "Disabled" and "autoscaling" in before:
             status["autoscaling"] = before["autoscaling"]
-        await self._write(observed, status)
+        await self._write(observed, status, memory)
 
-    async def refuse(self, observed: Observed, error: ValidationError) -> None:
+    async def refuse(self, observed: Observed, error: ValidationError, memory: Memory) -> None:
         """A spec that the schema lets through but this operator cannot read, e.g. of a newer version."""
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         problem = Problem("InvalidSpec", clip(f"spec.{where}: {first['msg']}"))
         spec = LLMDeploymentSpec.model_construct()
         situation = conditions.Situation(spec, observed, None, problem, applied=False)
-        await self._write(observed, build_status(situation, datetime.now(UTC)))
+        await self._write(observed, build_status(situation, datetime.now(UTC)), memory)
 
-    async def _write(self, observed: Observed, status: Json) -> None:
+    async def _write(self, observed: Observed, status: Json, memory: Memory) -> None:
+        """Said once per look, whatever becomes of it: a CRD older than this operator may refuse it or keep
+        less of it, and that is no reason to scale any later.
+        """
         if status == observed.status:
             return
-        async with self._lease.writing():
-            await self._cluster.apply_status(observed, status)
+        memory.observed = replace(observed, owner={**observed.owner, "status": status})
+        try:
+            async with self._lease.writing():
+                await self._cluster.apply_status(observed, status)
+        except ApiError as error:
+            words = "%s/%s: the API server refused the status (is the CRD of this release installed?): %s"
+            log.warning(words, observed.namespace, observed.name, error.message)
+            return
         self._telemetry.writes.labels("Status").inc()
         await self._events.changes(observed, status)
-        observed.owner["status"] = status

@@ -113,9 +113,8 @@ class Scaler:
     async def _scale(self, observed: Observed, memory: Memory, replicas: int, now: float) -> float | None:
         """Write the count. Returns when to try again if the Deployment is no longer the one observed."""
         memory.dirty = True
-        version = (observed.deployment or {})["metadata"]["resourceVersion"]
         try:
-            await self._executor.act(observed, Scale(replicas, version))
+            await self._executor.act(observed, Scale(replicas))
         except ApiError as error:
             if not changed_meanwhile(error):
                 raise

@@ -1,0 +1,52 @@
+"""One list per kind, now and then: what the watches have missed, and whether a kind is there at all.
+
+A watch can hang without an error, and one that was interrupted does not tell of deletions; a list does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from sheaf_operator.cluster import kinds
+from sheaf_operator.cluster.cache import Cache
+from sheaf_operator.cluster.client import Cluster
+from sheaf_operator.cluster.errors import ApiError, KindMissing, Unreachable
+from sheaf_operator.cluster.kinds import Kind
+from sheaf_operator.cluster.store import Name
+
+log = logging.getLogger(__name__)
+
+
+class Resync:
+    """`touch` is called for each key about which a list had news."""
+
+    def __init__(self, cluster: Cluster, cache: Cache, touch: Callable[[Name], None]) -> None:
+        self._cluster, self._cache, self._touch = cluster, cache, touch
+        self._failed: set[Kind] = set()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether some kind could not be listed, or is not there yet."""
+        return bool(self._failed or self._cache.missing)
+
+    async def everything(self) -> None:
+        for kind in kinds.ALL:
+            try:
+                for scope in self._cache.scopes:
+                    await self._one(kind, scope)
+            except (ApiError, Unreachable) as error:
+                self._failed.add(kind)
+                log.warning("%s could not be listed: %s", kind.plural, error)
+            else:
+                self._failed.discard(kind)
+
+    async def _one(self, kind: Kind, scope: str) -> None:
+        try:
+            objects, version = await self._cluster.list(kind, scope)
+        except KindMissing:
+            changed = self._cache.lacks(kind)
+        else:
+            changed = self._cache.replace(kind, objects, version, scope)
+        for key in changed:
+            self._touch(key)

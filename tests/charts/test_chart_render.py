@@ -8,7 +8,6 @@ from typing import Any
 import chart
 import pytest
 from helm_python import HelmRenderError
-from sheaf_operator.run.app import LEASE_NAME
 from sheaf_operator.settings import Settings
 
 # kubernetes-validate leaves its schema files to the garbage collector.
@@ -70,8 +69,8 @@ def test_defaults_are_the_operators_own() -> None:
     assert Settings.from_env({**env, "POD_NAME": "x"}) == Settings(identity="x")
     # Each setting has a value, but for those that the pod itself or the Service decides.
     names = {"SHEAF_" + f.upper() for f in Settings.__dataclass_fields__}
-    others = {"SHEAF_NAMESPACE", "SHEAF_IDENTITY", "SHEAF_HTTP_PORT", "SHEAF_WATCH_NAMESPACES"}
-    assert set(env) == names - others
+    others = {"NAMESPACE", "IDENTITY", "HTTP_PORT", "WATCH_NAMESPACES", "WATCH_CLASS", "LEASE_NAME"}
+    assert set(env) == names - {"SHEAF_" + name for name in others}
 
 
 def test_values_reach_the_pod() -> None:
@@ -114,7 +113,7 @@ def test_a_release_name_of_full_length_fits() -> None:
 def test_the_lease_is_the_one_that_the_operator_takes() -> None:
     for name in ("sheaf", "other"):
         role = chart.only(chart.render(name=name), "Role", f"{name}-operator-lease")
-        assert role["rules"][1]["resourceNames"] == [LEASE_NAME]
+        assert role["rules"][1]["resourceNames"] == [Settings.lease_name]
         assert role["metadata"]["namespace"] == "sheaf-system"
 
 
@@ -181,7 +180,7 @@ def test_the_operator_has_no_right_that_reaches_too_far() -> None:
     deletable = [rule["resources"] for rule in rules if "delete" in rule["verbs"]]
     assert deletable == [["servingruntimes"]]
     owners = [r for r in rules if r["resources"] == ["llmdeployments"]]
-    assert [r["verbs"] for r in owners] == [["get", "list", "watch"]]
+    assert [r["verbs"] for r in owners] == [["list", "watch"]]
 
 
 def test_user_roles_join_the_clusters_own() -> None:

@@ -11,7 +11,6 @@ from sheaf_e2e.deployed import LABEL, Deployed, is_ready, manifest
 pytestmark = pytest.mark.cluster
 SERVICE = "serving.kserve.io/v1beta1"
 ROUND = 60  # seconds in which an operator that waits looks twice
-OPERATOR_IMAGE = "sheaf/operator:0.1.0"
 
 
 def apply(cluster: Cluster, name: str, namespace: str, **spec: Any) -> Deployed:
@@ -59,13 +58,13 @@ def test_the_deployment_of_a_foreign_service_is_neither_scaled_nor_counted(
 def test_a_pod_with_our_labels_is_no_replica(operator: Cluster, namespace: str) -> None:
     """As `kubectl debug --copy-to --keep-labels` leaves one, ready while no replica is."""
     model = apply(operator, "copied", namespace)
-    model.wait_condition("Ready", "False", "ImagePullFailed")
+    model.wait_condition("Stalled", "True", "VolumeNotFound")
     replica = model.pods()[0]
     kept = {k: v for k, v in replica["metadata"]["labels"].items() if k not in ("app", "pod-template-hash")}
     sleeper = {
         "name": "kserve-container",
-        "image": OPERATOR_IMAGE,
-        "command": ["python", "-c", "import time; time.sleep(3600)"],
+        "image": "sheaf/tool:1",
+        "args": ["-c", "import time; time.sleep(3600)"],
     }
     copy = {
         "apiVersion": "v1",

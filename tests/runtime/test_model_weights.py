@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.models.checkpoint import SafetensorsFolder, weight_files
 from sheaf_runtime.models.errors import UnsupportedModelError
-from sheaf_runtime.models.weights import load_weights, weight_files
+from sheaf_runtime.models.mxfp4 import dequantize
+from sheaf_runtime.models.weights import load_weights
 from sheaf_runtime.worker.loading import load_model
 
 
@@ -62,7 +64,9 @@ def test_converts_while_copying(folder: Path) -> None:
     only = folder / "only"
     only.mkdir()
     save_file({"model.embed_tokens.weight": tensors["model.embed_tokens.weight"]}, only / "model.safetensors")
-    assert load_weights(only, [("model.embed_tokens.weight", target)]) == target.numel() * 2
+    assert (
+        load_weights(SafetensorsFolder(only), [("model.embed_tokens.weight", target)]) == target.numel() * 2
+    )
     assert torch.equal(target, tensors["model.embed_tokens.weight"].bfloat16())
 
 
@@ -115,18 +119,72 @@ def test_integer_weights_are_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_derived_and_tied_leftovers_are_ignored(tiny_llama: Callable[..., Path], tmp_path: Path) -> None:
+def test_derived_leftovers_are_ignored(tiny_llama: Callable[..., Path], tmp_path: Path) -> None:
     folder: Path = shutil.copytree(tiny_llama(tie_word_embeddings=True), tmp_path / "model")
     rewrite(
         shard_of(folder, "model.norm.weight"),
         lambda t: t.update(
             {
                 "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6),
-                "lm_head.weight": torch.ones(320, 48),
             }
         ),
     )
     load(folder)
+
+
+def test_a_tied_model_may_store_either_of_the_two(tiny_llama: Callable[..., Path], tmp_path: Path) -> None:
+    folder: Path = shutil.copytree(tiny_llama(tie_word_embeddings=True), tmp_path / "model")
+    expected = load(folder).decoder.embedding.clone()
+    shard = shard_of(folder, "model.embed_tokens.weight")
+    rewrite(shard, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    assert load(folder).config.tie_word_embeddings
+    rewrite(shard, lambda t: t.pop("model.embed_tokens.weight"))
+    assert torch.equal(load(folder).decoder.embedding, expected)
+
+
+def test_a_stored_head_that_differs_is_used(
+    tiny_llama: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder: Path = shutil.copytree(tiny_llama(tie_word_embeddings=True), tmp_path / "model")
+    head = torch.ones(320, 48)
+    rewrite(shard_of(folder, "model.norm.weight"), lambda t: t.update({"lm_head.weight": head}))
+    model = load(folder)
+    assert not model.config.tie_word_embeddings
+    assert torch.equal(model.decoder.output.weight, head)
+    assert "they differ" in caplog.text
+
+
+def test_a_decoder_saved_without_its_head(tiny_llama: Callable[..., Path], tmp_path: Path) -> None:
+    """As embedding models are: names lack their first part, as transformers expects too."""
+    folder: Path = shutil.copytree(tiny_llama(tie_word_embeddings=True), tmp_path / "model")
+    tensors = {k: v for f in weight_files(folder) for k, v in load_file(f).items()}
+    for file in [*weight_files(folder), folder / "model.safetensors.index.json"]:
+        file.unlink()
+    save_file({k.removeprefix("model."): v for k, v in tensors.items()}, folder / "model.safetensors")
+    assert torch.equal(load(folder).decoder.embedding, tensors["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    "name", ["._model.safetensors", "consolidated.safetensors", "model-00001-of-00002.safetensors"]
+)
+def test_files_beside_the_weights_are_not_more_of_them(
+    tiny_llama: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    folder: Path = shutil.copytree(tiny_llama(shard_size="1GB"), tmp_path / "model")
+    (folder / name).write_bytes(b"\0\5\x16\7".ljust(4096, b"\0"))
+    load(folder)
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    if not name.startswith("model"):
+        load(folder)
+
+
+def test_mxfp4_is_dequantized_as_in_transformers() -> None:
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 256, (3, 6, 2, 16), generator=generator, dtype=torch.uint8)
+    scales = torch.randint(110, 140, (3, 6, 2), generator=generator, dtype=torch.uint8)
+    assert torch.equal(dequantize(blocks, scales), convert_moe_packed_tensors(blocks, scales))
 
 
 def test_pickles_are_never_read(folder: Path) -> None:

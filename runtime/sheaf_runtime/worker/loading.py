@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.models.checkpoint import SafetensorsFolder
 from sheaf_runtime.models.config import ModelConfig
 from sheaf_runtime.models.decoder import Decoder
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.parse import load_model_config
-from sheaf_runtime.models.weights import load_weights
+from sheaf_runtime.models.weights import load_weights, untie_if_different
 from sheaf_runtime.worker.backend import Backend, make_ops, resolve_backend
 from sheaf_runtime.worker.kv_layout import KVLayout, kv_layout
 
@@ -58,10 +59,12 @@ def load_model(config: EngineConfig) -> LoadedModel:
         logger.warning("float16 is slow on most CPUs; --dtype bfloat16 or float32 is several times faster")
     backend = resolve_backend(config.attention_backend, device, model_config, config.block_size)
     started = time.perf_counter()
+    checkpoint = SafetensorsFolder(folder)
+    model_config = untie_if_different(model_config, checkpoint)
     decoder = Decoder(
         model_config, max_position=max_model_len, dtype=dtype, device=device, ops=make_ops(backend)
     )
-    weights_bytes = load_weights(folder, decoder.targets(), ignore=decoder.ignored())
+    weights_bytes = load_weights(checkpoint, decoder.targets(), ignore=decoder.ignored())
     decoder.finish()
     logger.info(
         "loaded %s as %s on %s in %.1f s, attention backend %s",

@@ -1,0 +1,120 @@
+"""A checkpoint as named tensors: the safetensors files of a folder.
+
+Files are memory-mapped, one at a time. Nothing is ever unpickled and no code of the folder is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sheaf_runtime.models.errors import UnsupportedModelError
+from sheaf_runtime.models.mxfp4 import BLOCKS, SCALES, dequantize
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class Checkpoint(Protocol):
+    """Tensors by transformers' names. Both raise ``UnsupportedModelError``."""
+
+    @property
+    def names(self) -> frozenset[str]: ...
+    def tensors(self) -> Iterator[tuple[str, Tensor]]: ...
+    def read(self, name: str) -> Tensor: ...
+
+
+class SafetensorsFolder:
+    """``names`` are those of what ``tensors`` yields: weights in MXFP4 are two tensors in the file and one
+    here."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Path] = {}
+        for path in weight_files(folder):
+            with _opened(path) as shard:
+                for name in shard.keys():  # noqa: SIM118 - not a dict
+                    if (other := self._files.setdefault(name, path)) != path:
+                        raise UnsupportedModelError(f"{name} is in {other.name} and again in {path.name}")
+        self.names = frozenset(
+            name.removesuffix(BLOCKS) if self._quantized(name) else name
+            for name in self._files
+            if not (name.endswith(SCALES) and self._quantized(name.removesuffix(SCALES) + BLOCKS))
+        )
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for path in dict.fromkeys(self._files.values()):
+            with _opened(path) as shard:
+                for name in shard.keys():  # noqa: SIM118 - not a dict
+                    if self._quantized(name):
+                        whole = name.removesuffix(BLOCKS)
+                        yield whole, dequantize(shard.get_tensor(name), self.read(whole + SCALES))
+                    elif name in self.names:
+                        yield name, shard.get_tensor(name)
+
+    def read(self, name: str) -> Tensor:
+        with _opened(self._files[name]) as shard:
+            tensor: Tensor = shard.get_tensor(name)
+        return tensor
+
+    def _quantized(self, name: str) -> bool:
+        return name.endswith(BLOCKS) and name.removesuffix(BLOCKS) + SCALES in self._files
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as shard:
+            yield shard
+    except (SafetensorError, OSError) as error:
+        raise UnsupportedModelError(f"{path} is damaged or incomplete: {error}") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The folder's safetensors files, in order: those of the index, else ``model.safetensors`` alone, as
+    transformers has it, else all that are neither hidden nor Mistral's second copy.
+
+    Raises:
+        UnsupportedModelError: there are none, or the index names one that is missing.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        return _indexed(folder, index)
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    files = [
+        path
+        for path in sorted(folder.glob("*.safetensors"))
+        if not path.name.startswith((".", "consolidated"))
+    ]
+    if files:
+        return files
+    unsafe = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if unsafe:
+        raise UnsupportedModelError(
+            f"{folder} has pickled weights only ({unsafe[0]}), which are never loaded because they can run "
+            "code; convert them to safetensors with transformers: "
+            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
+        )
+    raise UnsupportedModelError(f"{folder} has no *.safetensors files")
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UnsupportedModelError(f"cannot read {index}: {error}") from error
+    if outside:
+        raise UnsupportedModelError(f"{index} names a file outside the folder: {outside[0]}")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise UnsupportedModelError(
+            f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:3])}; "
+            "download the model again"
+        )
+    return [folder / name for name in names]

@@ -9,6 +9,7 @@ import msgspec
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 AttentionBackend = Literal["auto", "torch", "triton"]
+ModelImpl = Literal["auto", "native", "transformers"]
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +23,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Dtype = "auto"
     device: Device = "auto"
     attention_backend: AttentionBackend = "auto"
+    model_impl: ModelImpl = "auto"
     max_model_len: int | None = None
     block_size: int = 16
     gpu_memory_utilization: float = 0.9

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sheaf_runtime.models.architectures import ARCHITECTURES
 from sheaf_runtime.models.errors import UnsupportedModelError
-from sheaf_runtime.models.parse import load_model_config, parse_model_config
+from sheaf_runtime.models.parse import parse_model_config, read_config
 from sheaf_runtime.models.rope import RopeConfig, channel_order, rope_frequencies
 
 LLAMA: dict[str, Any] = {
@@ -123,13 +123,13 @@ def test_what_is_not_understood_is_refused_by_name(change: dict[str, Any], messa
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"no config\.json"):
-        load_model_config(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UnsupportedModelError, match=r"cannot read .*config\.json"):
-        load_model_config(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UnsupportedModelError, match="JSON object"):
-        load_model_config(tmp_path)
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -73,12 +73,9 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """One decoder. ``checkpoint_dtype`` is what the weights are stored in, as ``config.json`` says.
-
-    ``parallel``: attention and MLP read the same normalised input. The multipliers and ``logit_softcap`` are
-    applied where they are named.
-    """
+class DecoderConfig:
+    """What the worker must know of any decoder. ``checkpoint_dtype`` is what the weights are stored in, as
+    ``config.json`` says."""
 
     architecture: str
     vocab_size: int
@@ -86,20 +83,8 @@ class ModelConfig:
     max_position_embeddings: int
     layers: tuple[LayerConfig, ...]
     attention: AttentionConfig
-    mlp: MLPConfig
-    experts: ExpertsConfig | None
-    norm: NormKind
-    norm_eps: float
-    norm_bias: bool
-    parallel: bool
-    tie_word_embeddings: bool
     checkpoint_dtype: str
     eos_token_ids: tuple[int, ...]
-    embedding_multiplier: float = 1.0
-    round_embedding_multiplier: bool = False  # to the weights' dtype, before it is used
-    residual_multiplier: float = 1.0
-    logit_multiplier: float = 1.0
-    logit_softcap: float | None = None
 
     @property
     def num_layers(self) -> int:
@@ -110,3 +95,25 @@ class ModelConfig:
         """Prompts longer than this have other keys for the same tokens; None: all have the same."""
         switches = {layer.rope.switch for layer in self.layers if layer.rope is not None}
         return next((switch for switch in switches if switch is not None), None)
+
+
+@dataclass(frozen=True)
+class ModelConfig(DecoderConfig):
+    """What our own decoder is built from.
+
+    ``parallel``: attention and MLP read the same normalised input. The multipliers and ``logit_softcap`` are
+    applied where they are named.
+    """
+
+    mlp: MLPConfig
+    experts: ExpertsConfig | None
+    norm: NormKind
+    norm_eps: float
+    norm_bias: bool
+    parallel: bool
+    tie_word_embeddings: bool
+    embedding_multiplier: float = 1.0
+    round_embedding_multiplier: bool = False  # to the weights' dtype, before it is used
+    residual_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    logit_softcap: float | None = None

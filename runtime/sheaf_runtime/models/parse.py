@@ -53,15 +53,26 @@ FAMILY_KEYS = frozenset(
 )
 
 
-def load_model_config(folder: Path) -> ModelConfig:
-    """Read ``config.json`` and the end ids of ``generation_config.json``.
-
-    Raises:
-        UnsupportedModelError: no such file, or something in it that this runtime does not implement.
-    """
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json``. Raises ``UnsupportedModelError`` if there is none that can be read."""
     raw = read_json(folder / "config.json")
     if raw is None:
         raise UnsupportedModelError(f"{folder} has no config.json: MODEL must be a Hugging Face model folder")
+    return raw
+
+
+def is_native(raw: Mapping[str, Any]) -> bool:
+    """Whether the table of architectures has what ``config.json`` names."""
+    names = raw.get("architectures")
+    return isinstance(names, list) and any(name in ARCHITECTURES for name in names)
+
+
+def load_model_config(folder: Path, raw: Mapping[str, Any]) -> ModelConfig:
+    """The folder's ``config.json``, and the end ids of ``generation_config.json``.
+
+    Raises:
+        UnsupportedModelError: something in them that this runtime does not implement.
+    """
     generation = read_json(folder / "generation_config.json") or {}
     return parse_model_config(raw, generation)
 
@@ -126,8 +137,8 @@ def find_architecture(raw: Mapping[str, Any]) -> tuple[str, Architecture]:
             return name, ARCHITECTURES[name]
     found = ", ".join(map(str, names)) or "none named"
     raise UnsupportedModelError(
-        f"unsupported architecture ({found}); config.json's `architectures` must name one of: "
-        + ", ".join(ARCHITECTURES)
+        f"unsupported architecture ({found}); --model-impl transformers may run it, and config.json's "
+        f"`architectures` may name one of: {', '.join(ARCHITECTURES)}"
     )
 
 

@@ -109,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("auto", "float32", "float", "bfloat16", "float16", "half"), default=engine.dtype)
     add("--device", choices=("auto", "cpu", "cuda"), default=engine.device)
     add("--attention-backend", choices=("auto", "torch", "triton"), default=engine.attention_backend)
+    add(
+        "--model-impl",
+        choices=("auto", "native", "transformers"),
+        default=engine.model_impl,
+        help="our own decoder, or transformers' code on our pages (auto: our own where there is one)",
+    )
     add("--block-size", type=positive, default=engine.block_size, help="tokens per KV block")
     add(
         "--gpu-memory-utilization",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sheaf_runtime.config import AttentionBackend
-from sheaf_runtime.models.config import AttentionConfig, ModelConfig
+from sheaf_runtime.models.config import AttentionConfig, DecoderConfig
 from sheaf_runtime.models.layers import TORCH_OPS, Ops
 from sheaf_runtime.worker.attention import TorchAttention
 from sheaf_runtime.worker.batch import StepInputs
@@ -35,7 +35,7 @@ class PagedAttention(Protocol):
 
 
 def resolve_backend(
-    asked: AttentionBackend, device: torch.device, model: ModelConfig, block_size: int
+    asked: AttentionBackend, device: torch.device, model: DecoderConfig, block_size: int
 ) -> Backend:
     """``auto`` is Triton on CUDA, for models that its kernels are made for.
 
@@ -52,7 +52,7 @@ def resolve_backend(
     return "torch"
 
 
-def _triton_problem(device: torch.device, model: ModelConfig, block_size: int) -> str | None:
+def _triton_problem(device: torch.device, model: DecoderConfig, block_size: int) -> str | None:
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"kernels need CUDA, the device is {device}"
     attention = model.attention
@@ -63,8 +63,6 @@ def _triton_problem(device: torch.device, model: ModelConfig, block_size: int) -
         return f"{group} query heads share a key/value head, kernels take up to {MAX_GROUP}"
     if attention.softcap is not None or attention.sinks or any(layer.window for layer in model.layers):
         return "kernels have no windows, soft caps and sinks yet"
-    if model.norm != "rms":
-        return f"kernels have no {model.norm} norm yet"
     if block_size not in BLOCK_SIZES:
         return f"--block-size is {block_size}, kernels exist for {_listed(BLOCK_SIZES)}"
     return None

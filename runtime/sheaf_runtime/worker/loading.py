@@ -6,15 +6,18 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.models.checkpoint import SafetensorsFolder
-from sheaf_runtime.models.config import ModelConfig
+from sheaf_runtime.models.config import DecoderConfig
 from sheaf_runtime.models.decoder import Decoder
 from sheaf_runtime.models.errors import UnsupportedModelError
-from sheaf_runtime.models.parse import load_model_config
+from sheaf_runtime.models.layers import Attention
+from sheaf_runtime.models.parse import is_native, load_model_config, read_config
 from sheaf_runtime.models.weights import load_weights, untie_if_different
 from sheaf_runtime.worker.backend import Backend, make_ops, resolve_backend
 from sheaf_runtime.worker.kv_layout import KVLayout, kv_layout
@@ -24,9 +27,20 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class Model(Protocol):
+    """A decoder, our own or transformers'."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+    def forward(
+        self, tokens_T: Tensor, positions_T: Tensor, prompt_lens_T: Tensor, attention: Attention
+    ) -> Tensor: ...
+    def logits(self, hidden_RC: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class LoadedModel:
-    decoder: Decoder
+    decoder: Model
     device: torch.device
     dtype: torch.dtype
     max_model_len: int
@@ -34,7 +48,7 @@ class LoadedModel:
     backend: Backend
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> DecoderConfig:
         return self.decoder.config
 
     def kv_layout(self, block_size: int) -> KVLayout:
@@ -51,30 +65,57 @@ def load_model(config: EngineConfig) -> LoadedModel:
         raise UnsupportedModelError(
             f"{config.model} is not a folder; MODEL must be one with config.json and weights"
         )
-    model_config = load_model_config(folder)
+    started = time.perf_counter()
     device = resolve_device(config.device)
+    raw = read_config(folder)
+    native = config.model_impl == "native" or (config.model_impl == "auto" and is_native(raw))
+    model = (_load_native if native else _load_transformers)(folder, raw, config, device)
+    if device.type == "cpu" and model.dtype == torch.float16:
+        logger.warning("float16 is slow on most CPUs; --dtype bfloat16 or float32 is several times faster")
+    logger.info(
+        "loaded %s (%s%s) as %s on %s in %.1f s, attention backend %s",
+        folder,
+        model.config.architecture,
+        "" if native else " by transformers",
+        dtype_name(model.dtype),
+        device,
+        time.perf_counter() - started,
+        model.backend,
+    )
+    return model
+
+
+def _load_native(
+    folder: Path, raw: dict[str, Any], config: EngineConfig, device: torch.device
+) -> LoadedModel:
+    model_config = load_model_config(folder, raw)
     dtype = resolve_dtype(config.dtype, model_config.checkpoint_dtype)
     max_model_len = resolve_max_model_len(config.max_model_len, model_config.max_position_embeddings)
-    if device.type == "cpu" and dtype == torch.float16:
-        logger.warning("float16 is slow on most CPUs; --dtype bfloat16 or float32 is several times faster")
     backend = resolve_backend(config.attention_backend, device, model_config, config.block_size)
-    started = time.perf_counter()
     checkpoint = SafetensorsFolder(folder)
-    model_config = untie_if_different(model_config, checkpoint)
     decoder = Decoder(
-        model_config, max_position=max_model_len, dtype=dtype, device=device, ops=make_ops(backend)
+        untie_if_different(model_config, checkpoint),
+        max_position=max_model_len,
+        dtype=dtype,
+        device=device,
+        ops=make_ops(backend),
     )
     weights_bytes = load_weights(checkpoint, decoder.targets(), ignore=decoder.ignored())
     decoder.finish()
-    logger.info(
-        "loaded %s as %s on %s in %.1f s, attention backend %s",
-        folder,
-        dtype_name(dtype),
-        device,
-        time.perf_counter() - started,
-        backend,
-    )
     return LoadedModel(decoder, device, dtype, max_model_len, weights_bytes, backend)
+
+
+def _load_transformers(
+    folder: Path, raw: dict[str, Any], config: EngineConfig, device: torch.device
+) -> LoadedModel:
+    # Imported late: it takes seconds, and what has a native description does without.
+    from sheaf_runtime.hf.decoder import TransformersDecoder
+
+    dtype = resolve_dtype(config.dtype, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
+    decoder = TransformersDecoder(folder, raw, dtype=dtype, device=device)
+    max_model_len = resolve_max_model_len(config.max_model_len, decoder.config.max_position_embeddings)
+    backend = resolve_backend(config.attention_backend, device, decoder.config, config.block_size)
+    return LoadedModel(decoder, device, dtype, max_model_len, decoder.weights_bytes, backend)
 
 
 def resolve_device(name: str) -> torch.device:

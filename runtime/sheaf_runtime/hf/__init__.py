@@ -1,0 +1,1 @@
+"""Decoders without a native description: transformers' modelling code on our pages. Imports transformers."""

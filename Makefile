@@ -30,7 +30,8 @@ constraints: env ## resolve constraints.txt anew (torch and Triton stay at what 
 crds: env ## write the CRD from operator/sheaf_operator/api
 	@python -m sheaf_operator.api.crd
 
-manifests: crds ## write the plain manifests from the Helm chart
+manifests: crds ## write the dashboards, and the plain manifests from the Helm chart
+	@PYTHONPATH=charts python -m dashboards
 	@python charts/manifests.py
 
 test: lint ## everything: linters, fast tests, then end to end on the local cluster

@@ -8,6 +8,7 @@ from typing import Any
 import chart
 import pytest
 from helm_python import HelmRenderError
+from sheaf_operator.api import names
 from sheaf_operator.settings import Settings
 
 # kubernetes-validate leaves its schema files to the garbage collector.
@@ -33,6 +34,17 @@ POD = {
     "podSecurityContext": {"runAsUser": 1000, "fsGroup": 1000, "supplementalGroups": [1]},
     "operator": {"logLevel": "debug", "autoscaleInterval": 0.5, "apiRequests": 16},
 }
+PEER = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+GUARDED = {
+    "replicas": 2,
+    "networkPolicy": {
+        "enabled": True,
+        "scrapers": [PEER],
+        "callers": [PEER],
+        "modelNamespaces": ["ml", "nlp"],
+    },
+    "metrics": {"dashboards": {"enabled": True, "annotations": {"grafana_folder": "Sheaf"}}},
+}
 BARE = {
     "podAnnotations": {"prometheus.io/scrape": None, "prometheus.io/port": None},
     "resources": {"requests": None, "limits": None},
@@ -44,11 +56,20 @@ MATRIX = [
         "servingRuntime": {"create": runtime},
         "crds": {"install": crds},
         "userRoles": {"create": roles},
-        "metrics": {"service": {"enabled": metrics > 0}, "prometheusOperator": {"enabled": metrics > 1}},
         **pod,
+        "metrics": {
+            **pod.get("metrics", {}),
+            "service": {"enabled": metrics > 0},
+            "prometheusOperator": {"enabled": metrics > 1},
+        },
     }
     for namespace, runtime, crds, roles, metrics, pod in itertools.product(
-        ("", "ml"), ("Auto", "Always", "Never"), (True, False), (True, False), (0, 1, 2), ({}, POD, BARE)
+        ("", "ml"),
+        ("Auto", "Always", "Never"),
+        (True, False),
+        (True, False),
+        (0, 1, 2),
+        ({}, POD, BARE, GUARDED),
     )
 ]
 
@@ -125,6 +146,70 @@ def test_the_pod_fits_the_restricted_standard() -> None:
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+# Two replicas
+
+
+def test_one_replica_is_replaced_and_has_no_budget() -> None:
+    """A budget for a single pod would block the drain of its node for ever."""
+    objects = chart.render()
+    spec = chart.only(objects, "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert "affinity" not in spec["template"]["spec"]
+    assert not [o for o in objects if o["kind"] == "PodDisruptionBudget"]
+
+
+def test_two_replicas_stand_apart_and_one_is_always_left() -> None:
+    objects = chart.render({"replicas": 2})
+    spec = chart.only(objects, "Deployment")["spec"]
+    labels = spec["selector"]["matchLabels"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+    affinity = spec["template"]["spec"]["affinity"]["podAntiAffinity"]
+    (preferred,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["podAffinityTerm"] == {
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": labels},
+    }
+    budget = chart.only(objects, "PodDisruptionBudget")["spec"]
+    assert budget["selector"]["matchLabels"] == labels
+    assert budget["maxUnavailable"] == 1
+    assert "minAvailable" not in budget  # the API server takes one of the two
+    own = {"nodeAffinity": POD["affinity"]["nodeAffinity"]}
+    given = chart.only(chart.render({"replicas": 2, "affinity": own}), "Deployment")
+    assert given["spec"]["template"]["spec"]["affinity"] == own
+
+
+# Who may connect
+
+
+def test_network_policies_select_the_pods_and_name_their_ports() -> None:
+    objects = chart.render(GUARDED)
+    operator = chart.only(objects, "NetworkPolicy", "sheaf-operator")["spec"]
+    labels = chart.only(objects, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert operator["podSelector"]["matchLabels"].items() <= labels.items()
+    assert operator["policyTypes"] == ["Ingress"]
+    assert operator["ingress"] == [{"from": [PEER], "ports": [{"port": "http"}]}]
+    (port,) = _container(objects)["ports"]
+    assert port["name"] == "http"
+    models = [o for o in objects if o["metadata"]["name"] == "sheaf-models" and o["kind"] == "NetworkPolicy"]
+    assert [o["metadata"]["namespace"] for o in models] == ["ml", "nlp"]
+    (rule,) = models[0]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": "http"}]
+    itself, *others = rule["from"]
+    assert itself["podSelector"]["matchLabels"].items() <= labels.items()
+    assert itself["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "sheaf-system"}
+    assert others == [PEER, PEER]
+    (expression,) = models[0]["spec"]["podSelector"]["matchExpressions"]
+    assert expression == {"key": names.LABEL_DEPLOYMENT, "operator": "Exists"}
+
+
+def test_nobody_named_means_nobody_but_the_operator() -> None:
+    values = {"networkPolicy": {"enabled": True, "modelNamespaces": ["ml"]}}
+    objects = chart.render(values)
+    assert chart.only(objects, "NetworkPolicy", "sheaf-operator")["spec"]["ingress"] == []
+    (rule,) = chart.only(objects, "NetworkPolicy", "sheaf-models")["spec"]["ingress"]
+    assert len(rule["from"]) == 1  # an empty list would let everybody in
 
 
 # Scope

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 import yaml
 from helm_python import Chart, HelmValuesError, lint
 from helm_python.chart import expand
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sheaf_operator.api.spec import LLMDeploymentSpec
-from sheaf_operator.settings import VERSION
+from sheaf_operator.settings import VERSION, Settings
 
 SCHEMA = json.loads((chart.CHART / "values.schema.json").read_text())
 VALUES = yaml.safe_load((chart.CHART / "values.yaml").read_text())
@@ -46,7 +49,9 @@ def test_the_archive_is_whole(tmp_path: Path) -> None:
 
 WRONG = [
     # values, and what the message must name
-    ({"replicas": 2}, "additional properties 'replicas' not allowed"),
+    ({"replicaCount": 2}, "additional properties 'replicaCount' not allowed"),
+    ({"replicas": 0}, "'/replicas': minimum: got 0, want 1"),
+    ({"replicas": "2"}, "'/replicas': got string, want integer"),
     ({"image": {"tagg": "1"}}, "'/image': additional properties 'tagg' not allowed"),
     ({"image": {"tag": 1.0}}, "'/image/tag': got number, want string"),
     ({"image": {"digest": "sha256:short"}}, "'/image/digest': 'sha256:short' does not match"),
@@ -67,6 +72,11 @@ WRONG = [
     ({"operator": {"retryBase": 0}}, "'/operator/retryBase': exclusiveMinimum"),
     ({"operator": {"logLevel": "trace"}}, "'/operator/logLevel': value must be one of"),
     ({"operator": {"httpPort": 80}}, "'/operator': additional properties 'httpPort'"),
+    ({"operator": {"victimWait": 0}}, "'/operator/victimWait': exclusiveMinimum"),
+    ({"operator": {"resyncInterval": -1}}, "'/operator/resyncInterval': exclusiveMinimum"),
+    ({"networkPolicy": {"callers": [{}]}}, "'/networkPolicy/callers/0': minProperties"),
+    ({"networkPolicy": {"modelNamespaces": [""]}}, "'/networkPolicy/modelNamespaces/0': '' does not match"),
+    ({"metrics": {"dashboards": {"labels": {"grafana_dashboard": 1}}}}, "grafana_dashboard': got number"),
     ({"metrics": {"prometheusOperator": {"interval": "15"}}}, "'/metrics/prometheusOperator/interval'"),
     ({"resources": {"request": {"cpu": 1}}}, "'/resources': additional properties 'request'"),
     ({"resources": {"requests": {"cpu": True}}}, "'/resources/requests/cpu'"),
@@ -84,6 +94,39 @@ def test_wrong_values_are_refused_with_the_field_named(values: dict[str, Any], m
     with pytest.raises(HelmValuesError) as refusal:
         chart.render(values)
     assert message in str(refusal.value)
+
+
+def _accepted(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """Values that this part of the schema accepts, its bounds among them."""
+    if "$ref" in schema:
+        return _accepted(SCHEMA["definitions"][schema["$ref"].rsplit("/", 1)[1]])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if schema["type"] == "integer":
+        bounds = schema["minimum"], schema["maximum"]
+        return st.sampled_from(bounds) | st.integers(*bounds)
+    if schema["type"] == "number":
+        above = "exclusiveMinimum" in schema
+        least = schema["exclusiveMinimum" if above else "minimum"]
+        numbers = st.floats(least, schema["maximum"], exclude_min=above, allow_subnormal=False)
+        return st.sampled_from([schema["maximum"], 0.001, 1]) | numbers
+    raise NotImplementedError(schema)
+
+
+OPERATOR = {key: _accepted(part) for key, part in SCHEMA["properties"]["operator"]["properties"].items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.fixed_dictionaries({}, optional=OPERATOR))
+def test_what_the_schema_accepts_the_operator_starts_with(values: dict[str, Any]) -> None:
+    """A value that only the operator refuses would be an operator that restarts for ever."""
+    deployment = chart.only(chart.render({"operator": values}), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    given_ = {e["name"]: e["value"] for e in container["env"] if "value" in e}
+    started = Settings.from_env({**given_, "POD_NAME": "x"})
+    for key, value in values.items():
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", key).lower()
+        assert getattr(started, name) == value
 
 
 def test_the_chart_can_be_a_dependency() -> None:

@@ -17,7 +17,7 @@ CHART = ROOT / "charts" / "sheaf"
 # The oldest that Chart.yaml allows, one between, and the newest that there are schemas for.
 KUBERNETES = ("1.30", "1.34", "1.37")
 # Kinds of other projects: there is no schema of them at hand, their own API servers judge them.
-FOREIGN = {"ClusterServingRuntime", "ServiceMonitor", "PodMonitor", "LLMDeployment"}
+FOREIGN = {"ClusterServingRuntime", "ServiceMonitor", "PodMonitor", "PrometheusRule", "LLMDeployment"}
 CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "ClusterServingRuntime"}
 
 

@@ -62,6 +62,9 @@ class Reporter:
         """Said once per look, whatever becomes of it: a CRD older than this operator may refuse it or keep
         less of it, and that is no reason to scale any later.
         """
+        for condition in status["conditions"]:
+            series = self._telemetry.condition.labels(observed.namespace, observed.name, condition["type"])
+            series.set(condition["status"] == "True")
         if status == observed.status:
             return
         memory.observed = replace(observed, owner={**observed.owner, "status": status})

@@ -48,11 +48,17 @@ class Telemetry:
             [*which, "type"],
             registry=self.registry,
         )
+        self.condition = Gauge(
+            "sheaf_operator_condition",
+            "1 while the condition of the LLMDeployment is True, else 0",
+            [*which, "type"],
+            registry=self.registry,
+        )
         self.lease_held = Gauge(
             "sheaf_operator_lease_held", "1 while this process may write", registry=self.registry
         )
 
     def forget(self, namespace: str, name: str) -> None:
         series = (self.observations, self.scrapes, self.scrape_failures, self.desired, self.replicas)
-        for metric in (*series, self.ready, self.signal):
+        for metric in (*series, self.ready, self.signal, self.condition):
             metric.remove_by_labels({"namespace": namespace, "name": name})

@@ -6,17 +6,15 @@ import kube_objects as k
 import pytest
 from sheaf_operator.api import names
 from sheaf_operator.cluster.observed import Observed
-from sheaf_operator.desired import render
 from sheaf_operator.desired.actions import Apply, Delete, Plan, Scale
-from sheaf_operator.desired.drift import covers
-from sheaf_operator.desired.plan import HISTORY, plan
+from sheaf_operator.desired.history import HISTORY
+from sheaf_operator.desired.plan import plan
 
 NEW_IMAGE = "sheaf/runtime:next"
-NO_GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
 
 
-def run(given: Any, observed: Observed, image: str = k.IMAGE) -> Plan:
-    return plan(given, observed, image)
+def run(given: Any, observed: Observed, image: str = k.IMAGE, **more: Any) -> Plan:
+    return plan(given, observed, image, k.NOW, **more)
 
 
 def applied(result: Plan, kind: str) -> dict[str, Any] | None:
@@ -283,42 +281,3 @@ def test_a_given_strategy_is_used(strategy: str) -> None:
     assert service["spec"]["predictor"]["deploymentStrategy"]["type"] == (
         "Recreate" if strategy == "Recreate" else "RollingUpdate"
     )
-
-
-def test_auto_gives_up_an_old_pod_only_while_the_new_one_finds_no_device() -> None:
-    old, new = k.revision(k.spec()), k.revision(k.spec(engine={"maxModelLen": 99}))
-    given = k.spec(engine={"maxModelLen": 99})
-    rolling = k.settled(given, pods=(k.pod("a", old, ready=True), k.pod("b", new)))
-    stuck = replace(rolling, pods=(k.pod("a", old, ready=True), k.unschedulable(NO_GPU, new)))
-    done = replace(rolling, pods=(k.pod("b", new, ready=True),))
-
-    def strategy(observed: Observed) -> Any:
-        service = applied(run(given, observed), "InferenceService")
-        return service and service["spec"]["predictor"]["deploymentStrategy"]
-
-    assert strategy(rolling) is None  # surging already, nothing to write
-    assert strategy(stuck) == render.STRATEGIES["GiveUpFirst"]
-    going = replace(rolling, inference_service=k.service(new, "GiveUpFirst"))
-    assert strategy(going) is None  # stays until the old pods are gone
-    assert (
-        strategy(replace(done, inference_service=k.service(new, "GiveUpFirst")))
-        == (render.STRATEGIES["Surge"])
-    )
-
-
-@pytest.mark.parametrize(
-    ("live", "wanted", "expected"),
-    [
-        ({"a": 1, "b": 2}, {"a": 1}, True),
-        ({"a": 1}, {"a": 1, "b": 2}, False),
-        ({"a": [1, 2]}, {"a": [1]}, False),
-        ({"a": [{"x": 1, "added": 2}]}, {"a": [{"x": 1}]}, True),
-        ({}, {"a": {}}, True),
-        ({}, {"a": ""}, True),
-        ({}, {"a": False}, False),
-        ({"resources": {"cpu": "1"}}, {"resources": {"cpu": "1000m"}}, True),
-        ({"name": "1"}, {"name": "1000m"}, False),
-    ],
-)
-def test_covers(live: Any, wanted: Any, expected: bool) -> None:
-    assert covers(live, wanted) is expected

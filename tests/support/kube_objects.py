@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from datetime import UTC, datetime
 from typing import Any
 
 from sheaf_operator.api import names
 from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.desired import render
+from sheaf_operator.desired.notes import Notes
 from sheaf_operator.desired.revision import Revision
 
 Json = dict[str, Any]
+NOW = datetime(2026, 1, 1, 1, tzinfo=UTC)  # an hour after everything began
 UID = "11111111-2222-3333-4444-555555555555"
 IMAGE = "sheaf/runtime:test"
 
@@ -42,8 +45,11 @@ def revision(given: LLMDeploymentSpec, name: str = "m") -> Revision:
     return render.revision(name, given, IMAGE)
 
 
-def runtime(of: Revision, created: str = "2026-01-01T00:00:01Z", name: str = "m") -> Json:
-    obj = copy.deepcopy(render.serving_runtime(name, "ns", UID, of))
+def runtime(
+    of: Revision, created: str = "2026-01-01T00:00:01Z", name: str = "m", notes: Notes | None = None
+) -> Json:
+    annotations = (notes or Notes()).annotations()
+    obj = copy.deepcopy(render.serving_runtime(name, "ns", UID, of, annotations))
     obj["metadata"] |= {"creationTimestamp": created, "uid": "runtime-" + of.hash}
     return obj
 
@@ -70,6 +76,34 @@ def deployment(replicas: int = 1, **status: Any) -> Json:
     }
 
 
+def _pod_spec(of: Revision | None) -> Json:
+    """What KServe and the API server make of a revision, as far as anybody here reads it."""
+    if of is None:
+        return {"containers": [{"name": names.CONTAINER}]}
+    predictor = copy.deepcopy(of.predictor)
+    uri = predictor["model"]["storageUri"]
+    claim = uri.removeprefix("pvc://").split("/")[0] if uri.startswith("pvc://") else None
+    admitted = [
+        {
+            "key": f"node.kubernetes.io/{key}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": 300,
+        }
+        for key in ("not-ready", "unreachable")
+    ]
+    return {
+        "containers": [{"name": names.CONTAINER, "resources": predictor["model"]["resources"]}],
+        "volumes": [{"name": "model", "persistentVolumeClaim": {"claimName": claim}}] if claim else [],
+        "tolerations": predictor.get("tolerations", []) + admitted,
+        **{
+            key: predictor[key]
+            for key in ("nodeSelector", "affinity", "runtimeClassName")
+            if key in predictor
+        },
+    }
+
+
 def pod(
     name: str = "p1",
     of: Revision | None = None,
@@ -84,7 +118,7 @@ def pod(
         labels[names.LABEL_REVISION] = of.hash
     return {
         "metadata": {"name": name, "labels": labels, "creationTimestamp": created},
-        "spec": {"containers": [{"name": names.CONTAINER}]},
+        "spec": _pod_spec(of),
         "status": {
             "phase": "Running",
             "podIP": ip,

@@ -13,6 +13,8 @@ LABEL_REVISION = "sheaf.dev/revision"  # on pods and runtimes: the revision's ha
 LABEL_CLASS = "sheaf.dev/operator-class"  # on an LLMDeployment: which of several operators looks after it
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 ANNOTATION_REVISION = "sheaf.dev/revision"  # on the ServingRuntime: the whole frozen revision
+ANNOTATION_FALLBACK = "sheaf.dev/fallback"  # on it: the hash of the revision that served before this one
+ANNOTATION_FAILURE = "sheaf.dev/failure"  # on it: why this revision was left, as JSON
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
 KSERVE_STOP = "serving.kserve.io/stop"
@@ -52,9 +54,9 @@ def excess(name: str, namespace: str) -> int:
     return max(0, len(predictor_host(name, namespace)) - HOST_LABEL)
 
 
-def revision_hash(pod_spec: dict[str, Any]) -> str:
-    """Eight hex digits over the parts of a spec that reach the pods."""
-    text = json.dumps(pod_spec, sort_keys=True, separators=(",", ":"))
+def revision_hash(content: dict[str, Any]) -> str:
+    """Eight hex digits over what tells one revision from another."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

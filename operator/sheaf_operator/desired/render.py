@@ -145,7 +145,7 @@ def _predictor(name: str, spec: LLMDeploymentSpec, revision: str) -> Json:
 def revision(name: str, spec: LLMDeploymentSpec, default_image: str) -> Revision:
     """Render what `spec` asks for; `default_image` is used where spec.pod.image is left out."""
     parts = pod_spec(spec)
-    digest = names.revision_hash(parts)
+    digest = names.revision_hash({**parts, "image": spec.pod.image or default_image})
     return Revision(
         hash=digest,
         spec=parts,
@@ -165,7 +165,10 @@ def owner_reference(name: str, uid: str) -> Json:
     }
 
 
-def serving_runtime(name: str, namespace: str, uid: str, revision: Revision) -> Json:
+def serving_runtime(
+    name: str, namespace: str, uid: str, revision: Revision, notes: Json | None = None
+) -> Json:
+    """`notes` are annotations beside the record of the revision."""
     return {
         "apiVersion": "serving.kserve.io/v1alpha1",
         "kind": "ServingRuntime",
@@ -173,7 +176,7 @@ def serving_runtime(name: str, namespace: str, uid: str, revision: Revision) -> 
             "name": names.runtime_name(name, revision.hash),
             "namespace": namespace,
             "labels": {**names.owner_labels(name), names.LABEL_REVISION: revision.hash},
-            "annotations": {names.ANNOTATION_REVISION: revision.annotation()},
+            "annotations": {names.ANNOTATION_REVISION: revision.annotation(), **(notes or {})},
             "ownerReferences": [owner_reference(name, uid)],
         },
         "spec": revision.runtime,

@@ -26,7 +26,7 @@ MAX_PLAIN = 16_384  # characters of a record that people can still read
 _NOT_IN_PODS: Any = {
     "replicas": True,
     "autoscaling": True,
-    "rollout": True,
+    "rollout": {"strategy", "paused", "patience_seconds", "deadline_seconds"},
     "suspend": True,
     "accelerator": {"memory"},
 }
@@ -34,7 +34,8 @@ _NOT_IN_PODS: Any = {
 
 def pod_spec(spec: LLMDeploymentSpec) -> Json:
     """The part of a spec that reaches pods, as JSON without empty fields."""
-    return spec.model_dump(by_alias=True, exclude_none=True, exclude=_NOT_IN_PODS)
+    parts = spec.model_dump(by_alias=True, exclude_none=True, exclude=_NOT_IN_PODS)
+    return {key: value for key, value in parts.items() if (key, value) != ("rollout", {})}
 
 
 @dataclass(frozen=True)

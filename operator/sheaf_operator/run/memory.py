@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.cluster.reading import Reading
+from sheaf_operator.desired.actions import Progress
 from sheaf_operator.scaling.decide import Decision, History
 
 
@@ -15,6 +16,8 @@ class Memory:
 
     observed: Observed | None = None
     read_at: float = float("-inf")
+    look_at: float = float("inf")  # when the plan may be another one although nothing has happened
+    progress: Progress | None = None  # of the last plan
     dirty: bool = True
     history: History = field(default_factory=History)
     deployment_uid: str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
@@ -87,7 +88,7 @@ class Reconciler:
             return None
         plan, failure = Plan(revision=current_revision(observed)), None
         if fresh:
-            plan = planning.plan(spec, observed, self._settings.runtime_image)
+            plan = self._plan(spec, observed, memory)
             plan, failure = await self._executor.execute(observed, plan, memory)
         if plan.problem or plan.actions:
             memory.dirty = True  # look again rather than trust that an event will come
@@ -97,6 +98,13 @@ class Reconciler:
         if failure or broken:
             raise failure or broken  # type: ignore[misc]
         return self._next(spec, memory, plan, soon)
+
+    def _plan(self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory) -> Plan:
+        want = memory.progress.rollout.want if memory.progress else None
+        plan = planning.plan(spec, observed, self._settings.runtime_image, datetime.now(UTC), want)
+        memory.progress = plan.progress
+        memory.look_at = float("inf") if plan.again is None else self._clock() + plan.again
+        return plan
 
     async def _scale(
         self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory
@@ -111,7 +119,8 @@ class Reconciler:
         """Look at everything again if something changed or the last look is old. Whether that was done."""
         now = self._clock()
         memory = self._memory.setdefault(key, Memory())
-        if not memory.dirty and now - memory.read_at < self._settings.resync_interval:
+        old = now - memory.read_at >= self._settings.resync_interval or now >= memory.look_at
+        if not memory.dirty and not old:
             return False, memory
         observed = self._cache.observe(*key)
         if memory.observed is not None and observed is not None and observed.uid != memory.observed.uid:
@@ -124,6 +133,11 @@ class Reconciler:
     def _next(self, spec: LLMDeploymentSpec, memory: Memory, plan: Plan, soon: float | None) -> float | None:
         if plan.problem is not None:
             return BLOCKED_RETRY
+        later = self._scrape_next(spec, memory, soon)
+        waits = memory.look_at - self._clock()
+        return later if waits == float("inf") else min(max(waits, 0.1), later or waits)
+
+    def _scrape_next(self, spec: LLMDeploymentSpec, memory: Memory, soon: float | None) -> float | None:
         if soon is not None:
             return soon
         if memory.dirty:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from sheaf_operator.problems.reasons import containers, pods, states
+from sheaf_operator.problems.reasons import containers, pods, rollout, states
 from sheaf_operator.problems.reasons.entry import Reason
 
 GROUPS: dict[str, tuple[Reason, ...]] = {
     "States": states.STATES,
+    "Rollouts and other writers": rollout.ROLLOUT,
     "Finding a node": pods.SCHEDULING,
     "Volumes and starting": pods.VOLUMES,
     "Pods that are never created": pods.REFUSED,

@@ -40,7 +40,7 @@ def course(
     found, again = notes.failure, None
     if found is None and current and current.hash == asked.hash:
         found, again = failure(spec, observed, current, now)
-    needed = (asked.hash, current.hash if current else None, notes.fallback)
+    needed: tuple[str | None, ...] = (asked.hash, current.hash if current else None, notes.fallback)
     if found is not None and good is not None and not spec.rollout.paused:
         noted = ((asked, Notes(good.hash, found)), (good, read(runtime_of(observed, good))))
         return Course(good, noted, needed, left=(asked, found))

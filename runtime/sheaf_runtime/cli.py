@@ -11,6 +11,7 @@ import sys
 # as text, so that a machine with only the operator installed can still run the operator's subcommands.
 COMMANDS = {
     "serve": ("sheaf_runtime.server.launch:main", "serve a model folder behind an OpenAI-compatible API"),
+    "status": ("sheaf_operator.console.command:main", "show an LLMDeployment of a cluster, live"),
 }
 
 USAGE = "usage: sheaf COMMAND [options]\n\ncommands:\n" + "".join(

@@ -26,6 +26,7 @@ class Settings:
     api_requests: int = 16  # to the API server at the same time
     lease_duration: float = 15.0
     victim_wait: float = 2.0  # between marking the pod that should go and lowering the count
+    stall_patience: float = 600.0  # what may yet mend, such as a node that has to come, is no stall before
     http_port: int = 8080
     log_level: str = "info"
 

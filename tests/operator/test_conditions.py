@@ -1,3 +1,4 @@
+from datetime import UTC, datetime
 from typing import Any
 
 import kube_objects as k
@@ -9,9 +10,11 @@ from sheaf_operator.problems.problem import Problem
 from sheaf_operator.scaling.decide import History, decide
 from sheaf_operator.scaling.policy import Policy
 from sheaf_operator.scaling.samples import Samples
-from sheaf_operator.status.conditions import Situation, conditions
+from sheaf_operator.status.conditions import conditions
+from sheaf_operator.status.situation import Situation
 
 NOW = "2026-01-01T01:00:00Z"
+LATER = datetime(2026, 1, 1, 1, tzinfo=UTC)
 NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: not helpful"
 NO_CPU = "0/1 nodes are available: 1 Insufficient cpu."
 NO_CLAIM = 'persistentvolumeclaim "claim" not found'
@@ -22,8 +25,8 @@ def judge(observed: Observed, given: Any = None, **more: Any) -> dict[str, tuple
     """type → (status, reason, message)"""
     given = given or k.spec()
     revision = more.pop("revision", k.revision(given))
-    situation = Situation(given, observed, revision, **more)
-    listed = conditions(situation, NOW)
+    now = more.pop("now", LATER)
+    listed = conditions(Situation(given, observed, revision, now, **more))
     assert [c["type"] for c in listed] == list(CONDITION_TYPES)
     return {c["type"]: (c["status"], c["reason"], c["message"]) for c in listed}
 
@@ -69,14 +72,20 @@ PROBLEMS = [
     (k.unschedulable(NO_CLAIM, OURS), "VolumeNotFound", 'claim "claim" not found'.replace("claim ", "")),
     (image_pull(), "ImagePullFailed", "sheaf/runtime:test"),
     (no_sub_path(), "ModelNotFound", "spec.model.uri"),
-    (download_failed(), "ModelDownloadFailed", "401 Unauthorized"),
+    (download_failed(), "ModelAccessDenied", "401 Unauthorized"),
     (k.crashed("loading\nValueError: boom\n\n", of=OURS), "ContainerCrashing", "ValueError: boom"),
     (
         k.crashed("12:00:01 ERROR run: lower --max-model-len\n12:00:02 INFO run: exit status 2", of=OURS),
         "ContainerCrashing",
         "lower --max-model-len",
     ),
-    (k.crashed("error: no such file: /mnt/models/config.json", of=OURS), "ModelNotFound", "config.json"),
+    (
+        k.crashed(
+            "engine: /mnt/models has no config.json: MODEL must be a Hugging Face model folder", of=OURS
+        ),
+        "ModelNotFound",
+        "config.json",
+    ),
     (k.crashed("", code=137, reason="OOMKilled", of=OURS), "OutOfMemory", "resources.memory"),
 ]
 
@@ -250,7 +259,7 @@ def test_transition_times_move_only_with_the_status() -> None:
         {"type": "Stalled", "status": "True", "reason": "X", "message": "", "lastTransitionTime": old},
     ]
     observed = k.settled(k.spec(), owner=k.owner(status={"conditions": before}))
-    listed = {c["type"]: c for c in conditions(Situation(k.spec(), observed, OURS), NOW)}
+    listed = {c["type"]: c for c in conditions(Situation(k.spec(), observed, OURS, LATER))}
     assert listed["Ready"]["lastTransitionTime"] == old
     assert listed["Stalled"]["lastTransitionTime"] == NOW
 

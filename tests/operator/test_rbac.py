@@ -23,7 +23,7 @@ Right = tuple[str, str, str]  # group, resource, verb
 
 VERBS = {"POST": "create", "PUT": "update", "DELETE": "delete", "PATCH": "patch"}
 OBJECT = {"metadata": {"name": "m", "namespace": "ns", "uid": "u", "resourceVersion": "7"}}
-PATHS = {kind.path("ns") for kind in kinds.ALL}
+PATHS = {kind.path("ns") for kind in kinds.ALL} | {"/api/v1/namespaces/ns/events"}
 
 
 def rights_of(request: web.Request) -> set[Right]:
@@ -74,6 +74,7 @@ async def call_everything(cluster: Cluster) -> None:
         "delete_runtime": [cluster.delete_runtime("ns", "m-1", "u")],
         "scale": [cluster.scale(k.deployment(), 2)],
         "set_deletion_cost": [cluster.set_deletion_cost("ns", "p", "-1")],
+        "events": [cluster.events("ns", "Pod", "p")],
         "create_event": [cluster.create_event("ns", {})],
         "get_lease": [cluster.get_lease("ns", "sheaf-operator")],
         "write_lease": [cluster.write_lease("ns", "sheaf-operator", {}, create) for create in (True, False)],

@@ -26,6 +26,8 @@ class FakeCluster:
         self.observed = observed
         self.writes: list[tuple[Any, ...]] = []
         self.reads = 0
+        self.asked: list[tuple[str, str]] = []
+        self.told: list[dict[str, Any]] = []
         self.fail: Exception | None = None
         self.refuse_status: Exception | None = None
         self.status_writes = 0
@@ -62,6 +64,10 @@ class FakeCluster:
         self.writes.append(("status",))
         if self.observed is not None:
             self.observed.owner["status"] = copy.deepcopy(status)
+
+    async def events(self, namespace: str, kind: str, name: str) -> list[dict[str, Any]]:
+        self.asked.append((kind, name))
+        return self.told
 
     async def create_event(self, namespace: str, event: dict[str, Any]) -> None:
         self.writes.append(("event", event["reason"]))

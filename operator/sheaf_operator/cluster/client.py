@@ -64,6 +64,13 @@ class Cluster:
 
     # Reading
 
+    async def events(self, namespace: str, kind: str, name: str) -> tuple[Json, ...]:
+        """What was told of one object, the latest hour or so."""
+        about = f"involvedObject.kind={kind},involvedObject.name={name}"
+        query = {"fieldSelector": about, "limit": str(PAGE)}
+        answer = await self._request("GET", _EVENTS.format(ns=quote(namespace)), query)
+        return tuple(answer["items"])
+
     async def list(self, kind: Kind, namespace: str = "") -> tuple[list[Json], int]:
         """All objects of a kind that concern us, and the resourceVersion as of which that is so."""
         items: list[Json] = []

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+
+_HOPELESS = re.compile(
+    r"failed to create typed (patch|live) object|field not declared in schema|request is too large"
+)
 
 
 class ApiError(Exception):
@@ -15,8 +20,13 @@ class ApiError(Exception):
 
     @property
     def permanent(self) -> bool:
-        """The same request would be refused again: an invalid object, a webhook's refusal, no permission."""
-        return self.code in (400, 403, 422)
+        """The same request would be refused again: an invalid object, a webhook's refusal, no permission.
+
+        What its schemas do not know the API server answers with 500, as it does an object that is too large.
+        """
+        return self.code in (400, 403, 405, 413, 415, 422) or (
+            self.code == 500 and bool(_HOPELESS.search(self.message))
+        )
 
 
 class KindMissing(ApiError):

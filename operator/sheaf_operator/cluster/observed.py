@@ -16,7 +16,7 @@ class Observed:
     """`owner` is the LLMDeployment; `kserve` is False while the API server knows no InferenceService kind.
 
     The InferenceService is whatever has our name, see `owns`; Deployment, ReplicaSets and pods are only those
-    that descend from it if it is ours.
+    that descend from it if it is ours. `events` are those of objects that stand still, read for the purpose.
     """
 
     owner: Json
@@ -26,6 +26,7 @@ class Observed:
     deployment: Json | None = None
     pods: tuple[Json, ...] = ()
     replica_sets: tuple[Json, ...] = ()
+    events: tuple[Json, ...] = ()
 
     @property
     def name(self) -> str:

@@ -85,7 +85,7 @@ def failure(
         return None, None
     deadline = timedelta(seconds=spec.rollout.deadline_seconds)
     waits = []
-    for problem, since in _failing(spec, observed, current):
+    for problem, since in _failing(spec, observed, current, now):
         if (left := since + deadline - now) <= timedelta():
             return problem, None
         waits.append(left.total_seconds())
@@ -93,23 +93,18 @@ def failure(
 
 
 def _failing(
-    spec: LLMDeploymentSpec, observed: Observed, current: Revision
+    spec: LLMDeploymentSpec, observed: Observed, current: Revision, now: datetime
 ) -> list[tuple[Problem, datetime]]:
     found = []
     for pod in observed.live_pods:
         if revision_of(pod) != current.hash or not _again_and_again(pod):
             continue
-        problem = of_pod(pod, spec.accelerator.resource_name)
+        problem = of_pod(pod, spec.accelerator.resource_name, now, observed.events)
         if problem and problem.failing:
             found.append((problem, datetime.fromisoformat(pod["metadata"]["creationTimestamp"])))
-    refused = of_deployment(observed.deployment)
-    if refused and refused.failing and observed.deployment:
-        since = next(
-            c["lastTransitionTime"]
-            for c in observed.deployment["status"]["conditions"]
-            if c["type"] == "ReplicaFailure"
-        )
-        found.append((refused, datetime.fromisoformat(since)))
+    refused = of_deployment(observed.deployment, observed.replica_sets)
+    if refused and refused.failing and refused.since:
+        found.append((refused, refused.since))
     return found
 
 

@@ -52,7 +52,7 @@ def choose_strategy(
     if not old:
         return Rollout("Surge")
     safe = _others_serve(observed, old, now, spec.rollout.patience_seconds)
-    missing = _missing(spec, observed, wanted)
+    missing = _missing(spec, observed, wanted, now)
     if missing is None:
         # Once begun it goes on until no old pod is left, so that the strategy does not flap.
         return Rollout("GiveUpFirst" if safe and _gives_up(observed) else "Surge")
@@ -70,14 +70,16 @@ def choose_strategy(
     return Rollout("GiveUpFirst", want)
 
 
-def _missing(spec: LLMDeploymentSpec, observed: Observed, wanted: Revision) -> tuple[Problem, str] | None:
+def _missing(
+    spec: LLMDeploymentSpec, observed: Observed, wanted: Revision, now: datetime
+) -> tuple[Problem, str] | None:
     """What keeps a pod of the wanted revision from its place, with the scheduler's own words."""
     for pod in observed.live_pods:
         if revision_of(pod) == wanted.hash:
-            problem = of_pod(pod, spec.accelerator.resource_name)
+            problem = of_pod(pod, spec.accelerator.resource_name, now, observed.events)
             if problem and problem.lacks:
                 return problem, (condition(pod, "PodScheduled") or {}).get("message", "")
-    problem = of_deployment(observed.deployment)
+    problem = of_deployment(observed.deployment, observed.replica_sets)
     return (problem, "") if problem and problem.lacks else None
 
 

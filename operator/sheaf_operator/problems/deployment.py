@@ -1,25 +1,31 @@
-"""Why no further pod can be made, as the Deployment says it. Pure."""
+"""Why a Deployment gets no further pod, as it and its ReplicaSets say. Pure."""
 
 from __future__ import annotations
 
-import re
-
 from sheaf_operator.cluster.observed import Json, condition
-from sheaf_operator.problems.problem import Lack, Problem, clip
+from sheaf_operator.problems.evidence import moment
+from sheaf_operator.problems.problem import Problem, clip
+from sheaf_operator.problems.refused import of_refusal
 
-_QUOTA = re.compile(r"requested: (.*?), used:")  # only what exceeds is listed: "requests.cpu=1,pods=1"
+_NO_REPLICA_SET = {"ReplicaSetCreateError", "FailedCreate"}
 
 
-def of_deployment(deployment: Json | None) -> Problem | None:
+def of_deployment(deployment: Json | None, replica_sets: tuple[Json, ...] = ()) -> Problem | None:
     """Why no further pod can be made: a quota, a webhook, a missing service account."""
-    failure = condition(deployment or {}, "ReplicaFailure")
-    if failure is None or failure.get("status") != "True":
+    for obj in (deployment, *replica_sets):
+        for kind, bad in (("ReplicaFailure", "True"), ("Progressing", "False")):
+            found = condition(obj or {}, kind)
+            if found is None or found.get("status") != bad:
+                continue
+            if kind == "ReplicaFailure" or found.get("reason") in _NO_REPLICA_SET:
+                return of_refusal(found.get("message", ""), moment(found.get("lastTransitionTime")))
+    return None
+
+
+def of_progress(deployment: Json | None) -> Problem | None:
+    """That the Deployment gave up waiting, for what no pod of it explains."""
+    found = condition(deployment or {}, "Progressing") or {}
+    if found.get("status") != "False" or found.get("reason") != "ProgressDeadlineExceeded":
         return None
-    said = failure.get("message", "")
-    message = clip(said)
-    if "exceeded quota" in said:
-        short = _QUOTA.search(said)
-        asked = [part.partition("=")[0].strip() for part in short[1].split(",")] if short else []
-        lacks = tuple(Lack("Quota", name) for name in sorted(asked))
-        return Problem("QuotaExceeded", f"{message}", lacks)
-    return Problem("PodsRefused", f"no pod can be created: {message}")
+    words = clip(found.get("message", ""))
+    return Problem("ProgressDeadlineExceeded", words, since=moment(found.get("lastTransitionTime")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sheaf_operator.cluster.errors import ApiError, KindMissing, Unreachable
 from sheaf_operator.cluster.observed import Json
 from sheaf_operator.problems.problem import Problem, clip
+from sheaf_operator.problems.refused import quota
 
 
 def of_write(error: ApiError | Unreachable, created: Json | None) -> Problem:
@@ -16,6 +17,11 @@ def of_write(error: ApiError | Unreachable, created: Json | None) -> Problem:
     if created is not None and error.code == 409:
         words = f"{created['kind']} {created['metadata']['name']} exists and was not made by Sheaf"
         return Problem("NameConflict", f"{words}: delete it or choose another name")
+    said = clip(f"the API server refused: {error.message}")
+    if error.code == 403 and "exceeded quota" in error.message:
+        return Problem("QuotaExceeded", said, quota(error.message))
+    if error.code == 403 and 'User "' in error.message:
+        return Problem("OperatorForbidden", said)
     if error.permanent:
-        return Problem("Rejected", clip(f"the API server refused: {error.message}"))
+        return Problem("Rejected", said)
     return Problem("ApplyFailed", clip(error.message))

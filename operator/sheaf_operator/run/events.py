@@ -46,6 +46,8 @@ class Events:
             status, reason, message = new["Stalled"]
             if status == "True":
                 await self.record(observed, "Warning", reason, message)
+        if new["Ready"][0] == "False" and old.get("Ready", ("",))[0] == "True":
+            await self.record(observed, _weight(new["Ready"][1]), new["Ready"][1], new["Ready"][2])
         if new["Ready"][0] == "True" and old.get("Ready", ("",))[0] != "True":
             await self.record(observed, "Normal", "Ready", new["Ready"][2])
         decided = (after.get("autoscaling") or {}).get("decisions", [])
@@ -53,6 +55,11 @@ class Events:
             last = decided[0]
             message = f"{last['from']} → {last['to']} replicas: {last['reason']}"
             await self.record(observed, "Normal", "Scaling", message)
+
+
+def _weight(reason: str) -> str:
+    """Whoever suspends a model or takes its last replica is not warned of it."""
+    return "Normal" if reason in ("Suspended", "ScaledToZero") else "Warning"
 
 
 def _reasons(status: Json) -> dict[str, tuple[str, str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.cluster.observed import Json, Observed
 from sheaf_operator.cluster.reading import Reading
 from sheaf_operator.desired.actions import Progress
 from sheaf_operator.scaling.decide import Decision, History
@@ -24,5 +24,8 @@ class Memory:
     restore: int | None = None  # the count to get back to; 0 if there is none, None before the first decision
     decision: Decision | None = None
     readings: dict[str, Reading | str] = field(default_factory=dict)
+    events: tuple[Json, ...] = ()  # of objects that stand still
+    asked_at: float = float("-inf")  # for those
+    settled: bool = False  # nothing is on its way and nothing is wrong
     scraped_at: float = float("-inf")
     marked: tuple[str, float] | None = None  # the pod that should go next, and since when

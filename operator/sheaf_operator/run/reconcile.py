@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
 
@@ -22,6 +22,7 @@ from sheaf_operator.desired import plan as planning
 from sheaf_operator.desired.actions import Apply, Plan
 from sheaf_operator.desired.choice import current_revision
 from sheaf_operator.run.apply import Executor
+from sheaf_operator.run.inquiry import Inquirer
 from sheaf_operator.run.memory import Memory
 from sheaf_operator.run.reporter import Reporter
 from sheaf_operator.run.scaler import Scaler
@@ -30,6 +31,7 @@ from sheaf_operator.settings import Settings
 
 Key = tuple[str, str]  # namespace, name
 BLOCKED_RETRY = 10.0  # while KServe or a free name is missing
+UNSETTLED = 10.0  # between two looks at what may stand still: time itself turns waiting into a stall
 
 
 class Reconciler:
@@ -47,7 +49,9 @@ class Reconciler:
         self._telemetry, self._settings, self._clock = telemetry, settings, clock
         self._executor = Executor(cluster, lease, telemetry)
         self._scaler = Scaler(cluster, scraper, lease, self._executor, telemetry, settings, clock)
-        self._reporter = Reporter(cluster, lease, telemetry, clock)
+        self._inquirer = Inquirer(cluster, clock)
+        patience = timedelta(seconds=settings.stall_patience)
+        self._reporter = Reporter(cluster, lease, telemetry, clock, patience)
         self._memory: dict[Key, Memory] = {}
 
     def touch(self, key: Key) -> None:
@@ -81,6 +85,7 @@ class Reconciler:
             return None
         if "deletionTimestamp" in observed.owner["metadata"]:
             return None
+        observed = memory.observed = await self._inquirer.ask(observed, memory)
         try:
             spec = LLMDeploymentSpec.model_validate(observed.owner["spec"])
         except ValidationError as error:
@@ -145,7 +150,7 @@ class Reconciler:
         status = memory.observed.status if memory.observed else {}
         measured = spec.autoscaling.mode == "Disabled" and "capacity" in status
         if spec.suspend or measured:
-            return None
+            return None if memory.settled else UNSETTLED
         interval = self._settings.autoscale_interval
         left = memory.scraped_at + interval - self._clock()
         return left if left > 0 else interval

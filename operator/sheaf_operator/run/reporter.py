@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pydantic import ValidationError
 
@@ -20,17 +20,23 @@ from sheaf_operator.run.events import Events
 from sheaf_operator.run.memory import Memory
 from sheaf_operator.run.telemetry import Telemetry
 from sheaf_operator.scaling.samples import capacity_of
-from sheaf_operator.status import autoscaling, conditions
+from sheaf_operator.status import autoscaling
 from sheaf_operator.status.build import build_status
+from sheaf_operator.status.situation import Situation
 
 log = logging.getLogger(__name__)
 
 
 class Reporter:
     def __init__(
-        self, cluster: Cluster, lease: Lease, telemetry: Telemetry, clock: Callable[[], float]
+        self,
+        cluster: Cluster,
+        lease: Lease,
+        telemetry: Telemetry,
+        clock: Callable[[], float],
+        patience: timedelta,
     ) -> None:
-        self._cluster, self._lease, self._telemetry = cluster, lease, telemetry
+        self._cluster, self._lease, self._telemetry, self._patience = cluster, lease, telemetry, patience
         self._events = Events(cluster, clock)
 
     async def report(self, spec: LLMDeploymentSpec, memory: Memory, plan: Plan, applied: bool) -> None:
@@ -39,10 +45,19 @@ class Reporter:
         before = observed.status
         now = datetime.now(UTC)
         capacity = capacity_of(memory.readings, before.get("capacity"))
-        situation = conditions.Situation(
-            spec, observed, plan.revision, plan.problem, applied, capacity, memory.decision
+        situation = Situation(
+            spec,
+            observed,
+            plan.revision,
+            now,
+            plan.problem,
+            applied,
+            capacity,
+            memory.decision,
+            self._patience,
         )
-        status = build_status(situation, now)
+        memory.settled = situation.settled
+        status = build_status(situation)
         if memory.decision is not None:
             status["autoscaling"] = autoscaling.build(memory.decision, observed, now)
         elif spec.autoscaling.mode != "Disabled" and "autoscaling" in before:
@@ -55,8 +70,8 @@ class Reporter:
         where = ".".join(str(part) for part in first["loc"])
         problem = Problem("InvalidSpec", clip(f"spec.{where}: {first['msg']}"))
         spec = LLMDeploymentSpec.model_construct()
-        situation = conditions.Situation(spec, observed, None, problem, applied=False)
-        await self._write(observed, build_status(situation, datetime.now(UTC)), memory)
+        situation = Situation(spec, observed, None, datetime.now(UTC), problem, applied=False)
+        await self._write(observed, build_status(situation), memory)
 
     async def _write(self, observed: Observed, status: Json, memory: Memory) -> None:
         """Said once per look, whatever becomes of it: a CRD older than this operator may refuse it or keep

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from sheaf_operator.api import names
-from sheaf_operator.cluster.observed import Json
-from sheaf_operator.status import conditions
-from sheaf_operator.status.autoscaling import stamp
+from sheaf_operator.cluster.observed import Json, Observed
+from sheaf_operator.status.conditions import conditions
+from sheaf_operator.status.situation import Situation
 from sheaf_operator.status.timeline import timeline
 
 
-def build_status(s: conditions.Situation, now: datetime) -> Json:
+def build_status(s: Situation) -> Json:
     """The whole status but for `autoscaling`."""
     observed = s.observed
     revision = s.revision
@@ -21,13 +19,21 @@ def build_status(s: conditions.Situation, now: datetime) -> Json:
         "replicas": int(deployment.get("status", {}).get("replicas", 0)),
         "readyReplicas": s.ready,
         "selector": names.selector(observed.name),
-        "conditions": conditions.conditions(s, stamp(now)),
+        "conditions": conditions(s),
         "timeline": timeline(observed, revision.hash if revision else None),
     }
-    if observed.inference_service is not None and s.problem is None:
-        result["url"] = names.url(observed.name, observed.namespace)
+    if url := _url(observed):
+        result["url"] = url
     if revision is not None:
         result["image"], result["revision"] = revision.image, revision.hash
     if s.capacity is not None:
         result["capacity"] = s.capacity
     return result
+
+
+def _url(observed: Observed) -> str | None:
+    """It lasts as long as the InferenceService: what fails meanwhile takes no client its address."""
+    service = observed.inference_service
+    if service is None:
+        return None if observed.kserve else observed.status.get("url")
+    return names.url(observed.name, observed.namespace) if observed.owns(service) else None

@@ -58,7 +58,7 @@ def test_the_deployment_of_a_foreign_service_is_neither_scaled_nor_counted(
 def test_a_pod_with_our_labels_is_no_replica(operator: Cluster, namespace: str) -> None:
     """As `kubectl debug --copy-to --keep-labels` leaves one, ready while no replica is."""
     model = apply(operator, "copied", namespace)
-    model.wait_condition("Stalled", "True", "VolumeNotFound")
+    model.wait_condition("Ready", "False", "VolumeNotFound")
     replica = model.pods()[0]
     kept = {k: v for k, v in replica["metadata"]["labels"].items() if k not in ("app", "pod-template-hash")}
     sleeper = {

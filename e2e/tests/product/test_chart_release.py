@@ -206,7 +206,7 @@ def test_one_namespace_with_a_role_there(operator: Cluster, namespace: str) -> N
         assert "sheaf" not in bound
         other = operator.api.apply(model("other", elsewhere))
         mine = operator.api.apply(model("mine", namespace))
-        wait_condition(operator, mine, "Stalled", "VolumeNotFound")
+        wait_condition(operator, mine, "Ready", "VolumeNotFound")
         assert operator.api.find("serving.kserve.io/v1beta1", "InferenceService", "mine", namespace)
         assert "status" not in operator.api.get(API, "LLMDeployment", "other", elsewhere)
         (pod,) = operator.api.list_objects("v1", "Pod", OPERATOR_NAMESPACE, labels=OPERATOR_LABELS)
@@ -214,7 +214,7 @@ def test_one_namespace_with_a_role_there(operator: Cluster, namespace: str) -> N
         assert "orbidden" not in log, log
         # Once it may look everywhere, it does.
         release.deploy()
-        wait_condition(operator, other, "Stalled", "VolumeNotFound")
+        wait_condition(operator, other, "Ready", "VolumeNotFound")
 
 
 def test_the_plain_manifests_are_what_is_installed(operator: Cluster) -> None:

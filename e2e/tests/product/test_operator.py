@@ -14,6 +14,7 @@ from sheaf_e2e.checkout import CHECKOUT
 from sheaf_e2e.deployed import API, KIND, Deployed, conditions, manifest
 from sheaf_e2e.operator_faults import OperatorFaults
 from sheaf_e2e.release import OPERATOR, OPERATOR_NAMESPACE, install_operator
+from sheaf_operator.problems.reasons.table import REASONS
 
 pytestmark = pytest.mark.cluster
 SERVICE = "serving.kserve.io/v1beta1"
@@ -108,10 +109,10 @@ def test_from_apply_to_answer_to_nothing(operator: Cluster, namespace: str, mode
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("no-path", {"uri": "pvc://smollm2/nowhere"}, "ModelNotFound", "spec.model.uri"),
     ("no-claim", {"uri": "pvc://absent"}, "VolumeNotFound", '"absent" not found'),
-    ("no-image", {"pod": NO_IMAGE}, "ImagePullFailed", "nowhere/nothing:1"),
+    ("no-image", {"pod": NO_IMAGE}, "ImageNotFound", "nowhere/nothing:1"),
     ("no-gpu", {"accelerator": {"count": 1}}, "InsufficientGPU", "Insufficient nvidia.com/gpu"),
     ("no-cpu", {"resources": {"cpu": "1000"}}, "Unschedulable", "Insufficient cpu"),
-    ("bad-flag", {"engine": {"extraArgs": ["--no-such-flag"]}}, "ContainerCrashing", "--no-such-flag"),
+    ("bad-flag", {"engine": {"extraArgs": ["--no-such-flag"]}}, "InvalidArguments", "--no-such-flag"),
 ]
 
 
@@ -126,8 +127,12 @@ def test_the_status_says_what_is_wrong(
     words: str,
 ) -> None:
     wrong = apply(operator, name, namespace, **fields)
-    assert words in wrong.wait_condition("Stalled", "True", reason, timeout=90)["message"]
-    wrong.wait_condition("Ready", "False", reason)
+    told = wrong.wait_condition("Ready", "False", reason, timeout=90)
+    assert words in told["message"]
+    assert f"docs/conditions.md#{reason.lower()}" in told["message"]
+    lasting = REASONS[reason].mends == "never"  # what may yet mend is no stall before the patience ends
+    wrong.wait_condition("Stalled", "True" if lasting else "False")
+    wrong.wait_condition("Reconciling", "False" if lasting else "True", reason)
 
 
 def test_an_object_of_somebody_else_is_left_alone(operator: Cluster, namespace: str) -> None:
@@ -230,12 +235,12 @@ def test_deletion_works_with_the_operator_down(
 def test_orphans_are_taken_back_and_their_pods_run_on(operator: Cluster, namespace: str) -> None:
     """Pods cannot start here (no such claim): that the status says so shows that they are seen as ours."""
     before = apply(operator, "again", namespace)
-    before.wait_condition("Stalled", "True", "VolumeNotFound")
+    before.wait_condition("Ready", "False", "VolumeNotFound")
     kinds = "inferenceservices,servingruntimes,deployments,replicasets,pods"
     children, gone = uids(operator, kinds, namespace), before.get()["metadata"]["uid"]
     operator.kubectl("delete", "-n", namespace, "llmd/again", "--cascade=orphan", "--timeout=30s")
     again = apply(operator, "again", namespace)
-    again.wait_condition("Stalled", "True", "VolumeNotFound")
+    again.wait_condition("Ready", "False", "VolumeNotFound")
     owner = again.get()["metadata"]["uid"]
     assert owner != gone
     assert uids(operator, kinds, namespace) == children

@@ -52,7 +52,7 @@ BARE = {
 }
 MATRIX = [
     {
-        "watch": {"namespace": namespace},
+        "watch": {"namespaces": namespaces},
         "servingRuntime": {"create": runtime},
         "crds": {"install": crds},
         "userRoles": {"create": roles},
@@ -63,8 +63,8 @@ MATRIX = [
             "prometheusOperator": {"enabled": metrics > 1},
         },
     }
-    for namespace, runtime, crds, roles, metrics, pod in itertools.product(
-        ("", "ml"),
+    for namespaces, runtime, crds, roles, metrics, pod in itertools.product(
+        ([], ["ml", "nlp"]),
         ("Auto", "Always", "Never"),
         (True, False),
         (True, False),
@@ -90,7 +90,7 @@ def test_defaults_are_the_operators_own() -> None:
     assert Settings.from_env({**env, "POD_NAME": "x"}) == Settings(identity="x")
     # Each setting has a value, but for those that the pod itself or the Service decides.
     names = {"SHEAF_" + f.upper() for f in Settings.__dataclass_fields__}
-    others = {"NAMESPACE", "IDENTITY", "HTTP_PORT", "WATCH_NAMESPACES", "WATCH_CLASS", "LEASE_NAME"}
+    others = {"NAMESPACE", "IDENTITY", "HTTP_PORT", "WATCH_NAMESPACES", "WATCH_CLASS"}
     assert set(env) == names - {"SHEAF_" + name for name in others}
 
 
@@ -132,9 +132,12 @@ def test_a_release_name_of_full_length_fits() -> None:
 
 
 def test_the_lease_is_the_one_that_the_operator_takes() -> None:
+    """Two releases in one namespace have two Leases, so that both work."""
     for name in ("sheaf", "other"):
-        role = chart.only(chart.render(name=name), "Role", f"{name}-operator-lease")
-        assert role["rules"][1]["resourceNames"] == [Settings.lease_name]
+        objects = chart.render(name=name)
+        role = chart.only(objects, "Role", f"{name}-operator-lease")
+        env = {e["name"]: e.get("value") for e in _container(objects)["env"]}
+        assert role["rules"][1]["resourceNames"] == [env["SHEAF_LEASE_NAME"]] == [f"{name}-operator"]
         assert role["metadata"]["namespace"] == "sheaf-system"
 
 
@@ -217,7 +220,7 @@ def test_nobody_named_means_nobody_but_the_operator() -> None:
 
 def test_one_namespace_gets_a_role_there() -> None:
     whole = chart.render()
-    objects = chart.render({"watch": {"namespace": "ml"}})
+    objects = chart.render({"watch": {"namespaces": ["ml"]}})
     role = chart.only(objects, "Role", "sheaf-operator")
     binding = chart.only(objects, "RoleBinding", "sheaf-operator")
     assert role["metadata"]["namespace"] == binding["metadata"]["namespace"] == "ml"
@@ -234,9 +237,28 @@ def test_one_namespace_gets_a_role_there() -> None:
     assert "SHEAF_WATCH_NAMESPACES" not in {e["name"] for e in _container(whole)["env"]}
 
 
+def test_several_namespaces_get_a_role_each() -> None:
+    objects = chart.render({"watch": {"namespaces": ["ml", "nlp"]}})
+    for kind in ("Role", "RoleBinding"):
+        found = [o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, "sheaf-operator")]
+        assert [o["metadata"]["namespace"] for o in found] == ["ml", "nlp"]
+    assert not [
+        o for o in objects if o["kind"].startswith("ClusterRole") and "operator" in o["metadata"]["name"]
+    ]
+    env = {e["name"]: e["value"] for e in _container(objects)["env"] if "value" in e}
+    assert Settings.from_env(env).watch_namespaces == ("ml", "nlp")
+
+
+def test_a_class_reaches_the_operator_and_the_first_model() -> None:
+    values = {"watch": {"class": "blue"}}
+    env = {e["name"]: e["value"] for e in _container(chart.render(values))["env"] if "value" in e}
+    assert Settings.from_env(env).watch_class == "blue"
+    assert f'labels: {{{names.LABEL_CLASS}: "blue"}}' in chart.notes(values)
+
+
 def test_without_any_cluster_scoped_object() -> None:
     values = {
-        "watch": {"namespace": "ml"},
+        "watch": {"namespaces": ["ml"]},
         "crds": {"install": False},
         "userRoles": {"create": False},
         "servingRuntime": {"create": "Never"},
@@ -247,7 +269,7 @@ def test_without_any_cluster_scoped_object() -> None:
 
 def test_a_second_release_for_one_namespace_shares_nothing() -> None:
     values = {
-        "watch": {"namespace": "ml"},
+        "watch": {"namespaces": ["ml"]},
         "crds": {"install": False},
         "userRoles": {"create": False},
         "servingRuntime": {"create": "Never"},
@@ -306,7 +328,7 @@ def test_monitors_select_what_there_is() -> None:
     assert monitor["metadata"]["labels"]["release"] == "prom"
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     assert chart.only(objects, "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
-    namespaced = chart.only(chart.render({**values, "watch": {"namespace": "ml"}}), "PodMonitor")
+    namespaced = chart.only(chart.render({**values, "watch": {"namespaces": ["ml"]}}), "PodMonitor")
     assert namespaced["spec"]["namespaceSelector"] == {"matchNames": ["ml"]}
 
 

@@ -25,7 +25,7 @@ ALWAYS = {"servingRuntime": {"create": "Always"}}
 
 
 @pytest.mark.parametrize("kubernetes", chart.KUBERNETES)
-@pytest.mark.parametrize("values", [{}, ALWAYS, {"watch": {"namespace": "ml"}}])
+@pytest.mark.parametrize("values", [{}, ALWAYS, {"watch": {"namespaces": ["ml"]}}])
 def test_lint(values: dict[str, Any], kubernetes: str) -> None:
     report = lint(chart.CHART, values, strict=True, kube_version=f"v{kubernetes}.0")
     assert report["errors"] == []
@@ -59,8 +59,10 @@ WRONG = [
     ({"image": {"pullPolicy": "Sometimes"}}, "'/image/pullPolicy': value must be one of"),
     ({"runtimeImage": {"pullPolicy": "Always"}}, "'/runtimeImage': additional properties 'pullPolicy'"),
     ({"imagePullSecrets": ["pull"]}, "'/imagePullSecrets/0': got string, want object"),
-    ({"watch": {"namespaces": ["a"]}}, "'/watch': additional properties 'namespaces'"),
-    ({"watch": {"namespace": "Not_A_Name"}}, "'/watch/namespace': 'Not_A_Name' does not match"),
+    ({"watch": {"namespace": "a"}}, "'/watch': additional properties 'namespace'"),
+    ({"watch": {"namespaces": ["Not_A_Name"]}}, "'/watch/namespaces/0': 'Not_A_Name' does not match"),
+    ({"watch": {"namespaces": ["a", "a"]}}, "'/watch/namespaces': items at 0 and 1 are equal"),
+    ({"watch": {"class": "-blue"}}, "'/watch/class': '-blue' does not match"),
     ({"crds": {"install": "yes"}}, "'/crds/install': got string, want boolean"),
     (
         {"servingRuntime": {"create": True}},
@@ -166,7 +168,11 @@ def test_every_value_is_in_the_schema_and_every_field_among_the_values() -> None
 
 @pytest.mark.parametrize("namespace", ["", "ml"])
 def test_notes_name_the_next_command(namespace: str) -> None:
-    text = chart.notes({**ALWAYS, "watch": {"namespace": namespace}}, name="llm", namespace="platform")
+    text = chart.notes(
+        {**ALWAYS, "watch": {"namespaces": [namespace] if namespace else []}},
+        name="llm",
+        namespace="platform",
+    )
     assert "kubectl -n platform rollout status deployment/llm-operator" in text
     assert f"kubectl -n {namespace or 'default'} get llmd smollm2 -w" in text
     assert "runtime: sheaf" in text

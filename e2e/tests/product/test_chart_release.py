@@ -201,7 +201,7 @@ def test_one_namespace_with_a_role_there(operator: Cluster, namespace: str) -> N
         helm(operator) as release,
         operator.new_namespace("elsewhere") as elsewhere,
     ):
-        release.deploy({"watch": {"namespace": namespace}, "servingRuntime": {"create": "Never"}})
+        release.deploy({"watch": {"namespaces": [namespace]}, "servingRuntime": {"create": "Never"}})
         bound = operator.kubectl("get", "clusterrolebinding,clusterservingruntime", "-o", "name")
         assert "sheaf" not in bound
         other = operator.api.apply(model("other", elsewhere))

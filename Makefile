@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export UV_SYSTEM_CERTS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lint format constraints crds manifests test model cluster bench kernels-aot gpu-check wheelhouse clean
+.PHONY: help env lint format constraints crds manifests test model cluster bench bench-operator kernels-aot gpu-check wheelhouse clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -51,6 +51,9 @@ cluster: env ## start the local cluster with the operator, print its kubeconfig 
 
 bench: env ## our server against transformers on the demo model; writes benchmarks/results/cpu.json
 	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.demo_model)"
+
+bench-operator: env ## what the operator costs with 500 models; writes benchmarks/results/operator_cost.json
+	@PYTHONPATH=e2e:benchmarks python benchmarks/operator_cost.py --output benchmarks/results/operator_cost.json
 
 kernels-aot: env ## compile every kernel for sm_80, sm_90 and sm_100 without a GPU; registers, spills, shared memory
 	@python -m sheaf_kernels.aot

@@ -169,9 +169,7 @@ def main() -> int:
     given = parser.parse_args()
     result = measure(given.models, given.replicas, given.seconds)
     where = {"processor": processor(), "python": platform.python_version(), "commit": commit()}
-    missed = [
-        f"{key} is {result[key]}, not below {most}" for key, most in LIMITS.items() if result[key] >= most
-    ]
+    missed = [f"{key} is {result[key]}, not below {m}" for key, m in LIMITS.items() if result[key] >= m]
     text = json.dumps({**where, **result, "limits": LIMITS}, indent=2)
     print(text)
     if given.output:

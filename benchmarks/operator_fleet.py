@@ -1,8 +1,8 @@
-"""A fleet of models in a local cluster without GPUs, KServe or model servers, for measuring the operator alone.
+"""A fleet of models in a local cluster without KServe and model servers, for measuring the operator alone.
 
-Real: etcd, the API server, the Deployment and ReplicaSet controllers, every object. Played: KServe, which would
-make each model's Deployment, and the kubelet, which would report its pods ready; their metrics come from
-`stub_pods`.
+Real: etcd, the API server, the Deployment and ReplicaSet controllers, every object. Played: KServe, which
+would make each model's Deployment, and the kubelet, which would report its pods ready; their metrics come
+from `stub_pods`.
 """
 
 from __future__ import annotations

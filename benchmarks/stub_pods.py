@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
@@ -35,9 +34,10 @@ def answer(busy: bool) -> bytes:
     return b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
-class Pods(asyncio.Protocol):
-    ANSWERS = {busy: answer(busy) for busy in (False, True)}
+ANSWERS = {busy: answer(busy) for busy in (False, True)}
 
+
+class Pods(asyncio.Protocol):
     def __init__(self, busy_file: Path) -> None:
         self._busy_file = busy_file
 
@@ -49,11 +49,10 @@ class Pods(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         busy = self._busy_file.stat().st_size > 0 and self._address in self._busy_file.read_text().split()
         for _ in range(data.count(b"\r\n\r\n")):
-            self._transport.write(self.ANSWERS[busy])
+            self._transport.write(ANSWERS[busy])
 
 
 async def main(port: int, busy_file: Path) -> None:
-    busy_file.touch()
     server = await asyncio.get_running_loop().create_server(
         lambda: Pods(busy_file), "0.0.0.0", port, backlog=4096
     )
@@ -66,5 +65,5 @@ if __name__ == "__main__":
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    os.nice(1)
+    Path(sys.argv[2]).touch()
     asyncio.run(main(int(sys.argv[1]), Path(sys.argv[2])))

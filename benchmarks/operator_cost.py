@@ -33,7 +33,7 @@ import asyncio, resource, sys
 from sheaf_operator.cluster.scrape import Scraper
 async def main(addresses, rounds):
     scraper = Scraper(2.0)
-    pairs = [[(str(n), a) for n, a in enumerate(addresses[i:i+2])] for i in range(0, len(addresses), 2)]
+    pairs = [[(a, f'http://{a}:8000/metrics') for a in addresses[i:i+2]] for i in range(0, len(addresses), 2)]
     async def all_of_them():
         for start in range(0, len(pairs), 25):
             for answers in await asyncio.gather(*(scraper.read(p) for p in pairs[start:start+25])):

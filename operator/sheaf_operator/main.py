@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
 import sys
 import time
 from typing import Any
@@ -65,7 +66,14 @@ async def run(settings: Settings) -> bool:
     return not failed.is_set()
 
 
+def allow_open_files() -> None:
+    """As many as the system lets us: each pod has a connection of its own."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main() -> None:
+    allow_open_files()
     try:
         settings = Settings.from_env()
         configure_logging(settings.log_level)

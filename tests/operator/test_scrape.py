@@ -1,11 +1,18 @@
 import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import kube_objects as k
 import pytest
+import trustme
 from aiohttp import web
+from sheaf_operator.api import names
 from sheaf_operator.cluster import scrape
+from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.cluster.reading import Reading, parse
 from sheaf_operator.cluster.scrape import Scraper
+from sheaf_operator.scaling import samples
 
 TEXT = """# HELP vllm:num_requests_running x
 # TYPE vllm:num_requests_running gauge
@@ -107,10 +114,9 @@ async def trickle(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.fixture
-async def pods(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, str]]:
-    """One server per address 127.0.0.x, all on one port."""
+async def pods() -> AsyncIterator[dict[str, str]]:
+    """The metrics' URL of one server each."""
     runners = []
-    port = 0
     addresses = {}
     handlers: dict[str, Handler] = {
         "good": good,
@@ -120,19 +126,17 @@ async def pods(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, str]]
         "huge": huge,
         "trickle": trickle,
     }
-    for number, (name, handler) in enumerate(handlers.items()):
+    for name, handler in handlers.items():
         app = web.Application()
         app.router.add_get("/metrics", handler)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        ip = f"127.0.0.{number + 2}"
-        site = web.TCPSite(runner, ip, port)
-        await site.start()
-        port = port or runner.addresses[0][1]
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
         runners.append(runner)
-        addresses[name] = ip
-    monkeypatch.setattr(scrape, "PORT", port)
-    yield {**addresses, "absent": "127.0.0.99"}
+        addresses[name] = f"http://127.0.0.1:{runner.addresses[0][1]}/metrics"
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    yield {**addresses, "absent": f"http://127.0.0.1:{port}/metrics"}
     for runner in runners:
         await runner.cleanup()
 
@@ -152,3 +156,96 @@ async def test_one_bad_pod_holds_nobody_up(pods: dict[str, str]) -> None:
     assert answers["huge"] == "more than 2 MB of metrics"
     for bad in ("absent", "endless"):
         assert isinstance(answers[bad], str), bad
+
+
+async def test_the_hung_pods_of_one_model_take_no_time_of_another(pods: dict[str, str]) -> None:
+    """Hundreds that accept and never answer; the other model's are read at once, again and again."""
+    scraper = Scraper(timeout=2)
+    hung = asyncio.create_task(scraper.read((f"h{n}", pods["hanging"]) for n in range(300)))
+    try:
+        async with asyncio.timeout(1):
+            for _ in range(3):
+                answers = await scraper.read([("good", pods["good"])])
+                assert isinstance(answers["good"], Reading)
+        assert not hung.done()
+    finally:
+        hung.cancel()
+        await asyncio.gather(hung, return_exceptions=True)
+        await scraper.close()
+
+
+async def test_pods_of_one_model_are_asked_a_bounded_number_at_a_time() -> None:
+    asked = most = 0
+
+    async def count(_: web.Request) -> web.StreamResponse:
+        nonlocal asked, most
+        asked += 1
+        most = max(most, asked)
+        await asyncio.sleep(0.01)
+        asked -= 1
+        return web.Response(text=TEXT)
+
+    app = web.Application()
+    app.router.add_get("/metrics", count)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    scraper = Scraper(timeout=5)
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/metrics"
+    answers = await scraper.read((f"p{n}", url) for n in range(40))
+    assert len(answers) == 40
+    assert most == scrape.PARALLEL
+    await scraper.close()
+    await runner.cleanup()
+
+
+async def test_metrics_over_tls_are_read_whatever_name_the_certificate_has() -> None:
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("m-predictor.ns.svc").configure_cert(context)
+    app = web.Application()
+    app.router.add_get("/metrics", good)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    scraper = Scraper(timeout=5)
+    answers = await scraper.read([("p", f"https://127.0.0.1:{runner.addresses[0][1]}/metrics")])
+    assert isinstance(answers["p"], Reading)
+    await scraper.close()
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize(
+    ("ip", "scheme", "url"),
+    [
+        ("10.0.0.1", None, "http://10.0.0.1:8000/metrics"),
+        ("10.0.0.1", "HTTPS", "https://10.0.0.1:8000/metrics"),
+        ("fd00::1", "HTTP", "http://[fd00::1]:8000/metrics"),
+    ],
+)
+def test_a_pods_own_probe_says_how_it_is_reached(ip: str, scheme: str | None, url: str) -> None:
+    pod = k.pod(ready=True, ip=ip)
+    probe = {"httpGet": {"path": "/ready"} | ({"scheme": scheme} if scheme else {})}
+    pod["spec"]["containers"] = [{"name": "sidecar"}, {"name": names.CONTAINER, "readinessProbe": probe}]
+    assert samples.addresses(Observed(k.owner(), pods=(pod,))) == [("p1", url)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'vllm:num_requests_waiting{model_name="a}b",engine="0"} 7.0',  # a brace in a label's value
+        'vllm:num_requests_waiting{model_name="say \\"7\\""} 7.0',
+        'vllm:num_requests_waiting{engine="0"}\t7.0',
+        'vllm:num_requests_waiting{engine="0"} 7.0 1700000000000',  # with a timestamp
+        'vllm:num_requests_waiting{engine="0"} 7e0\r',
+        "vllm:num_requests_waiting 7",
+    ],
+)
+def test_forms_that_the_exposition_format_allows(line: str) -> None:
+    text = TEXT.replace('vllm:num_requests_waiting{engine="0",model_name="m"} 7.0', line)
+    assert parse(text).sample.waiting == 7
+
+
+def test_a_longer_name_is_another_family() -> None:
+    longer = 'vllm:num_requests_waiting_by_reason{reason="capacity"} 5\n# vllm:num_requests_waiting 9\n'
+    assert parse(longer + TEXT).sample.waiting == 7

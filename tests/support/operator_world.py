@@ -117,6 +117,7 @@ class World:
             self.telemetry,
             Settings(runtime_image=k.IMAGE),
             clock=lambda: self.now,
+            spread=lambda: 1.0,
         )
 
     async def run(self, after: float = 0.0) -> list[tuple[Any, ...]]:

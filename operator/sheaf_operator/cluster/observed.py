@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sheaf_operator.api import names
@@ -58,12 +59,12 @@ class Observed:
         there = self.runtimes if child["kind"] == "ServingRuntime" else (self.inference_service,)
         return next((o["metadata"]["uid"] for o in there if o and o["metadata"]["name"] == name), None)
 
-    @property
+    @cached_property
     def live_pods(self) -> list[Json]:
         """Pods that are not ending."""
         return [pod for pod in self.pods if not is_terminating(pod)]
 
-    @property
+    @cached_property
     def ready_pods(self) -> list[Json]:
         return [pod for pod in self.live_pods if is_ready(pod)]
 

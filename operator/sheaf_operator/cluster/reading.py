@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 
@@ -24,7 +25,7 @@ class Sample:
 
 
 MAX_VALUE = 1e15  # no count, no number of bytes is larger: garbage
-# Families we read → field. Full parsing costs milliseconds per pod, so only these lines are looked at.
+# Families we read → field. They are searched for: a pod has hundreds of lines besides, a bad one a megabyte.
 _FAMILIES = {
     "vllm:num_requests_waiting": "waiting",
     "vllm:num_requests_running": "running",
@@ -39,7 +40,8 @@ _FAMILIES = {
 }
 
 
-_LINE = re.compile(r"^([a-zA-Z_:][\w:]*)(\{[^}]*\})?\s+(\S+)")
+# What follows a name: labels, whose values may hold any character, and the value.
+_SERIES = re.compile(r'(\{(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*\})?[ \t]+(\S+)')
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -69,20 +71,17 @@ def parse(text: str) -> Reading:
     found: dict[str, float] = {}
     engines = 0
     kv_tokens: int | None = None
-    for line in text.splitlines():
-        match = _LINE.match(line)
-        field = _FAMILIES.get(match[1]) if match else None
-        if match is None or field is None:
-            continue
+    for name, labels_text, text_value in _series(text):
+        field = _FAMILIES[name]
         if field == "cache_config":
-            labels = dict(_LABEL.findall(match[2] or ""))
+            labels = dict(_LABEL.findall(labels_text))
             if labels.get("block_size", "").isdigit() and labels.get("num_gpu_blocks", "").isdigit():
                 kv_tokens = int(labels["block_size"]) * int(labels["num_gpu_blocks"])
             continue
-        value = float(match[3])
+        value = float(text_value)
         most = 1.0 if field == "kv" else MAX_VALUE
         if not 0 <= value <= most:  # nor NaN
-            raise ValueError(f"{match[1]} is {match[3]}")
+            raise ValueError(f"{name} is {text_value}")
         found[field] = found.get(field, 0.0) + value
         engines += field == "kv"
     missing = [
@@ -103,3 +102,15 @@ def parse(text: str) -> Reading:
     weights = int(found["weights_bytes"]) if "weights_bytes" in found else None
     finished = int(found["finished"]) if "finished" in found else None
     return Reading(sample, int(found.get("blocks_live", 0)), kv_tokens, weights, finished)
+
+
+def _series(text: str) -> Iterator[tuple[str, str, str]]:
+    """(family, labels, value) of the families that we read."""
+    text = "\n" + text
+    for name in _FAMILIES:
+        start = "\n" + name
+        at = text.find(start)
+        while at >= 0:
+            if match := _SERIES.match(text, at + len(start)):
+                yield name, match[1] or "", match[2]
+            at = text.find(start, at + 1)

@@ -6,7 +6,7 @@ from sheaf_operator.cluster.kinds import DEPLOYMENTS, PODS, REPLICA_SETS, Kind
 from sheaf_operator.cluster.store import Json
 
 APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-_BULK = ("env", "envFrom", "args", "command", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
+_BULK = ("env", "envFrom", "args", "command", "livenessProbe", "startupProbe", "lifecycle")
 
 
 def trim(kind: Kind, obj: Json) -> Json:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.cluster.observed import Json, Observed
 from sheaf_operator.cluster.reading import Reading
 from sheaf_operator.desired.actions import Progress
+from sheaf_operator.desired.revision import Revision
 from sheaf_operator.scaling.decide import Decision, History
 
 
@@ -15,6 +17,8 @@ class Memory:
     """What one key keeps between runs. Times are of the reconciler's clock."""
 
     observed: Observed | None = None
+    spec: LLMDeploymentSpec | None = None  # of `observed`, once it has been read
+    revision: Revision | None = None  # that its InferenceService uses
     read_at: float = float("-inf")
     look_at: float = float("inf")  # when the plan may be another one although nothing has happened
     progress: Progress | None = None  # of the last plan

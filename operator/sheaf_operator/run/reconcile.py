@@ -6,6 +6,7 @@ This file calls them in order.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -44,8 +45,10 @@ class Reconciler:
         telemetry: Telemetry,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
+        spread: Callable[[], float] = lambda: random.uniform(0.92, 1.0),
     ) -> None:
-        self._cache, self._lease = cache, lease
+        """`spread` keeps models that were first looked at together from staying together."""
+        self._cache, self._lease, self._spread = cache, lease, spread
         self._telemetry, self._settings, self._clock = telemetry, settings, clock
         self._executor = Executor(cluster, lease, telemetry)
         self._scaler = Scaler(cluster, scraper, lease, self._executor, telemetry, settings, clock)
@@ -87,11 +90,11 @@ class Reconciler:
             return None
         observed = memory.observed = await self._inquirer.ask(observed, memory)
         try:
-            spec = LLMDeploymentSpec.model_validate(observed.owner["spec"])
+            spec = memory.spec = memory.spec or LLMDeploymentSpec.model_validate(observed.owner["spec"])
         except ValidationError as error:
             await self._reporter.refuse(observed, error, memory)
             return None
-        plan, failure = Plan(revision=current_revision(observed)), None
+        plan, failure = Plan(revision=memory.revision), None
         if fresh:
             plan = self._plan(spec, observed, memory)
             plan, failure = await self._executor.execute(observed, plan, memory)
@@ -132,6 +135,7 @@ class Reconciler:
             memory = self._memory[key] = Memory()  # made anew under the same name: nothing of it is known
             self._telemetry.forget(*key)
         memory.observed, memory.read_at, memory.dirty = observed, now, False
+        memory.spec, memory.revision = None, current_revision(observed) if observed else None
         self._telemetry.observations.labels(*key).inc()
         return True, memory
 
@@ -153,4 +157,4 @@ class Reconciler:
             return None if memory.settled else UNSETTLED
         interval = self._settings.autoscale_interval
         left = memory.scraped_at + interval - self._clock()
-        return left if left > 0 else interval
+        return (left if left > 0 else interval) * self._spread()

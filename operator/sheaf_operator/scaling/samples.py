@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from sheaf_operator.api import names
 from sheaf_operator.cluster.observed import Json, Observed, fell_silent, pod_name
 from sheaf_operator.cluster.reading import Reading, Sample
 
@@ -27,9 +28,18 @@ class Samples:
 
 
 def addresses(observed: Observed) -> list[tuple[str, str]]:
-    """(pod, ip) of the ready pods."""
+    """(pod, URL of its metrics) of the ready pods."""
     pods = observed.ready_pods
-    return [(pod_name(p), p["status"]["podIP"]) for p in pods if p["status"].get("podIP")]
+    return [(pod_name(p), _url(p)) for p in pods if p["status"].get("podIP")]
+
+
+def _url(pod: Json) -> str:
+    """Over TLS where its own probe says so: while that is rolled out, pods differ."""
+    ip = pod["status"]["podIP"]
+    host = f"[{ip}]" if ":" in ip else ip
+    server: Json = next((c for c in pod["spec"]["containers"] if c["name"] == names.CONTAINER), {})
+    scheme = server.get("readinessProbe", {}).get("httpGet", {}).get("scheme", "HTTP").lower()
+    return f"{scheme}://{host}:{names.PORT}/metrics"
 
 
 def of_replicas(

@@ -87,7 +87,9 @@ def test_what_has_finished_is_the_difference_of_two_readings(before: Any, now: A
 
 
 def test_only_ready_pods_are_asked() -> None:
-    assert samples.addresses(k.settled(k.spec(), replicas=3, ready=1)) == [("p0", "10.0.0.0")]
+    assert samples.addresses(k.settled(k.spec(), replicas=3, ready=1)) == [
+        ("p0", "http://10.0.0.0:8000/metrics")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import itertools
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine.core import EngineCore, check_config
 from sheaf_runtime.engine.scheduler import Output
+from sheaf_runtime.gguf.folder import model_folder
 from sheaf_runtime.protocol.messages import AddRequest, EngineStats, FinishReason, Rejected
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.text.output import OutputText
@@ -47,7 +49,8 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         options.setdefault("max_num_queued", sys.maxsize)  # nobody else is waiting for an answer
-        config = EngineConfig(model=str(model), **options)
+        self._folder = ExitStack()
+        config = EngineConfig(model=self._folder.enter_context(model_folder(str(model))), **options)
         check_config(config)
         self.tokenizer = Tokenizer.from_folder(config.model)
         self._executor = LocalExecutor(config)
@@ -133,6 +136,7 @@ class LLM:
 
     def close(self) -> None:
         self._executor.close()
+        self._folder.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -6,6 +6,10 @@ import logging
 import socket
 import sys
 
+import msgspec
+
+from sheaf_runtime.gguf.folder import model_folder
+from sheaf_runtime.gguf.reader import GGUFError
 from sheaf_runtime.server.model_folder import ModelFolderError, check_folder
 from sheaf_runtime.server.options import OptionError, parse
 from sheaf_runtime.server.tls import Certificate, CertificateError
@@ -39,7 +43,15 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
 
     from sheaf_runtime.server.run import serve
 
-    return uvloop.run(serve(engine, server, sock, certificate=certificate, core_command=core_command))
+    try:
+        with model_folder(engine.model) as folder:
+            if folder != engine.model:
+                names = server.served_model_name or (engine.model,)
+                server = msgspec.structs.replace(server, served_model_name=names)
+                engine = msgspec.structs.replace(engine, model=folder)
+            return uvloop.run(serve(engine, server, sock, certificate=certificate, core_command=core_command))
+    except GGUFError as error:
+        return _refuse(str(error))
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sheaf_runtime.gguf.folder import find_gguf
+from sheaf_runtime.gguf.reader import GGUFError
 from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError
 from sheaf_runtime.text.tokenizer import read_json, read_text
 
@@ -62,8 +64,15 @@ class ModelFolder:
 def check_folder(path: str) -> None:
     """Quick checks before anything is started. Raises ``ModelFolderError``."""
     folder = Path(path)
+    try:
+        if find_gguf(folder) is not None:
+            return
+    except (GGUFError, OSError) as error:
+        raise ModelFolderError(str(error)) from error
     if not folder.is_dir():
-        raise ModelFolderError(f"{path} is not a folder; MODEL must be a Hugging Face model folder")
+        raise ModelFolderError(
+            f"{path} is not a folder; MODEL must be a Hugging Face model folder or a GGUF file"
+        )
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():
             raise ModelFolderError(f"{folder / name} is missing; MODEL must be a Hugging Face model folder")

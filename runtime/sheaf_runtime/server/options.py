@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve a model folder behind an OpenAI-compatible API.",
         epilog="Of a flag that is given twice the last one counts. Flags cannot be abbreviated.",
     )
-    parser.add_argument("model", metavar="MODEL", help="Hugging Face model folder")
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face model folder, or a GGUF file")
     add = parser.add_argument_group("server").add_argument
     add("--host", default=server.host)
     add("--port", type=port, default=server.port)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
-from sheaf_runtime.models.checkpoint import SafetensorsFolder
+from sheaf_runtime.gguf.folder import WEIGHTS
+from sheaf_runtime.models.checkpoint import Checkpoint, SafetensorsFolder
 from sheaf_runtime.models.config import DecoderConfig
 from sheaf_runtime.models.decoder import Decoder
 from sheaf_runtime.models.errors import UnsupportedModelError
+from sheaf_runtime.models.gguf_checkpoint import GGUFCheckpoint
 from sheaf_runtime.models.layers import Attention
 from sheaf_runtime.models.parse import is_native, load_model_config, read_config
 from sheaf_runtime.models.weights import load_weights, untie_if_different
@@ -92,7 +94,7 @@ def _load_native(
     dtype = resolve_dtype(config.dtype, model_config.checkpoint_dtype)
     max_model_len = resolve_max_model_len(config.max_model_len, model_config.max_position_embeddings)
     backend = resolve_backend(config.attention_backend, device, model_config, config.block_size)
-    checkpoint = SafetensorsFolder(folder)
+    checkpoint = _open_checkpoint(folder, model_config.attention.head_dim)
     decoder = Decoder(
         untie_if_different(model_config, checkpoint),
         max_position=max_model_len,
@@ -103,6 +105,12 @@ def _load_native(
     weights_bytes = load_weights(checkpoint, decoder.targets(), ignore=decoder.ignored())
     decoder.finish()
     return LoadedModel(decoder, device, dtype, max_model_len, weights_bytes, backend)
+
+
+def _open_checkpoint(folder: Path, head_dim: int) -> Checkpoint:
+    if (folder / WEIGHTS).exists():
+        return GGUFCheckpoint(folder / WEIGHTS, head_dim)
+    return SafetensorsFolder(folder)
 
 
 def _load_transformers(

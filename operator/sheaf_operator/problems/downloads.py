@@ -21,7 +21,7 @@ _RULES = rules(
     (
         "ModelNotFound",
         r"404 Client Error|\(404\)|\b404 (GET|HEAD)\b|NoSuchKey|NoSuchBucket|bucket does not exist"
-        r"|(Repository|Revision|Entry) ?Not ?Found|BlobNotFound|ContainerNotFound|no model found in"
+        r"|(Repository|Revision|(?<!Local)Entry) ?Not ?Found|BlobNotFound|ContainerNotFound|no model found in"
         r"|not a valid model identifier|Invalid rev id|Cannot recognize storage type",
     ),
     (

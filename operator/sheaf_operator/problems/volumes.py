@@ -23,7 +23,7 @@ _EVENTS = {
     "FailedCreatePodSandBox": "SandboxFailed",
     "NetworkNotReady": "SandboxFailed",
 }
-_EXCLUSIVE = re.compile(r"Multi-Attach|already exclusively attached|already used by pod")
+_EXCLUSIVE = re.compile(r"Multi-Attach|already exclusively attached|already (used|attached) by pod")
 
 
 def waits_for_node(pod: Json) -> bool:

@@ -1,5 +1,7 @@
 """What Deployment, ReplicaSets and KServe say, and that the address outlives it."""
 
+from dataclasses import replace
+
 import kube_objects as k
 from sheaf_operator.api import names
 from sheaf_operator.cluster.observed import Observed
@@ -50,7 +52,7 @@ def test_kserve_that_does_not_carry_out_an_update_is_told_in_its_own_words() -> 
     assert silent is not None
     assert silent.reason == "KServeSilent"
     words = 'fails to reconcile predictor: Deployment.apps "m-predictor" is invalid: spec.template.labels'
-    told = Observed(**{**vars(observed), "events": (event("InferenceService", "m", "InternalError", words),)})
+    told = replace(observed, events=(event("InferenceService", "m", "InternalError", words),))
     refused = cause(told, new.hash, GPU, after(30))
     assert refused is not None
     assert refused.reason == "KServeRefused"

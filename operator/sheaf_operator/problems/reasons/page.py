@@ -21,8 +21,8 @@ own words, what to do, and the place on this page. The page is made from the ope
 
 While something that may pass by itself keeps a model from serving (a node that an autoscaler has to bring, a
 claim, a quota), `Ready` is False and `Reconciling` True with its reason. `Stalled` turns True when it has
-lasted for the patience: the chart's `operator.stallPatience`, 600 seconds unless you set it, by the times that
-the pods themselves keep, so a restart of the operator begins nothing anew.
+lasted for the patience: the chart's `operator.stallPatience`, 600 seconds unless you set it, by the times
+that the pods themselves keep, so a restart of the operator begins nothing anew.
 """
 
 

@@ -27,6 +27,7 @@ class Settings:
     lease_duration: float = 15.0
     victim_wait: float = 2.0  # between marking the pod that should go and lowering the count
     stall_patience: float = 600.0  # what may yet mend, such as a node that has to come, is no stall before
+    cluster_domain: str = "cluster.local"  # of the cluster's Services, for status.url
     http_port: int = 8080
     log_level: str = "info"
 

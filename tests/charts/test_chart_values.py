@@ -112,6 +112,10 @@ def _accepted(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         least = schema["exclusiveMinimum" if above else "minimum"]
         numbers = st.floats(least, schema["maximum"], exclude_min=above, allow_subnormal=False)
         return st.sampled_from([schema["maximum"], 0.001, 1]) | numbers
+    if "pattern" in schema:
+        return st.from_regex(schema["pattern"], fullmatch=True).filter(
+            lambda t: len(t) <= schema["maxLength"]
+        )
     raise NotImplementedError(schema)
 
 

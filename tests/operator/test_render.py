@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sheaf_operator.api.spec import LLMDeploymentSpec
-from sheaf_operator.desired import render
+from sheaf_operator.desired import containers, render
 from sheaf_operator.desired import revision as revisions
 
 
@@ -29,14 +29,14 @@ def container(given: LLMDeploymentSpec) -> dict[str, Any]:
     ],
 )
 def test_each_field_maps_to_its_flag(fields: dict[str, Any], flags: list[str]) -> None:
-    args = render.args("m", k.spec(**fields))
+    args = containers.args("m", k.spec(**fields))
     assert args[0] == "/mnt/models"
     start = args.index(flags[0])
     assert args[start : start + len(flags)] == flags
 
 
 def test_the_gpu_default_says_nothing_it_need_not_say() -> None:
-    args = render.args("m", k.spec())
+    args = containers.args("m", k.spec())
     assert not {"--device", "--dtype", "--max-model-len", "--no-enable-prefix-caching"} & set(args)
 
 

@@ -10,10 +10,10 @@ import kube_objects as k
 import pytest
 from kubernetes import client
 from pydantic import BaseModel
-from sheaf_operator.api import affinity, env, placement, selectors
+from sheaf_operator.api import affinity, env, placement, pod_rules, selectors
 from sheaf_operator.api.fields import ApiModel
 from sheaf_operator.api.spec import LLMDeploymentSpec
-from sheaf_operator.desired import render
+from sheaf_operator.desired import containers
 from sheaf_operator.desired import revision as revisions
 
 PARTS = ["engine", "accelerator", "resources", "parallelism", "replicas", "autoscaling", "termination", "pod"]
@@ -104,7 +104,7 @@ def test_no_field_takes_anything() -> None:
 
 
 def test_the_users_flags_come_before_the_operators_own_so_that_these_count() -> None:
-    args = render.args("m", k.spec(engine={"extraArgs": ["--port", "1", "--seed=3"]}))
+    args = containers.args("m", k.spec(engine={"extraArgs": ["--port", "1", "--seed=3"]}))
     assert args[:4] == ["/mnt/models", "--port", "1", "--seed=3"]
     assert args[4:6] == ["--port", "8000"]
 
@@ -112,7 +112,7 @@ def test_the_users_flags_come_before_the_operators_own_so_that_these_count() -> 
 RANDOM = random.Random(1)  # text that hardly compresses, as certificates are
 LARGE = [
     {"name": f"BUNDLE_{i}", "value": "".join(RANDOM.choices(string.printable, k=4096))}
-    for i in range(env.MAX_TEXT // 4096)
+    for i in range(pod_rules.MAX_TEXT // 4096)
 ]
 
 

@@ -107,6 +107,13 @@ REFUSED: list[tuple[str, Object, str]] = [
         (f"memory {memory}", resource(resources={"memory": memory}), "such as 512Mi or 16Gi, from 1Mi")
         for memory in (0, "-1Gi", "512m", "32gi", 16, "0.5", "16GB", "1e30")
     ),
+    ("a limit below", resource(resources={"cpu": 4, "cpuLimit": "2"}), "cpuLimit must not be less than cpu"),
+    (
+        "more shared memory",
+        resource(resources={"sharedMemory": "9Gi"}),
+        "sharedMemory must not exceed memory",
+    ),
+    ("TLS without a Secret", resource(tls={}), "spec.tls.secretName: Required value"),
     (
         "replicas with Builtin",
         resource(replicas=2),
@@ -171,6 +178,16 @@ ALLOWED: dict[str, Object] = {
         engine={"extraArgs": ['--x={"a": {"b": [1, 2]}, "c": "d e"}', "--y", '{"a": 1}\n']}
     ),
     "a variable in a flag": resource(engine={"extraArgs": ["--api-key=$(API_KEY)", "--seed", "-1"]}),
+    "TLS": resource(tls={"secretName": "m-tls"}),
+    "more of resources": resource(
+        resources={
+            "cpu": 2,
+            "cpuLimit": 999,
+            "memory": "8Gi",
+            "sharedMemory": "4Gi",
+            "ephemeralStorage": "10Gi",
+        }
+    ),
     "fractions of a unit": resource(resources={"cpu": "0.5", "memory": "1.5Gi"}),
     "thousandths, as autoscalers recommend": resource(resources={"memory": "1288490188800m"}),
     "nulls": resource(

@@ -35,6 +35,15 @@ def env(**variable: Any) -> Object:
     return pod(env=[{"name": "A", **variable}])
 
 
+def mount(name: str = "data", path: str = "/data") -> Object:
+    return {"name": name, "mountPath": path}
+
+
+def box(name: str = "box", **fields: Any) -> Object:
+    return {"name": name, "image": "busybox:1", **fields}
+
+
+VOLUME = {"name": "data", "emptyDir": {}}
 TAKES_NONE = "In and NotIn need values, Exists and DoesNotExist take none"
 TEXTS = [{"name": f"A{i}", "value": "x" * 4096} for i in range(64)]
 REFUSED: list[tuple[str, Object, str]] = [
@@ -73,7 +82,7 @@ REFUSED: list[tuple[str, Object, str]] = [
     ("env twice", pod(env=[{"name": "A"}, {"name": "A"}]), "Duplicate value"),
     ("env number", env(value=1), "spec.pod.env[0].value in body must be of type string"),
     ("env truth", env(value=True), "spec.pod.env[0].value in body must be of type string"),
-    ("env beyond an annotation", pod(env=TEXTS), "put long texts into a ConfigMap and name it in valueFrom"),
+    ("env beyond an annotation", pod(env=TEXTS), "put long texts into a ConfigMap"),
     (
         "env from a misspelt source",
         env(valueFrom={"secretRef": {"name": "s"}}),
@@ -146,6 +155,49 @@ REFUSED: list[tuple[str, Object, str]] = [
         ),
         'supported values: "In"',
     ),
+    ("a mount of nothing", pod(volumeMounts=[mount("a")]), "must name one of spec.pod.volumes"),
+    (
+        "a sidecar's mount of nothing",
+        pod(sidecars=[box(volumeMounts=[mount("a")])]),
+        "must name one of spec.pod",
+    ),
+    ("a mount twice", pod(volumes=[VOLUME], volumeMounts=[mount(), mount()]), "Duplicate value"),
+    *(
+        (f"mount over {path}", pod(volumes=[VOLUME], volumeMounts=[mount(path=path)]), "must not mount over")
+        for path in ("/", "/mnt/models", "/dev/shm", "/dev/shm/", "/tmp", "/etc/sheaf/tls")
+    ),
+    (
+        "a mount that climbs",
+        pod(volumes=[VOLUME], volumeMounts=[mount(path="/a/../b")]),
+        "must be an absolute path",
+    ),
+    ("a relative mount", pod(volumes=[VOLUME], volumeMounts=[mount(path="a")]), "must be an absolute path"),
+    (
+        "a folder of the node",
+        pod(volumes=[{"name": "a", "hostPath": {"path": "/"}}]),
+        'unknown field "spec.pod.volumes',
+    ),
+    (
+        "two sources",
+        pod(volumes=[{**VOLUME, "secret": {"secretName": "s"}}]),
+        "set one of configMap, secret, emptyDir",
+    ),
+    ("our volume", pod(volumes=[{**VOLUME, "name": "shm"}]), "must not be shm, tmp, tls"),
+    ("a container twice", pod(sidecars=[box(), box()]), "Duplicate value"),
+    ("one name in two lists", pod(sidecars=[box()], initContainers=[box()]), "no sidecar may have the name"),
+    (
+        "KServe's container",
+        pod(sidecars=[box(name="kserve-container")]),
+        "must not be one of KServe's own names",
+    ),
+    ("a privileged sidecar", pod(sidecars=[box(securityContext={"privileged": True})]), "unknown field"),
+    ("root", pod(securityContext={"runAsUser": 0}), "greater than or equal to 1"),
+    (
+        "long arguments",
+        pod(initContainers=[box(args=["x" * 4096] * 32)], sidecars=[box("b", args=["x"])]),
+        "may have 131072",
+    ),
+    ("too short a start", pod(probes={"startupSeconds": 1}), "greater than or equal to 30"),
     ("copied from a pod", pod(envFrom=[{"secretRef": {"name": "s"}}]), 'unknown field "spec.pod.envFrom"'),
 ]
 
@@ -212,6 +264,26 @@ ALLOWED: dict[str, Object] = {
             {"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway"}
             for key in ("zone", "host")
         ]
+    ),
+    "volumes": pod(
+        volumes=[
+            VOLUME,
+            {
+                "name": "c",
+                "configMap": {"name": "c", "items": [{"key": "k", "path": "a/b"}], "defaultMode": 292},
+            },
+            {"name": "s", "secret": {"secretName": "s", "optional": True}},
+            {"name": "p", "persistentVolumeClaim": {"claimName": "p", "readOnly": True}},
+            {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},
+        ],
+        volumeMounts=[mount(), {**mount("c", "/etc/c.yaml"), "subPath": "a/b", "readOnly": True}],
+    ),
+    "containers": pod(
+        volumes=[VOLUME],
+        initContainers=[box("a", command=["sh", "-c", "true"], resources={"cpu": "1", "memory": "1Gi"})],
+        sidecars=[box("b", env=[{"name": "A", "value": "b"}], volumeMounts=[mount()])],
+        securityContext={"fsGroup": 1000, "runAsUser": 1000, "supplementalGroups": [1001]},
+        probes={"startupSeconds": 7200},
     ),
     "much env": pod(env=TEXTS[:32]),
     "sources": pod(

@@ -10,9 +10,6 @@ from sheaf_operator.api.fields import ApiModel, Cpu, ObjectName, rule, rules
 
 # Environment that KServe refuses or that the operator sets itself.
 OWNED_ENV = ("PYTHONPATH", "HOME", "OMP_NUM_THREADS")
-# The whole revision is recorded in an annotation, and all annotations of an object have 256 KiB.
-MAX_TEXT = 131_072
-
 _KEY = Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", description="The key in it.")
 
 
@@ -130,11 +127,6 @@ Env = Annotated[
                 rule(
                     f"self.all(e, !(e.name in {list(OWNED_ENV)!r}))",
                     f"must not set {', '.join(OWNED_ENV)}: Sheaf and KServe set them",
-                ),
-                rule(
-                    f"self.map(e, has(e.value) ? size(e.value) : 0).sum() <= {MAX_TEXT}",
-                    f"the values may have {MAX_TEXT} characters together: put long texts into a ConfigMap and"
-                    " name it in valueFrom",
                 ),
             ),
         },

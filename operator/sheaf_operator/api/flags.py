@@ -16,7 +16,7 @@ from sheaf_operator.api.fields import rule, rules
 OWNED_FLAGS = (
     "--host", "--port", "--served-model-name", "--max-model-len", "--dtype", "--device", "--quantization",
     "--kv-cache-dtype", "--tensor-parallel-size", "--enable-prefix-caching", "--no-enable-prefix-caching",
-    "--drain-timeout",
+    "--drain-timeout", "--ssl-certfile", "--ssl-keyfile",
 )  # fmt: skip
 
 _NAME = "self.split('=')[0].replace('_', '-').trim()"

@@ -21,6 +21,7 @@ KSERVE_STOP = "serving.kserve.io/stop"
 CONTAINER = "kserve-container"  # KServe finds the model server by this name
 PORT = 8000
 MODEL_DIR = "/mnt/models"  # where KServe puts the model
+TLS_DIR = "/etc/sheaf/tls"  # where the certificate of spec.tls is mounted
 
 
 def owner_labels(name: str) -> dict[str, str]:
@@ -60,6 +61,14 @@ def revision_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def url(name: str, namespace: str) -> str:
-    """KServe's Service, inside the cluster; its InferenceService URL may not resolve anywhere."""
-    return f"http://{predictor_deployment(name)}.{namespace}.svc.cluster.local"
+def scheme(tls: bool) -> str:
+    return "https" if tls else "http"
+
+
+def url(name: str, namespace: str, domain: str, tls: bool) -> str:
+    """KServe's Service, inside the cluster; its InferenceService URL may not resolve anywhere.
+
+    KServe gives it port 80, whatever is spoken there.
+    """
+    host = f"{predictor_deployment(name)}.{namespace}.svc.{domain}"
+    return f"{scheme(tls)}://{host}" + (":80" if tls else "")

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from sheaf_operator.api.autoscaling import Autoscaling
-from sheaf_operator.api.fields import ApiModel, Bytes, Cpu, LocalRef, ModelName, rule, rules
+from sheaf_operator.api.fields import ApiModel, Bytes, Cpu, LocalRef, ModelName, ObjectName, rule, rules
 from sheaf_operator.api.flags import ExtraArgs
 from sheaf_operator.api.pod import Pod
 
@@ -147,13 +147,44 @@ class Accelerator(ApiModel):
 class Resources(ApiModel):
     """Requests of each replica. Memory is limited to the request, CPU to the whole cores above it."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.cpuLimit)"
+                " || quantity(string(self.cpuLimit)).compareTo(quantity(string(self.cpu))) >= 0",
+                "cpuLimit must not be less than cpu",
+                fieldPath=".cpuLimit",
+            ),
+            rule(
+                "!has(self.sharedMemory)"
+                " || quantity(string(self.sharedMemory)).compareTo(quantity(string(self.memory))) <= 0",
+                "sharedMemory must not exceed memory, which it is a part of",
+                fieldPath=".sharedMemory",
+            ),
+        )
+    )
     cpu: Annotated[
         Cpu, Field(description="CPU of each replica; on the CPU, whole cores are compute threads.")
     ] = "1"
+    cpu_limit: Annotated[
+        Cpu | None,
+        Field(
+            description="Limit of the CPU; default: cpu rounded up. A number above every node's cores is"
+            " no limit (where there is none, KServe fills in its own)."
+        ),
+    ] = None
     memory: Annotated[
         Bytes,
         Field(description="Memory of each replica, request and limit; on the CPU the model is in it."),
     ] = "4Gi"
+    shared_memory: Annotated[
+        Bytes | None,
+        Field(description="Size of /dev/shm, a part of memory; default: half of the node's memory at most."),
+    ] = None
+    ephemeral_storage: Annotated[
+        Bytes | None,
+        Field(description="Disk of each replica, request and limit: logs, /tmp and a downloaded model."),
+    ] = None
 
 
 class Parallelism(ApiModel):
@@ -170,6 +201,15 @@ class Parallelism(ApiModel):
             ),
         ),
     ] = 1
+
+
+class Tls(ApiModel):
+    """HTTPS in place of HTTP on the pods' port."""
+
+    secret_name: Annotated[
+        ObjectName,
+        Field(description="Secret with tls.crt and tls.key (type kubernetes.io/tls); a renewal is taken up."),
+    ]
 
 
 class Termination(ApiModel):
@@ -256,5 +296,6 @@ class LLMDeploymentSpec(ApiModel):
     autoscaling: Autoscaling = Autoscaling()
     termination: Termination = Termination()
     rollout: Rollout = Rollout()
+    tls: Annotated[Tls | None, Field(description="Serve HTTPS; left out, HTTP.")] = None
     suspend: Annotated[bool, Field(description="Stop all pods; the configuration stays.")] = False
     pod: Pod = Pod()

@@ -2,110 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from sheaf_operator.api import names, quantity
-from sheaf_operator.api.fields import ApiModel
+from sheaf_operator.api import names
 from sheaf_operator.api.spec import API_VERSION, KIND, LLMDeploymentSpec
 from sheaf_operator.cluster.observed import Json
+from sheaf_operator.desired import containers
+from sheaf_operator.desired.containers import as_json, as_list
 from sheaf_operator.desired.revision import Revision, pod_spec
 
-PRE_STOP_SECONDS = 5  # endpoints and proxies learn that the pod is going while it still serves
 GRACE_MARGIN_SECONDS = 30  # preStop, the lame-duck time and the exit itself, on top of the drain
-TMP_SIZE = "2Gi"
 Strategy = Literal["Surge", "GiveUpFirst", "Recreate"]
 
 
-def args(name: str, spec: LLMDeploymentSpec) -> list[str]:
-    """Arguments of `sheaf serve`, which is the image's entry point: each engine field maps to one flag.
-
-    The user's own come first: of a flag that is given twice the last one counts.
-    """
-    engine = spec.engine
-    result = [names.MODEL_DIR, *engine.extra_args, "--port", str(names.PORT)]
-    result += ["--served-model-name", spec.model.served_name or name]
-    if engine.max_model_len is not None:
-        result += ["--max-model-len", str(engine.max_model_len)]
-    if engine.dtype != "auto":
-        result += ["--dtype", engine.dtype]
-    if spec.accelerator.count == 0:
-        result += ["--device", "cpu"]
-    if not engine.prefix_caching:
-        result += ["--no-enable-prefix-caching"]
-    return [*result, "--drain-timeout", str(spec.termination.drain_timeout_seconds)]
-
-
-def _probe(path: str, **more: int) -> Json:
-    return {"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}, **more}
-
-
-def _probes() -> Json:
-    """Startup waits up to an hour for a large model; liveness forgives stalls of a small, busy machine."""
-    return {
-        "startupProbe": _probe("/health", periodSeconds=5, timeoutSeconds=5, failureThreshold=720),
-        "readinessProbe": _probe("/ready", periodSeconds=2, timeoutSeconds=5, failureThreshold=3),
-        "livenessProbe": _probe("/health", periodSeconds=10, timeoutSeconds=10, failureThreshold=6),
-    }
-
-
-def _environment(spec: LLMDeploymentSpec) -> list[Json]:
-    own = [{"name": "HOME", "value": "/tmp"}]
-    if spec.accelerator.count == 0:
-        threads = quantity.compute_threads(spec.resources.cpu)
-        own.append({"name": "OMP_NUM_THREADS", "value": str(threads)})
-    return own + _dump(spec.pod.env)
-
-
-def _resources(spec: LLMDeploymentSpec) -> Json:
-    """KServe fills in whatever is left out here with its own small defaults, so all of it is said."""
-    devices = {spec.accelerator.resource_name: str(spec.accelerator.count)} if spec.accelerator.count else {}
-    cpu, memory = spec.resources.cpu, spec.resources.memory
-    return {
-        "requests": {"cpu": cpu, "memory": memory, **devices},
-        "limits": {"cpu": str(quantity.whole(cpu)), "memory": memory, **devices},
-    }
-
-
 def _runtime_spec(name: str, spec: LLMDeploymentSpec, default_image: str) -> Json:
-    container: Json = {
-        "name": names.CONTAINER,
-        "image": spec.pod.image or default_image,
-        "args": args(name, spec),
-        "env": _environment(spec),
-        "ports": [{"name": "http", "containerPort": names.PORT, "protocol": "TCP"}],
-        **_probes(),
-        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
-        # The last lines of the log become the reason that the user reads in the status.
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}, {"name": "tmp", "mountPath": "/tmp"}],
-    }
     return {
         "supportedModelFormats": [{"name": "sheaf", "version": "1", "autoSelect": False}],
         "multiModel": False,
-        "containers": [container],
-        "volumes": [
-            {"name": "shm", "emptyDir": {"medium": "Memory"}},
-            {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
-        ],
+        "containers": [containers.runtime_container(name, spec, spec.pod.image or default_image)],
+        "volumes": containers.volumes(spec),
     }
-
-
-def _dump(items: list[Any]) -> list[Json]:
-    return [_json(item) for item in items]
-
-
-def _json(item: ApiModel) -> Json:
-    return item.model_dump(by_alias=True, exclude_none=True)
 
 
 def _spread(name: str, spec: LLMDeploymentSpec) -> list[Json]:
     default = {"matchLabels": {names.LABEL_DEPLOYMENT: name}}
-    return [{"labelSelector": default, **item} for item in _dump(spec.pod.topology_spread_constraints)]
+    return [{"labelSelector": default, **item} for item in as_list(spec.pod.topology_spread_constraints)]
 
 
 def _predictor(name: str, spec: LLMDeploymentSpec, revision: str) -> Json:
@@ -118,13 +39,14 @@ def _predictor(name: str, spec: LLMDeploymentSpec, revision: str) -> Json:
     optional: Json = {
         "annotations": annotations,
         "nodeSelector": pod.node_selector,
-        "tolerations": _dump(pod.tolerations),
-        "affinity": pod.affinity and _json(pod.affinity),
+        "tolerations": as_list(pod.tolerations),
+        "affinity": pod.affinity and as_json(pod.affinity),
         "topologySpreadConstraints": _spread(name, spec),
         "serviceAccountName": pod.service_account_name,
-        "imagePullSecrets": _dump(pod.image_pull_secrets),
+        "imagePullSecrets": as_list(pod.image_pull_secrets),
         "priorityClassName": pod.priority_class_name,
         "runtimeClassName": pod.runtime_class_name,
+        "initContainers": containers.further_containers(spec),
     }
     return {
         "labels": {**pod.labels, names.LABEL_REVISION: revision},
@@ -132,11 +54,15 @@ def _predictor(name: str, spec: LLMDeploymentSpec, revision: str) -> Json:
             "modelFormat": {"name": "sheaf", "version": "1"},
             "runtime": names.runtime_name(name, revision),
             "storageUri": spec.model.uri,
-            "resources": _resources(spec),
+            "resources": containers.resources(spec),
         },
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "securityContext": {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+            **as_json(pod.security_context),
+        },
         "terminationGracePeriodSeconds": spec.termination.drain_timeout_seconds + GRACE_MARGIN_SECONDS,
         **{key: value for key, value in optional.items() if value},
     }

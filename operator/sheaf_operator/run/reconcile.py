@@ -54,7 +54,7 @@ class Reconciler:
         self._scaler = Scaler(cluster, scraper, lease, self._executor, telemetry, settings, clock)
         self._inquirer = Inquirer(cluster, clock)
         patience = timedelta(seconds=settings.stall_patience)
-        self._reporter = Reporter(cluster, lease, telemetry, clock, patience)
+        self._reporter = Reporter(cluster, lease, telemetry, settings.cluster_domain, clock, patience)
         self._memory: dict[Key, Memory] = {}
 
     def touch(self, key: Key) -> None:

@@ -33,10 +33,12 @@ class Reporter:
         cluster: Cluster,
         lease: Lease,
         telemetry: Telemetry,
+        domain: str,
         clock: Callable[[], float],
         patience: timedelta,
     ) -> None:
-        self._cluster, self._lease, self._telemetry, self._patience = cluster, lease, telemetry, patience
+        self._cluster, self._lease, self._telemetry = cluster, lease, telemetry
+        self._domain, self._patience = domain, patience
         self._events = Events(cluster, clock)
 
     async def report(self, spec: LLMDeploymentSpec, memory: Memory, plan: Plan, applied: bool) -> None:
@@ -57,7 +59,7 @@ class Reporter:
             self._patience,
         )
         memory.settled = situation.settled
-        status = build_status(situation)
+        status = build_status(situation, self._domain)
         if memory.decision is not None:
             status["autoscaling"] = autoscaling.build(memory.decision, observed, now)
         elif spec.autoscaling.mode != "Disabled" and "autoscaling" in before:
@@ -71,7 +73,7 @@ class Reporter:
         problem = Problem("InvalidSpec", clip(f"spec.{where}: {first['msg']}"))
         spec = LLMDeploymentSpec.model_construct()
         situation = Situation(spec, observed, None, datetime.now(UTC), problem, applied=False)
-        await self._write(observed, build_status(situation), memory)
+        await self._write(observed, build_status(situation, self._domain), memory)
 
     async def _write(self, observed: Observed, status: Json, memory: Memory) -> None:
         """Said once per look, whatever becomes of it: a CRD older than this operator may refuse it or keep

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from sheaf_operator.api import names
-from sheaf_operator.cluster.observed import Json, Observed
+from sheaf_operator.cluster.observed import Json
 from sheaf_operator.status.conditions import conditions
 from sheaf_operator.status.situation import Situation
 from sheaf_operator.status.timeline import timeline
 
 
-def build_status(s: Situation) -> Json:
-    """The whole status but for `autoscaling`."""
+def build_status(s: Situation, domain: str) -> Json:
+    """The whole status but for `autoscaling`; `domain` is that of the cluster's Services."""
     observed = s.observed
     revision = s.revision
     deployment = observed.deployment or {}
@@ -22,7 +22,7 @@ def build_status(s: Situation) -> Json:
         "conditions": conditions(s),
         "timeline": timeline(observed, revision.hash if revision else None),
     }
-    if url := _url(observed):
+    if url := _url(s, domain):
         result["url"] = url
     if revision is not None:
         result["image"], result["revision"] = revision.image, revision.hash
@@ -31,9 +31,12 @@ def build_status(s: Situation) -> Json:
     return result
 
 
-def _url(observed: Observed) -> str | None:
+def _url(s: Situation, domain: str) -> str | None:
     """It lasts as long as the InferenceService: what fails meanwhile takes no client its address."""
-    service = observed.inference_service
+    observed, service = s.observed, s.observed.inference_service
     if service is None:
         return None if observed.kserve else observed.status.get("url")
-    return names.url(observed.name, observed.namespace) if observed.owns(service) else None
+    if not observed.owns(service):
+        return None
+    tls = s.revision is not None and bool(s.revision.spec.get("tls"))
+    return names.url(observed.name, observed.namespace, domain, tls)

@@ -273,3 +273,65 @@ async def test_a_refused_status_slows_nothing_and_is_said_once_per_look() -> Non
     tried = world.cluster.status_writes
     await world.run(5)
     assert world.cluster.status_writes == tried
+
+
+def conditions_of(world: World) -> dict[str, tuple[str, str]]:
+    return {c["type"]: (c["status"], c["reason"]) for c in world.cluster.status["conditions"]}
+
+
+async def test_events_are_read_only_while_something_stands_still_and_not_at_each_look() -> None:
+    world = scaling_world(1)
+    await world.run()
+    await world.run(600)
+    assert world.cluster.asked == []
+    waiting = k.pod("p1", k.revision(k.spec()))
+    waiting["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ContainerCreating"}}
+    world.cluster.told = [
+        {
+            "type": "Warning",
+            "reason": "FailedMount",
+            "message": "access denied by server",
+            "involvedObject": {"kind": "Pod", "name": "p1"},
+        }
+    ]
+    world.change(pods=(waiting,))
+    for _ in range(3):
+        await world.run(5)
+    assert world.cluster.asked == [("Pod", "p1")]
+    assert conditions_of(world)["Ready"] == ("False", "VolumeNotMounted")
+    await world.run(30)
+    assert world.cluster.asked == [("Pod", "p1")] * 2
+    world.change(pods=k.settled(k.spec()).pods)
+    await world.run(5)
+    assert world.cluster.asked == [("Pod", "p1")] * 2
+
+
+async def test_an_api_server_that_gives_no_events_is_no_obstacle() -> None:
+    world = scaling_world(1)
+    waiting = k.pod("p1", k.revision(k.spec()))
+    waiting["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ContainerCreating"}}
+    world.change(pods=(waiting,))
+    world.cluster.refuse_events = ApiError(403, "Forbidden", "no")
+    await world.run()
+    assert conditions_of(world)["Ready"][0] == "False"
+
+
+async def test_what_stands_still_is_looked_at_again_though_nothing_changes() -> None:
+    """Only time turns waiting into a stall, also where no scaler asks for another look."""
+    given = k.spec(autoscaling={"mode": "Disabled"}, replicas=1)
+    world = World(given, k.settled(given))
+    await world.run()
+    assert world.again is None
+    world.change(pods=(k.unschedulable("0/1 nodes are available: 1 Insufficient cpu.", k.revision(given)),))
+    await world.run(5)
+    assert world.again is not None
+    assert world.again <= 10
+
+
+async def test_the_end_of_service_is_a_warning_and_a_wanted_end_is_none() -> None:
+    world = scaling_world(1)
+    await world.reconciler.process(KEY)
+    world.cluster.writes = []
+    world.change(pods=(k.crashed("OSError: x", of=k.revision(k.spec())),))
+    await world.reconciler.process(KEY)
+    assert ("event", "ContainerCrashing") in world.cluster.writes

@@ -27,6 +27,7 @@ class FakeCluster:
         self.writes: list[tuple[Any, ...]] = []
         self.reads = 0
         self.asked: list[tuple[str, str]] = []
+        self.refuse_events: Exception | None = None
         self.told: list[dict[str, Any]] = []
         self.fail: Exception | None = None
         self.refuse_status: Exception | None = None
@@ -66,6 +67,8 @@ class FakeCluster:
             self.observed.owner["status"] = copy.deepcopy(status)
 
     async def events(self, namespace: str, kind: str, name: str) -> list[dict[str, Any]]:
+        if self.refuse_events is not None:
+            raise self.refuse_events
         self.asked.append((kind, name))
         return self.told
 

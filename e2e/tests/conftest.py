@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from localcluster.cluster import Cluster, LocalCluster
+from localcluster.cluster import Cluster, LocalCluster, Node
 from model_folders import byte_level, write_folder
 from sheaf_e2e.checkout import CHECKOUT, open_sheaf_cluster
 from sheaf_e2e.demo_model import demo_model
@@ -46,6 +46,13 @@ def local_cluster(cluster: Cluster) -> LocalCluster:
     if not isinstance(cluster, LocalCluster):
         pytest.skip("needs the local cluster")
     return cluster
+
+
+@pytest.fixture(scope="module")
+def second_node(local_cluster: LocalCluster) -> Iterator[Node]:
+    """A second node for this file's tests."""
+    with local_cluster.second_node() as node:
+        yield node
 
 
 @pytest.fixture(scope="session")

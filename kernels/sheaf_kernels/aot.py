@@ -271,7 +271,11 @@ def compile_all(indices: list[int], archs: list[int], workers: int) -> Iterator[
     """Compile ``all_variants()[i]`` for each index and architecture, in ``workers`` processes."""
     variants = all_variants()
     jobs = list(product(indices, archs))
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory(prefix="sheaf-aot-") as cache,  # only measured: nothing stays in the home
+        ProcessPoolExecutor(workers, spawn, os.environ.__setitem__, ("TRITON_CACHE_DIR", cache)) as pool,
+    ):
         for (index, arch), usage in zip(jobs, pool.map(_compile_job, jobs), strict=True):
             yield variants[index], arch, usage
 

@@ -6,6 +6,7 @@ from localcluster.cluster.choose import KUBECONFIG_VARIABLE, open_cluster
 from localcluster.cluster.external import ExternalCluster
 from localcluster.cluster.faults import Faults
 from localcluster.cluster.local import LocalCluster
+from localcluster.cluster.node import Node
 from localcluster.cluster.waiting import wait_until
 from localcluster.machine.launcher import ComponentFailed
 
@@ -19,6 +20,7 @@ __all__ = [
     "ExternalCluster",
     "Faults",
     "LocalCluster",
+    "Node",
     "Object",
     "open_cluster",
     "wait_until",

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import yaml
 
+from localcluster.cluster import folder_driver
 from localcluster.cluster.api import Api
 from localcluster.machine.launcher import Launcher
-from localcluster.machine.namespace import NODE_IP, NODE_NAME
+from localcluster.machine.namespace import NODE_IP
 from localcluster.setup.binaries import Binaries
 
 API_PORT = 6443
+NODE_NAMES = ("sheaf-node", "sheaf-node-2")  # those that may join
 SERVICE_NETWORK = "10.96.0.0/16"
 _ETCD_PORT = 2379
 
@@ -25,7 +27,7 @@ _USERS = {
     "kube-scheduler": ["system:masters"],
     "kserve": ["system:masters"],
     "kube-proxy": ["system:masters"],
-    f"system:node:{NODE_NAME}": ["system:nodes"],
+    **{f"system:node:{name}": ["system:nodes"] for name in NODE_NAMES},
 }
 
 # What the pods, Services, volumes and namespaces of an LLM deployment need; each of the others would watch
@@ -44,6 +46,7 @@ _CONTROLLERS = (
     "disruption-controller",
     "node-lifecycle-controller",
     "taint-eviction-controller",
+    "persistentvolume-attach-detach-controller",
     "persistentvolume-binder-controller",
     "persistentvolumeclaim-protection-controller",
     "persistentvolume-protection-controller",
@@ -100,6 +103,7 @@ def start(launcher: Launcher, binaries: Binaries) -> tuple[Credentials, Api]:
         )
     )
     (folder / "service-account.key").write_text(_signing_key())
+    folder_driver.install(volume_plugins(launcher))
     _start_etcd(launcher, binaries)
     _start_api_server(launcher, binaries, folder)
     port = launcher.forward("127.0.0.1", API_PORT)
@@ -110,6 +114,11 @@ def start(launcher: Launcher, binaries: Binaries) -> tuple[Credentials, Api]:
     _start_controllers(launcher, binaries, credentials)
     launcher.wait_ready("kube-apiserver", api.healthy, 60)
     return credentials, api
+
+
+def volume_plugins(launcher: Launcher) -> Path:
+    """Where controllers and kubelets find volume drivers of the kind that is an executable."""
+    return launcher.folder / "volume-plugins"
 
 
 def _signing_key() -> str:
@@ -189,5 +198,6 @@ def _start_controllers(launcher: Launcher, binaries: Binaries, credentials: Cred
                 f"--root-ca-file={credentials.ca}",
                 f"--controllers={','.join(_CONTROLLERS)}",
                 "--node-monitor-period=5s",
+                f"--flex-volume-plugin-dir={volume_plugins(launcher)}",
             ]
         launcher.start(name, arguments)

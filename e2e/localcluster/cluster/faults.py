@@ -11,8 +11,8 @@ import grpc
 
 from localcluster.cluster import kserve
 from localcluster.cluster.local import LocalCluster
+from localcluster.cluster.node import Node
 from localcluster.machine.launcher import python
-from localcluster.machine.namespace import NODE_IP
 from localcluster.setup import cri_api
 
 
@@ -53,13 +53,24 @@ class Faults:
     @contextmanager
     def cut_pod(self, pod: str, namespace: str = "default") -> Iterator[None]:
         """Take the pod off the network: nothing gets in or out, and nobody is told. Restored at the end."""
-        address = self.cluster.api.get("v1", "Pod", pod, namespace)["status"]["podIP"]
+        found = self.cluster.api.get("v1", "Pod", pod, namespace)
+        address, node = found["status"]["podIP"], found["status"]["hostIP"]
         self._network(f"network.cut({address!r})")
         try:
             yield
         finally:
             if self._has_address(pod, namespace, address):
-                self._network(f"network.restore({address!r}, {NODE_IP!r})")
+                self._network(f"network.restore({address!r}, {node!r})")
+
+    @contextmanager
+    def lost_node(self, name: str) -> Iterator[None]:
+        """The node loses power, its pods with it, and nobody is told. It starts again at the end."""
+        node = self._node(name)
+        node.cut_power()
+        try:
+            yield
+        finally:
+            node.restore_power(self.cluster.api)
 
     def stop_component(self, name: str) -> None:
         """Kill a component of the cluster at once, as a crash or a power cut would.
@@ -87,18 +98,22 @@ class Faults:
 
     def _pids(self, pod: str, namespace: str) -> list[int]:
         """The first process of each running container, by the namespace's process numbers."""
-        statuses = self.cluster.api.get("v1", "Pod", pod, namespace)["status"].get("containerStatuses", [])
+        found = self.cluster.api.get("v1", "Pod", pod, namespace)
+        statuses = found["status"].get("containerStatuses", [])
         identities = [s["containerID"].partition("://")[2] for s in statuses if "running" in s["state"]]
         if not identities:
             raise LookupError(f"no container of pod {namespace}/{pod} is running")
         messages, stubs = cri_api.load()
-        with grpc.insecure_channel(f"unix:{self._launcher.folder / 'node' / 'cri.sock'}") as channel:
+        with grpc.insecure_channel(f"unix:{self._node(found['spec']['nodeName']).socket}") as channel:
             runtime = stubs.RuntimeServiceStub(channel)
             answers = [
                 runtime.ContainerStatus(messages.ContainerStatusRequest(container_id=i, verbose=True))
                 for i in identities
             ]
         return [int(json.loads(answer.info["info"])["pid"]) for answer in answers]
+
+    def _node(self, name: str) -> Node:
+        return next(node for node in self.cluster.nodes if node.name == name)
 
     def _network(self, call: str) -> None:
         self._launcher.run([python(), "-c", f"from localcluster.cri import network; {call}"])

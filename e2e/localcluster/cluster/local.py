@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from localcluster.cluster import control_plane, kserve, node
 from localcluster.cluster.base import Cluster
 from localcluster.cluster.control_plane import Credentials
-from localcluster.cluster.volumes import host_path_claim
+from localcluster.cluster.node import Node
+from localcluster.cluster.volumes import host_path_claim, single_node_claim
 from localcluster.machine.launcher import Launcher
 from localcluster.progress import Report, to_stderr
 from localcluster.setup.binaries import Binaries, find_or_build
@@ -25,6 +27,7 @@ class LocalCluster(Cluster):
     launcher: Launcher
     binaries: Binaries
     credentials: Credentials
+    nodes: list[Node]
 
     def __init__(
         self,
@@ -50,11 +53,12 @@ class LocalCluster(Cluster):
             # Otherwise it keeps what it learns of our short-lived cluster in the home.
             self._kubectl_environment = {"KUBECACHEDIR": str(self.launcher.folder / "kubectl")}
             self.report(f"API server, controllers and scheduler run ({time.monotonic() - begin:.1f} s)")
-            node.start(self.launcher, self.binaries, self.credentials, self._images)
+            self.nodes = [self._start_node(0)]
+            node.start_proxy(self.launcher, self.credentials)
             if self._with_kserve:
                 self.start_kserve()
                 self.report(f"KServe reconciles ({time.monotonic() - begin:.1f} s)")
-            node.wait_ready(self.launcher, self.api)
+            self.nodes[0].wait_ready(self.api)
             self.report(f"the node is Ready ({time.monotonic() - begin:.1f} s)")
         except BaseException:
             self.stop()
@@ -74,12 +78,37 @@ class LocalCluster(Cluster):
         return f"http://127.0.0.1:{self.launcher.forward(address, port)}"
 
     def model_volume(self, name: str, path: Path, namespace: str = "default") -> None:
-        # The kubelet makes a sub-path that is missing; in a folder of this machine it must not.
-        shown = self.launcher.folder / "volumes" / f"{namespace}-{name}"
-        shown.parent.mkdir(exist_ok=True)
-        self.launcher.call("show_readonly", source=str(path.resolve()), target=str(shown))
-        for obj in host_path_claim(name, shown, namespace):
+        for obj in host_path_claim(name, self._shown(name, path, namespace), namespace):
             self.api.apply(obj)
 
     def set_extended_resource(self, name: str, count: int) -> None:
-        node.set_extended_resource(self.api, name, count)
+        node.set_extended_resource(self.api, self.nodes[0].name, name, count)
+
+    def single_node_volume(self, name: str, path: Path, namespace: str = "default") -> None:
+        """Like ``model_volume``, but ReadWriteOnce: pods of one node at a time may mount it."""
+        for obj in single_node_claim(name, self._shown(name, path, namespace), namespace):
+            self.api.apply(obj)
+
+    @contextmanager
+    def second_node(self) -> Iterator[Node]:
+        """A second node inside the block, with as much room as the first: both count the whole machine."""
+        added = self._start_node(1)
+        self.nodes.append(added)
+        try:
+            added.wait_ready(self.api)
+            yield added
+        finally:
+            self.nodes.remove(added)
+            added.remove(self.api)
+
+    def _start_node(self, index: int) -> Node:
+        made = Node(self.launcher, index)
+        made.start(self.binaries, self.credentials, self._images)
+        return made
+
+    def _shown(self, name: str, path: Path, namespace: str) -> Path:
+        """The folder as pods may see it: the kubelet makes a sub-path that is missing, here it must not."""
+        shown = self.launcher.folder / "volumes" / f"{namespace}-{name}"
+        shown.parent.mkdir(exist_ok=True)
+        self.launcher.call("show_readonly", source=str(path.resolve()), target=str(shown))
+        return shown

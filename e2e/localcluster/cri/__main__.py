@@ -23,7 +23,7 @@ log = logging.getLogger("cri")
 async def serve(arguments: argparse.Namespace) -> None:
     state_dir: Path = arguments.state_dir.resolve()
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # containers become children of this process
-    await asyncio.to_thread(network.prepare_node)
+    await asyncio.to_thread(network.prepare_node, arguments.pod_network)
     runtime = Runtime(state_dir, read_images(arguments.images), arguments.node_address, arguments.pod_network)
     server = grpc.aio.server()
     rpc.add_RuntimeServiceServicer_to_server(RuntimeService(runtime), server)

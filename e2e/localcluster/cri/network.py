@@ -67,11 +67,13 @@ class PodNamespaces:
             os.close(self.fds.pop()[0])
 
 
-def prepare_node() -> None:
+def prepare_node(pods: IPv4Network) -> None:
     """Remove what a killed predecessor may have left, and let pods reach each other through the node."""
     with IPRoute() as node:
         for link in node.get_links():
-            if str(link.get_attr("IFLA_IFNAME")).startswith(LINK_PREFIX):
+            name = str(link.get_attr("IFLA_IFNAME"))
+            # Another node's runtime may have links beside ours.
+            if name.startswith(LINK_PREFIX) and IPv4Address(int(name[len(LINK_PREFIX) :], 16)) in pods:
                 node.link("del", index=link["index"])
     try:
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")

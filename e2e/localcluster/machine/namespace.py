@@ -16,7 +16,7 @@ from pathlib import Path
 from localcluster.obstacles import Obstacle
 
 NODE_IP = "172.30.0.1"
-NODE_NAME = "sheaf-node"
+SECOND_NODE_IP = "172.30.0.2"
 NODE_NETWORK_BITS = 24
 
 _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x00020000, 0x10000000, 0x20000000, 0x40000000
@@ -91,7 +91,7 @@ def private_mounts(scratch: Path) -> None:
         _shadow(folder)
     for name, text in {
         "resolv.conf": "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
-        "hosts": f"127.0.0.1 localhost\n{NODE_IP} {NODE_NAME}\n",
+        "hosts": "127.0.0.1 localhost\n",
     }.items():
         if os.path.exists(f"/etc/{name}"):
             (scratch / name).write_text(text)
@@ -116,7 +116,7 @@ def _shadow(folder: str) -> None:
 
 
 def private_network() -> None:
-    """Bring ``lo`` up and give the node its address on a veth pair, with a default route through it.
+    """Bring ``lo`` up and give the nodes their addresses on a veth pair, with a default route through it.
 
     The API server and Services need a default route, and EndpointSlices refuse loopback addresses. Both ends
     stay in here, so whatever takes that route ends in here too.
@@ -129,6 +129,7 @@ def private_network() -> None:
         node = ip.link_lookup(ifname="node0")[0]
         ip.link("set", index=ip.link_lookup(ifname="node0-peer")[0], state="up")
         ip.link("set", index=node, state="up")
-        ip.addr("add", index=node, address=NODE_IP, prefixlen=NODE_NETWORK_BITS)
+        for address in (NODE_IP, SECOND_NODE_IP):
+            ip.addr("add", index=node, address=address, prefixlen=NODE_NETWORK_BITS)
         ip.route("add", family=socket.AF_INET, dst="0.0.0.0/0", oif=node, prefsrc=NODE_IP)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")

@@ -274,10 +274,14 @@ def compile_all(indices: list[int], archs: list[int], workers: int) -> Iterator[
     spawn = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(prefix="sheaf-aot-") as cache,  # only measured: nothing stays in the home
-        ProcessPoolExecutor(workers, spawn, os.environ.__setitem__, ("TRITON_CACHE_DIR", cache)) as pool,
+        ProcessPoolExecutor(workers, spawn, _compile_into, (cache,)) as pool,
     ):
         for (index, arch), usage in zip(jobs, pool.map(_compile_job, jobs), strict=True):
             yield variants[index], arch, usage
+
+
+def _compile_into(cache: str) -> None:
+    os.environ["TRITON_CACHE_DIR"] = cache
 
 
 def _compile_job(job: tuple[int, int]) -> Usage:

@@ -37,7 +37,7 @@ def answer(call: str, arguments: list[str]) -> dict[str, Any]:
             return {"attached": True}  # what the controller remembers holds
         case "mountdevice", [target, device, _options]:
             Path(target).mkdir(parents=True, exist_ok=True)
-            # Read-only, and a file system of its own: the kubelet lets go of none that is mounted elsewhere too.
+            # Read-only, and a file system of its own: the kubelet lets go of none that is mounted twice.
             layers = f"lowerdir={device}:{target}"
             mount = ["mount", "-t", "overlay", "-o", layers, "overlay", target]
             subprocess.run(mount, check=True, capture_output=True)

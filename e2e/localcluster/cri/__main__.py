@@ -15,6 +15,7 @@ from localcluster.cri.image_service import ImageService
 from localcluster.cri.images import read_images
 from localcluster.cri.runtime import Runtime
 from localcluster.cri.service import RuntimeService, rpc
+from localcluster.cri.streaming import StreamingServer
 from localcluster.machine import syscalls
 
 log = logging.getLogger("cri")
@@ -25,8 +26,10 @@ async def serve(arguments: argparse.Namespace) -> None:
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # containers become children of this process
     await asyncio.to_thread(network.prepare_node, arguments.pod_network)
     runtime = Runtime(state_dir, read_images(arguments.images), arguments.node_address, arguments.pod_network)
+    streaming = StreamingServer()
+    await streaming.start(arguments.node_address)
     server = grpc.aio.server()
-    rpc.add_RuntimeServiceServicer_to_server(RuntimeService(runtime), server)
+    rpc.add_RuntimeServiceServicer_to_server(RuntimeService(runtime, streaming), server)
     rpc.add_ImageServiceServicer_to_server(ImageService(runtime, state_dir), server)
     arguments.socket.unlink(missing_ok=True)  # a predecessor's; the lock says it is gone
     server.add_insecure_port(f"unix:{arguments.socket.absolute()}")

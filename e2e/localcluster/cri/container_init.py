@@ -10,10 +10,12 @@ inherited descriptor and speaks over another, `control`:
 The command dies with the runtime: its parent-death signal is set once the runtime is its parent.
 """
 
+import fcntl
 import json
 import os
 import signal
 import socket
+import termios
 from dataclasses import asdict, dataclass, field
 
 from localcluster.cri import rootfs
@@ -49,6 +51,7 @@ class Spec:
     root: Root | None = None
     no_new_privs: bool = False
     oom_score_adj: int = 0
+    terminal: bool = False  # its streams are one, which becomes the session's terminal
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -90,6 +93,8 @@ def main(spec_fd: int, control_fd: int) -> None:
 def _become(spec: Spec, control: socket.socket) -> None:
     _tie_to_runtime(control)
     os.setsid()
+    if spec.terminal:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.umask(0o022)
     if spec.oom_score_adj > 0:  # lowering it would need a privilege
         with open("/proc/self/oom_score_adj", "w") as file:

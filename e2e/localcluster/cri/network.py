@@ -27,6 +27,7 @@ log = logging.getLogger("cri.network")
 T = TypeVar("T")
 
 LINK_PREFIX = "pod-"
+CONNECT_TIMEOUT_S = 5.0
 _SCOPE_LINK = 253
 # Containers have no privilege over their pod's network, yet may bind low ports, as under any runtime.
 _POD_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0"}
@@ -115,6 +116,28 @@ def create(
         namespaces.close()
         raise
     return namespaces
+
+
+def connect(namespaces: PodNamespaces, port: int) -> socket.socket:
+    """A connection to the pod's own `localhost`, made in a thread of its own. Raises OSError."""
+    made: list[socket.socket | OSError] = []
+
+    def body() -> None:
+        try:
+            for fd, flag in namespaces.fds:
+                if flag == syscalls.CLONE_NEWNET:
+                    syscalls.setns(fd, flag)
+            made.append(socket.create_connection(("localhost", port), CONNECT_TIMEOUT_S))
+        except OSError as error:
+            made.append(error)
+
+    thread = threading.Thread(target=body, name="pod-connect")
+    thread.start()
+    thread.join()
+    if isinstance(made[0], OSError):
+        raise made[0]
+    made[0].settimeout(None)
+    return made[0]
 
 
 def link_name(address: IPv4Address) -> str:

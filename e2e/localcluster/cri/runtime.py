@@ -6,12 +6,15 @@ what is already stopped or gone, as CRI demands.
 """
 
 import asyncio
+import functools
 import logging
 import os
 import shutil
 import signal
 import time
 import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Network
@@ -40,6 +43,9 @@ MEMORY_CHECK_S = 0.5
 MAX_EXEC_OUTPUT = 1024 * 1024  # bytes per stream; the answer must fit a gRPC message
 _KILLED = 128 + signal.SIGKILL
 _OTHER_NAMESPACES = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC
+
+
+Output = Callable[[bytes], None]
 
 
 class NotFound(Exception):
@@ -92,6 +98,12 @@ class Container:
     process: Process | None = None
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    watchers: list[tuple[Output, Output]] = field(default_factory=list)  # of its output; see `attach`
+
+    def write(self, stream: int, text: bytes) -> None:
+        self.log.write(("stdout", "stderr")[stream], text)
+        for watcher in self.watchers:
+            watcher[stream](text)
 
     def finish(self, exit_code: int, reason: str, message: str = "") -> None:
         self.log.close()
@@ -190,10 +202,12 @@ class Runtime:
         async with container.starting:
             if container.state is not State.CREATED or not container.pod.ready:
                 raise Refused(f"container {container_id} is {container.state.value} and cannot be started")
-            write = container.log.write
             try:
                 container.process = await launch(
-                    container.spec, lambda text: write("stdout", text), lambda text: write("stderr", text)
+                    container.spec,
+                    functools.partial(container.write, 0),
+                    functools.partial(container.write, 1),
+                    with_input=container.config.stdin,
                 )
             except (StartError, OSError) as error:
                 container.started_at = time.time_ns()
@@ -246,24 +260,59 @@ class Runtime:
         self, container_id: str, argv: list[str], timeout_s: float
     ) -> tuple[int, bytes, bytes]:
         """Run a command in a container: exit code, stdout, stderr. TimeoutError if it had to be killed."""
-        container = self.container(container_id)
-        if container.state is not State.RUNNING or container.process is None:
-            raise Refused(f"container {container_id} is {container.state.value}")
-        pidfd = container.process.duplicate_pidfd()
         stdout, stderr = bytearray(), bytearray()
+        async with self.exec(container_id, argv, _collect(stdout), _collect(stderr)) as process:
+            exit_code = await asyncio.wait_for(process.wait(), timeout_s or None)
+        return exit_code, bytes(stdout), bytes(stderr)
+
+    @asynccontextmanager
+    async def exec(
+        self,
+        container_id: str,
+        argv: list[str],
+        on_stdout: Output,
+        on_stderr: Output,
+        *,
+        with_input: bool = False,
+        terminal: bool = False,
+    ) -> AsyncIterator[Process]:
+        """A further command in a running container; it is ended with the block."""
+        container, main = self.running(container_id)
+        pidfd = main.duplicate_pidfd()
         try:
             namespaces = [(pidfd, _OTHER_NAMESPACES), (pidfd, CLONE_NEWUSER)]
-            spec = exec_spec(container.config, container.image, argv, container.spec, namespaces)
-            process = await launch(spec, _collect(stdout), _collect(stderr))
+            spec = exec_spec(container.config, container.image, argv, container.spec, namespaces, terminal)
+            process = await launch(spec, on_stdout, on_stderr, with_input=with_input)
         except StartError as error:
             raise Refused(f"cannot run {argv} in container {container_id}: {error}") from error
         finally:
             os.close(pidfd)
         try:
-            exit_code = await asyncio.wait_for(process.wait(), timeout_s or None)
+            yield process
         finally:
             process.kill_group()
-        return exit_code, bytes(stdout), bytes(stderr)
+
+    @asynccontextmanager
+    async def attach(self, container_id: str, on_stdout: Output, on_stderr: Output) -> AsyncIterator[Process]:
+        """The container's own command; what it writes inside the block is passed on."""
+        container, main = self.running(container_id)
+        watcher = (on_stdout, on_stderr)
+        container.watchers.append(watcher)
+        try:
+            yield main
+        finally:
+            container.watchers.remove(watcher)
+
+    def running(self, container_id: str) -> tuple[Container, Process]:
+        container = self.container(container_id)
+        if container.state is not State.RUNNING or container.process is None:
+            raise Refused(f"container {container_id} is {container.state.value}")
+        return container, container.process
+
+    async def connect(self, pod_id: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to a port of the pod's own `localhost`. Raises OSError."""
+        namespaces = self.pod(pod_id).namespaces
+        return await asyncio.open_connection(sock=await asyncio.to_thread(network.connect, namespaces, port))
 
     async def close(self) -> None:
         """End every pod."""

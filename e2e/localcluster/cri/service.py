@@ -5,13 +5,16 @@ import functools
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from localcluster.cri.runtime import Container, NotFound, Pod, Refused, Runtime, State
+from localcluster.cri.process import Process
+from localcluster.cri.runtime import Container, NotFound, Output, Pod, Refused, Runtime, State
 from localcluster.cri.stats import container_stats, pod_stats
+from localcluster.cri.streaming import StreamingServer, Wanted
 from localcluster.setup import cri_api
 
 pb, rpc = cri_api.load()
@@ -67,8 +70,9 @@ def matches(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 
 class RuntimeService(rpc.RuntimeServiceServicer):  # type: ignore[name-defined,misc]
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, streaming: StreamingServer) -> None:
         self._runtime = runtime
+        self._streaming = streaming
 
     @answers
     async def Version(self, request: Any) -> Any:
@@ -263,6 +267,43 @@ class RuntimeService(rpc.RuntimeServiceServicer):  # type: ignore[name-defined,m
             ) from None
         return pb.ExecSyncResponse(exit_code=exit_code, stdout=stdout, stderr=stderr)
 
+    @answers
+    async def Exec(self, request: Any) -> Any:
+        self._runtime.running(request.container_id)
+
+        def begin(on_stdout: Output, on_stderr: Output) -> AbstractAsyncContextManager[Process]:
+            return self._runtime.exec(
+                request.container_id,
+                list(request.cmd),
+                on_stdout,
+                on_stderr,
+                with_input=request.stdin,
+                terminal=request.tty,
+            )
+
+        wanted = Wanted(request.stdin, request.stdout, request.stderr, request.tty)
+        return pb.ExecResponse(url=self._streaming.command(wanted, begin))
+
+    @answers
+    async def Attach(self, request: Any) -> Any:
+        container, _ = self._runtime.running(request.container_id)
+        wanted = Wanted(
+            request.stdin,
+            request.stdout,
+            request.stderr,
+            request.tty,
+            input_stays_open=not container.config.stdin_once,
+        )
+        begin = functools.partial(self._runtime.attach, request.container_id)
+        return pb.AttachResponse(url=self._streaming.command(wanted, begin))
+
+    @answers
+    async def PortForward(self, request: Any) -> Any:
+        pod = self._runtime.pod(request.pod_sandbox_id)
+        return pb.PortForwardResponse(
+            url=self._streaming.forward(functools.partial(self._runtime.connect, pod.id))
+        )
+
     # Usage
 
     @answers
@@ -298,7 +339,6 @@ class RuntimeService(rpc.RuntimeServiceServicer):  # type: ignore[name-defined,m
 
     # What this runtime does not do
 
-    Exec = Attach = PortForward = unimplemented("streaming exec, attach and port-forward are not supported")
     CheckpointContainer = unimplemented("checkpoints are not supported")
     GetContainerEvents = unimplemented("events are not supported: list containers instead")
     ListMetricDescriptors = ListPodSandboxMetrics = unimplemented("metrics are not supported: use the stats")

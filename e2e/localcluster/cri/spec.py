@@ -34,11 +34,17 @@ def container_spec(
         ),
         no_new_privs=security.no_new_privs,
         oom_score_adj=config.linux.resources.oom_score_adj,
+        terminal=config.tty,
     )
 
 
 def exec_spec(
-    config: Any, image: Image, argv: list[str], container: Spec, namespaces: list[tuple[int, int]]
+    config: Any,
+    image: Image,
+    argv: list[str],
+    container: Spec,
+    namespaces: list[tuple[int, int]],
+    terminal: bool = False,
 ) -> Spec:
     """The spec of a command that runs in the container started with `container`."""
     return Spec(
@@ -49,6 +55,7 @@ def exec_spec(
         gid=container.gid,
         namespaces=namespaces,
         no_new_privs=container.no_new_privs,
+        terminal=terminal,
     )
 
 

@@ -269,14 +269,25 @@ def test_images(node):
     assert node.images.ImageFsInfo(pb.ImageFsInfoRequest()).image_filesystems[0].used_bytes.value > 0
 
 
-def test_what_is_not_supported_says_so(node, pod):
-    container = pod.run("sleep", "100")
-    with pytest.raises(grpc.RpcError) as error:
-        node.runtime.Exec(pb.ExecRequest(container_id=container.id, cmd=["true"]))
-    assert code(error) is grpc.StatusCode.UNIMPLEMENTED
+def test_what_is_not_supported_says_so(node):
     with pytest.raises(grpc.RpcError) as error:
         next(iter(node.runtime.GetContainerEvents(pb.GetEventsRequest())))
     assert code(error) is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_streams_are_offered_for_what_runs_only(node, pod):
+    container = pod.create("sleep", "100")
+    ask = pb.ExecRequest(container_id=container.id, cmd=["true"], stdout=True)
+    with pytest.raises(grpc.RpcError) as error:
+        node.runtime.Exec(ask)
+    assert code(error) is grpc.StatusCode.FAILED_PRECONDITION
+    container.start()
+    first, second = (node.runtime.Exec(ask).url for _ in range(2))
+    assert first.startswith("http://172.30.0.1:")
+    assert first != second  # each is good for one use
+    with pytest.raises(grpc.RpcError) as error:
+        node.runtime.PortForward(pb.PortForwardRequest(pod_sandbox_id="none", port=[80]))
+    assert code(error) is grpc.StatusCode.NOT_FOUND
 
 
 def test_a_killed_runtime_leaves_nothing_and_its_successor_begins_clean():

@@ -25,8 +25,11 @@ class Helm:
     Raises helm_python's HelmError with Helm's own message.
     """
 
-    def __init__(self, kubeconfig: Path, namespace: str, timeout: float = 120) -> None:
+    def __init__(
+        self, kubeconfig: Path, namespace: str, timeout: float = 120, release: str = RELEASE
+    ) -> None:
         self._config = Config(kubeconfig_path=kubeconfig, namespace=namespace)
+        self._release = release
         self._options: dict[str, Any] = {"timeout": round(timeout), "wait": "watcher"}
 
     def close(self) -> None:
@@ -40,24 +43,24 @@ class Helm:
 
     def revisions(self) -> list[Mapping[str, Any]]:
         """The release's revisions, oldest first; none if it is not installed."""
-        if not self._config.list(all_states=True, name_filter=f"^{RELEASE}$"):
+        if not self._config.list(all_states=True, name_filter=f"^{self._release}$"):
             return []
-        return list(self._config.history(RELEASE))
+        return list(self._config.history(self._release))
 
     def deploy(self, values: Mapping[str, Any] | None = None, chart: Path = CHART) -> None:
         """Install, or upgrade where it is installed; what `values` leaves out is the chart's default."""
         given = dict(values or {})
         if self.revisions():
             # Without the reset, empty values would mean those of the last revision.
-            self._config.upgrade(str(chart), RELEASE, given, reset_values=True, **self._options)
+            self._config.upgrade(str(chart), self._release, given, reset_values=True, **self._options)
         else:
-            self._config.install(str(chart), RELEASE, given, **self._options)
+            self._config.install(str(chart), self._release, given, **self._options)
 
     def rollback(self, revision: int) -> None:
-        self._config.rollback(RELEASE, version=revision, **self._options)
+        self._config.rollback(self._release, version=revision, **self._options)
 
     def uninstall(self) -> None:
-        self._config.uninstall(RELEASE, **self._options)
+        self._config.uninstall(self._release, **self._options)
 
 
 def helm(cluster: Cluster) -> Helm:

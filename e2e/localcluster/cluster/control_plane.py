@@ -55,6 +55,16 @@ _CONTROLLERS = (
 )
 
 
+# What pods ask for: enough to tell which of their rights are used.
+AUDIT_LOG = "audit.log"
+_AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
+}
+
+
 @dataclass(frozen=True)
 class Credentials:
     """Tokens and kubeconfigs of every user, in ``folder``."""
@@ -104,6 +114,7 @@ def start(launcher: Launcher, binaries: Binaries) -> tuple[Credentials, Api]:
     )
     (folder / "service-account.key").write_text(_signing_key())
     folder_driver.install(volume_plugins(launcher))
+    (folder / "audit-policy.yaml").write_text(yaml.safe_dump(_AUDIT_POLICY))
     _start_etcd(launcher, binaries)
     _start_api_server(launcher, binaries, folder)
     port = launcher.forward("127.0.0.1", API_PORT)
@@ -162,6 +173,8 @@ def _start_api_server(launcher: Launcher, binaries: Binaries, folder: Path) -> N
             f"--advertise-address={NODE_IP}",
             f"--cert-dir={folder}",
             f"--token-auth-file={folder / 'tokens.csv'}",
+            f"--audit-policy-file={folder / 'audit-policy.yaml'}",
+            f"--audit-log-path={folder / AUDIT_LOG}",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={folder / 'service-account.key'}",
             f"--service-account-signing-key-file={folder / 'service-account.key'}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from localcluster.cluster import control_plane, kserve, node
+from localcluster.cluster.api import Object
 from localcluster.cluster.base import Cluster
 from localcluster.cluster.control_plane import Credentials
 from localcluster.cluster.node import Node
@@ -73,6 +75,12 @@ class LocalCluster(Cluster):
         """Install and start KServe in a cluster that was started without it."""
         kserve.install(self.api, self.binaries)
         kserve.start(self.launcher, self.api, self.binaries, self.credentials)
+
+    def asked_by(self, user: str) -> list[Object]:
+        """The API server's audit events of a service account, by its full user name, so far."""
+        lines = (self.credentials.folder / control_plane.AUDIT_LOG).read_text().splitlines()
+        events = [json.loads(line) for line in lines if f'"{user}"' in line]
+        return [event for event in events if event["user"]["username"] == user]
 
     def _forward(self, namespace: str, kind: str, name: str, address: str, port: int) -> str:
         return f"http://127.0.0.1:{self.launcher.forward(address, port)}"

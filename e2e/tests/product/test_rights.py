@@ -1,0 +1,67 @@
+"""Least rights, by the API server's own record: what the operator may do it does, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from localcluster.cluster import Cluster, LocalCluster, wait_until
+from sheaf_e2e.checkout import CHECKOUT
+from sheaf_e2e.deployed import Deployed, manifest
+from sheaf_e2e.release import OPERATOR, OPERATOR_NAMESPACE
+
+pytestmark = pytest.mark.cluster
+ACCOUNT = f"system:serviceaccount:{OPERATOR_NAMESPACE}:{OPERATOR}"
+Right = tuple[str, str, str]  # group, resource, verb
+
+
+def granted() -> set[Right]:
+    documents = yaml.safe_load_all((CHECKOUT / "manifests" / "rbac.yaml").read_text())
+    rules = [rule for d in documents if d["kind"] in ("ClusterRole", "Role") for rule in d.get("rules", [])]
+    return {
+        (group, resource, verb)
+        for rule in rules
+        if not rule.get("aggregate")
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def used(cluster: LocalCluster) -> set[Right]:
+    """Of all requests so far; those about no object (discovery) need no right."""
+    events = cluster.asked_by(ACCOUNT)
+    assert events, "the API server records what the operator asks"
+    refused = [e for e in events if e["responseStatus"]["code"] == 403]
+    assert not refused, refused[:3]
+    found = set()
+    for event in events:
+        if target := event.get("objectRef"):
+            resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
+            found.add((target.get("apiGroup", ""), resource, event["verb"]))
+    # Applying an object that is not there yet is checked as a creation too, and recorded as the patch it is.
+    applied = {right for right in found if right[0] == "serving.kserve.io" and right[2] == "patch"}
+    return found | {(group, resource, "create") for group, resource, _ in applied}
+
+
+def test_every_right_is_used_and_no_other_is_asked_for(
+    operator: Cluster, local_cluster: LocalCluster, namespace: str, tiny_model: Path
+) -> None:
+    """One model is made, scaled down among ready pods, changed until history is dropped; another is stuck."""
+    operator.model_volume("tiny", tiny_model, namespace)
+    Deployed(operator, manifest("stuck", namespace, "pvc://absent", 512))
+    behavior = {"scaleDown": {"stabilizationWindowSeconds": 0}}
+    scaling = {"minReplicas": 2, "maxReplicas": 2, "behavior": behavior}
+    arguments = ("--kv-cache-memory", "16MiB")
+    model = Deployed(
+        operator, manifest("life", namespace, "pvc://tiny", 4096, *arguments, autoscaling=scaling)
+    )
+    model.wait_ready(2)
+    model.patch({"autoscaling": {"minReplicas": 1}})
+    model.wait_count(1, 60)
+    for length in (1024, 1025, 1026, 1027):
+        generation = model.patch({"engine": {"maxModelLen": length}})
+        model.wait(lambda s, g=generation: s["observedGeneration"] == g, "the change is seen")  # type: ignore[misc]
+    wait_until(lambda: used(local_cluster) >= granted(), 60, "every right is used", every=1.0)
+    assert used(local_cluster) - granted() == set()

@@ -17,6 +17,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     ``kv_cache_memory`` is in bytes and sizes the pool on CPU; ``gpu_memory_utilization`` is the fraction of
     the card for weights, activations and pool together. ``num_gpu_blocks_override`` beats both.
+    A prompt of more than ``long_prefill_token_threshold`` tokens (0: half of ``max_num_batched_tokens``) is
+    long: it leaves room in each step for shorter ones that wait, and at most ``max_num_partial_prefills`` of
+    them are computed side by side. Without ``seed`` each start draws its own.
     """
 
     model: str
@@ -32,9 +35,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     max_num_queued: int = 1024
+    long_prefill_token_threshold: int = 0
+    max_num_partial_prefills: int = 1
     enable_prefix_caching: bool = True
     pipeline_depth: Literal[0, 1] = 1
-    seed: int = 0
+    seed: int | None = None
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +52,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ssl_keyfile: str | None = None
     api_key: str | None = None
     chat_template: str | None = None
+    trust_request_chat_template: bool = False
     lame_duck: float = 10.0
     drain_timeout: float = 120.0
     stall_timeout: float = 120.0

@@ -59,8 +59,8 @@ def test_tokens_are_the_cpu_samplers() -> None:
         temperature=temperature.numpy(),
         top_k=top_k.numpy().astype(np.int64),
         top_p=top_p.numpy(),
+        min_p=np.zeros(len(logits), np.float32),
         uniform=u.numpy(),
-        banned=[],
     )
     want = sample_on_cpu(logits.clone(), rows)
     assert sample(logits, temperature, top_k, top_p, u).tolist() == want.tolist()

@@ -17,29 +17,35 @@ def rows(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     seeds: list[int] | None = None,
-    banned: list[tuple[int, tuple[int, ...]]] | None = None,
 ) -> SamplingRows:
     return SamplingRows(
         temperature=np.full(count, temperature, dtype=np.float32),
         top_k=np.full(count, top_k, dtype=np.int64),
         top_p=np.full(count, top_p, dtype=np.float64),
+        min_p=np.full(count, min_p, dtype=np.float32),
         uniform=uniform(seeds or list(range(count)), [0] * count),
-        banned=banned or [],
     )
 
 
 def joined(*parts: SamplingRows) -> SamplingRows:
-    names = ("temperature", "top_k", "top_p", "uniform")
-    return SamplingRows(*(np.concatenate([getattr(p, n) for p in parts]) for n in names), banned=[])
+    names = SamplingRows.__dataclass_fields__
+    return SamplingRows(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
 
 
 def expected(
-    logits: npt.NDArray[np.float64], *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    logits: npt.NDArray[np.float64],
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> npt.NDArray[np.float64]:
     scaled = logits / temperature
     order = np.argsort(-scaled, kind="stable")
     probs = np.exp(scaled - scaled.max())
+    probs[probs < min_p] = 0
     if top_k:
         probs[order[top_k:]] = 0
     probs /= probs.sum()
@@ -74,6 +80,10 @@ def chi_square(counts: npt.NDArray[np.int64], probs: npt.NDArray[np.float64]) ->
         {"top_p": 0.95, "temperature": 3.0},
         {"top_p": 1e-9},
         {"top_k": 20, "top_p": 0.8, "temperature": 0.7},
+        {"min_p": 0.2},
+        {"min_p": 1.0},
+        {"min_p": 0.05, "temperature": 2.0, "top_p": 0.9},
+        {"min_p": 0.1, "top_k": 5, "temperature": 0.5},
     ],
 )
 def test_distribution(vocab: int, params: dict[str, float]) -> None:
@@ -125,15 +135,17 @@ def test_greedy_is_the_likeliest_token() -> None:
     assert sample(logits.clone(), rows(8, temperature=0.0)).tolist() == logits.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_banned_tokens_never_come_out(temperature: float) -> None:
-    logits = torch.zeros(200, 4)
-    logits[:, 1] = 50
-    tokens = sample(
-        logits, rows(200, temperature=temperature, banned=[(i, (1, 3)) for i in range(100)])
-    ).tolist()
-    assert not {1, 3} & set(tokens[:100])
-    assert set(tokens[100:]) == {1}
+@pytest.mark.parametrize("params", [{}, {"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.1}, {"temperature": 0.0}])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_that_is_no_numbers_gets_no_token_and_hurts_no_other(
+    params: dict[str, float], value: float
+) -> None:
+    logits = torch.randn(4, 384, generator=torch.Generator().manual_seed(3))
+    want = sample(logits.clone(), rows(4, **params))  # type: ignore[arg-type]
+    broken = logits.clone()
+    broken[1, 7 if value > 0 or value != value else slice(None)] = value
+    got = sample(broken, rows(4, **params))  # type: ignore[arg-type]
+    assert got.tolist() == [want[0], -1, want[2], want[3]]
 
 
 @pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"top_k": 3}])

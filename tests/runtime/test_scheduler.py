@@ -407,15 +407,25 @@ def test_the_queue_is_bounded_beyond_what_runs():
         (message(0, [1, 97]), ["97", "0 to 96"], "prompt"),
         (message(0, [-1]), ["-1"], "prompt"),
         (message(0, [1] * 250), ["200", "258", "250"], "prompt"),
-        (message(0, [1] * 150, max_tokens=51), ["200", "201", "150", "51", "at most 50"], "max_tokens"),
+        (message(0, [1] * 150, max_tokens=51), ["200", "201", "150", "51"], "prompt"),
         (message(0, [1], max_tokens=0), ["at least 1", "0"], "max_tokens"),
-        (message(0, [1], max_tokens=3, min_tokens=4), ["between 0", "3", "4"], "min_tokens"),
+        (message(0, [1], max_tokens=3, min_tokens=4), ["at most", "3", "4"], "min_tokens"),
         (message(0, [1], temperature=-1.0), ["-1.0"], "temperature"),
         (message(0, [1], temperature=float("nan")), ["nan"], "temperature"),
         (message(0, [1], top_p=0.0), ["above 0"], "top_p"),
-        (message(0, [1], top_k=-1), ["-1"], "top_k"),
-        (message(0, [1], seed=2**64), ["64-bit"], "seed"),
+        (message(0, [1], top_k=-2), ["-2"], "top_k"),
+        (message(0, [1], top_k=2**63), ["9223372036854775808"], "top_k"),
+        (message(0, [1], seed=2**64), ["18446744073709551616"], "seed"),
+        (message(0, [1], min_p=1.5), ["from 0 to 1"], "min_p"),
+        (message(0, [1], repetition_penalty=0.0), ["above 0"], "repetition_penalty"),
+        (message(0, [1], frequency_penalty=float("inf")), ["from -2 to 2"], "frequency_penalty"),
+        (message(0, [1], logprobs=21), ["from 0 to 20"], "logprobs"),
+        (message(0, [1], logit_bias={5: float("nan")}), ["from -100 to 100"], "logit_bias"),
         (message(0, [1], stop_token_ids=(97,)), ["97"], "stop_token_ids"),
+        (message(0, [1], logit_bias={97: 1.0}), ["97"], "logit_bias"),
+        (message(0, [1], allowed_token_ids=(97,)), ["97"], "allowed_token_ids"),
+        (message(0, [1], allowed_token_ids=()), ["empty"], "allowed_token_ids"),
+        (message(0, [1], bad_words=((1, 97),)), ["97"], "bad_words"),
     ],
 )
 def test_requests_that_can_never_run_are_refused(request_, words, param):
@@ -441,6 +451,78 @@ def test_configurations_that_can_never_run_are_refused(field, least):
         engine(**{field: least - 1})
 
 
+def test_a_budget_below_the_seats_is_refused():
+    """The latest requests would never get a token while the others run."""
+    with pytest.raises(ValueError, match=r"max_num_batched_tokens \(7\) must be at least max_num_seqs \(8\)"):
+        engine(max_num_batched_tokens=7, max_num_seqs=8)
+
+
+# --- long prompts beside short ones -----------------------------------------------------------------------
+
+
+def steps(sched, count):
+    seen = []
+    for _ in range(count):
+        plan = sched.schedule(0.0)
+        seen.append(tokens(plan))
+        sched.commit(result_of(plan), 0.0)
+        sched.check_integrity()
+    return seen
+
+
+def test_a_short_prompt_starts_beside_a_long_one():
+    sched = scheduler(max_num_batched_tokens=8, num_blocks=200)
+    put(sched, 0, range(40))
+    assert steps(sched, 1) == [{0: 8}]  # nobody else is there
+    put(sched, 1, [1, 2, 3])
+    put(sched, 2, [4] * 6)  # longer than half of a step
+    put(sched, 3, [5])
+    assert steps(sched, 3) == [{0: 4, 1: 3, 3: 1}, {0: 6, 1: 1, 3: 1}, {0: 6, 1: 1, 3: 1}]
+
+
+def test_short_prompts_pass_a_long_one_that_finds_no_room():
+    sched = scheduler(max_num_batched_tokens=8, num_blocks=200, max_num_seqs=3)
+    for req_id, prompt in enumerate(([0] * 20, [1] * 20, [2, 3])):
+        put(sched, req_id, prompt, max_tokens=2)
+    assert steps(sched, 5) == [{0: 6, 2: 2}, {0: 7, 2: 1}, {0: 7, 1: 1}, {0: 1, 1: 7}, {1: 8}]
+
+
+def test_long_prompts_share_a_step():
+    sched = scheduler(max_num_batched_tokens=8, num_blocks=200, max_num_partial_prefills=2)
+    put(sched, 0, [0] * 30)
+    assert steps(sched, 1) == [{0: 8}]
+    put(sched, 1, [1] * 30)
+    put(sched, 2, [2] * 30)
+    assert steps(sched, 3) == [{0: 8}, {0: 8}, {0: 6, 1: 2}]
+    assert steps(sched, 2) == [{0: 1, 1: 7}, {0: 1, 1: 7}]
+
+
+def test_the_threshold_says_what_is_long():
+    sched = scheduler(max_num_batched_tokens=8, long_prefill_token_threshold=2, num_blocks=200)
+    put(sched, 0, range(40))
+    steps(sched, 1)
+    put(sched, 1, [1, 2, 3])
+    put(sched, 2, [1, 2])
+    assert steps(sched, 1) == [{0: 6, 2: 2}]
+
+
+def test_the_same_prompt_is_computed_once():
+    sched = scheduler(max_num_batched_tokens=16, num_blocks=200)
+    first = put(sched, 0, range(10))
+    for req_id in (1, 2):
+        put(sched, req_id, range(10)).after = first
+    assert steps(sched, 2) == [{0: 10}, {0: 1, 1: 2, 2: 2}]
+
+
+def test_nobody_waits_for_a_request_that_has_gone():
+    sched = scheduler(max_num_batched_tokens=4)
+    first = put(sched, 0, range(10))
+    put(sched, 1, range(10)).after = first
+    steps(sched, 1)
+    sched.abort(first)
+    assert steps(sched, 1) == [{1: 4}]
+
+
 # --- seeds and stats --------------------------------------------------------------------------------------
 
 
@@ -454,6 +536,16 @@ def test_requests_without_a_seed_get_the_same_ones_in_every_run():
 
     assert seeds(0) == seeds(0)
     assert len({*seeds(0), *seeds(1)}) == 6
+
+
+def test_without_a_seed_of_its_own_no_two_engines_draw_the_same():
+    def seed():
+        core, executor = engine()
+        add(core, 0, [1], seed=None)
+        core.step()
+        return executor.steps[0].new[0].sampling.seed
+
+    assert seed() != seed()
 
 
 def test_stats():

@@ -66,6 +66,7 @@ def random_jobs(r: Random) -> list[Job]:
             arrival_time=float(arrives),
             priority=r.choice([0, 0, 0, -1, 3]),
             cache_salt=r.choice([None, None, "x"]),
+            after=str(r.randrange(i)) if i and r.random() < 0.2 else None,
         )
         aborted = r.choice([None, None, None, arrives + r.randint(0, 40)])
         made.append(Job(message, arrives, aborted))
@@ -106,12 +107,14 @@ def test_every_request_gets_its_tokens(seed, depth):
     r = Random(seed)
     jobs, groups = random_jobs(r), r.choice(GROUPS)
     block_size, max_num_seqs = r.choice([1, 2, 4]), r.choice([1, 2, 4, 8])
-    budget = r.choice([1, 3, 8, 16, 40])
+    budget = max(max_num_seqs, r.choice([1, 3, 8, 16, 40]))
     config = EngineConfig(
         model="none",
         block_size=block_size,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
+        long_prefill_token_threshold=r.choice([0, 0, 1, 4]),
+        max_num_partial_prefills=r.choice([1, 1, 2, 3]),
         enable_prefix_caching=r.random() < 0.7,
         pipeline_depth=depth,
     )

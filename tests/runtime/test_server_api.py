@@ -162,7 +162,7 @@ def test_stop_token_ids_and_eos(http: httpx.Client, folder: Path) -> None:
     text, finish, stop, usage = complete(http, {"prompt": "abcd", "stop_token_ids": [c], "max_tokens": 9})
     assert (text, finish, stop, usage["completion_tokens"]) == ("ab", "stop", c, 4)
     text, finish, stop, _ = complete(http, {"prompt": "ab<|end|>cd", "max_tokens": 6})
-    assert (text, finish, stop) == ("ab", "stop", 0)
+    assert (text, finish, stop) == ("ab", "stop", None)  # the model's own end
     text, finish, *_ = complete(http, {"prompt": "ab<|end|>cd", "max_tokens": 6, "ignore_eos": True})
     assert (text, finish) == ("abcd", "length")
     text, *_ = complete(
@@ -192,7 +192,10 @@ def test_parameters_reach_the_engine(client: openai.OpenAI, log: Path) -> None:
     added = last_added(log)
     assert added["priority"] == -2
     assert added["cache_salt"] == "s"
-    assert added["sampling"] == {
+    neutral = {"frequency_penalty": 0.0, "presence_penalty": 0.0, "repetition_penalty": 1.0, "min_p": 0.0}
+    neutral |= {"logit_bias": {}, "allowed_token_ids": None, "bad_words": [], "logprobs": None}
+    assert added["sampling"] == neutral | {
+        "prompt_logprobs": None,
         "temperature": 0.0,
         "top_k": 5,
         "top_p": 0.5,
@@ -328,20 +331,35 @@ CHAT: dict[str, Any] = {"messages": HI}
         (COMPLETION, {"seed": 2**70}, "seed"),
         (COMPLETION, {"stop": ""}, "stop"),
         (COMPLETION, {"stop": [""]}, "stop"),
-        (COMPLETION, {"stop": list("abcde")}, "stop"),
+        (COMPLETION, {"stop": ["a"] * 65}, "stop"),
         (COMPLETION, {"stop": 5}, "stop"),
-        (COMPLETION, {"stop_token_ids": [-1]}, "stop_token_ids.0"),
+        (COMPLETION, {"stop_token_ids": [-1]}, "stop_token_ids"),
         (COMPLETION, {"stream": "yes"}, "stream"),
         (COMPLETION, {"stream_options": {"include_usage": True}}, "stream_options"),
-        (COMPLETION, {"logprobs": 0}, "logprobs"),
-        (COMPLETION, {"logprobs": 5}, "logprobs"),
+        (COMPLETION, {"logprobs": 21}, "logprobs"),
+        (COMPLETION, {"logprobs": -1}, "logprobs"),
+        (COMPLETION, {"logprobs": True}, "logprobs"),
+        (COMPLETION, {"prompt_logprobs": 2, "stream": True}, "prompt_logprobs"),
+        (COMPLETION, {"use_beam_search": True}, "use_beam_search"),
+        (COMPLETION, {"length_penalty": 0.9}, "length_penalty"),
         (COMPLETION, {"best_of": 2}, "best_of"),
         (COMPLETION, {"suffix": "x"}, "suffix"),
-        (COMPLETION, {"frequency_penalty": 0.5}, "frequency_penalty"),
-        (COMPLETION, {"presence_penalty": -0.5}, "presence_penalty"),
-        (COMPLETION, {"repetition_penalty": 1.1}, "repetition_penalty"),
-        (COMPLETION, {"min_p": 0.1}, "min_p"),
-        (COMPLETION, {"logit_bias": {"5": 1}}, "logit_bias"),
+        (COMPLETION, {"frequency_penalty": 2.5}, "frequency_penalty"),
+        (COMPLETION, {"presence_penalty": -2.5}, "presence_penalty"),
+        (COMPLETION, {"repetition_penalty": 0}, "repetition_penalty"),
+        (COMPLETION, {"min_p": 1.1}, "min_p"),
+        (COMPLETION, {"logit_bias": {"5": 101}}, "logit_bias"),
+        (COMPLETION, {"logit_bias": {"a": 1}}, "logit_bias"),
+        (COMPLETION, {"logit_bias": {"-1": 1}}, "logit_bias"),
+        (COMPLETION, {"logit_bias": {"320": 1}}, "logit_bias"),
+        (COMPLETION, {"logit_bias": [1]}, "logit_bias"),
+        (COMPLETION, {"allowed_token_ids": []}, "allowed_token_ids"),
+        (COMPLETION, {"allowed_token_ids": [320]}, "allowed_token_ids"),
+        (COMPLETION, {"stop_token_ids": [320]}, "stop_token_ids"),
+        (COMPLETION, {"bad_words": [""]}, "bad_words"),
+        (COMPLETION, {"bad_words": "a"}, "bad_words"),
+        (COMPLETION, {"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        (COMPLETION, {"truncate_prompt_tokens": 0}, "prompt"),
         (COMPLETION, {"guided_json": {}}, "guided_json"),
         (COMPLETION, {"model": 5}, "model"),
         (COMPLETION, {"cache_salt": ""}, "cache_salt"),
@@ -353,8 +371,11 @@ CHAT: dict[str, Any] = {"messages": HI}
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
         (CHAT, {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0"),
-        (CHAT, {"logprobs": True}, "logprobs"),
+        (CHAT, {"logprobs": 1}, "logprobs"),
+        (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs"),
+        (CHAT, {"max_tokens": 0}, "max_tokens"),
+        (CHAT, {"chat_template": "{{ messages }}"}, "chat_template"),
         (CHAT, {"tools": [{"type": "function"}]}, "tools"),
         (CHAT, {"tool_choice": "required"}, "tool_choice"),
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
@@ -429,7 +450,7 @@ def test_the_last_token_of_the_context_can_be_generated(client: openai.OpenAI) -
 def test_megabytes_are_refused_before_they_are_tokenized(http: httpx.Client) -> None:
     error = error_of(http.post("/v1/completions", json={"prompt": "x" * 5_000_000}), 400)
     assert error["code"] == "context_length_exceeded"
-    assert "characters" in error["message"]
+    assert "at least" in error["message"]
     error_of(http.post("/v1/completions", content=b" " * (17 * 2**20)), 413)
 
 

@@ -228,7 +228,8 @@ def test_cuda_without_a_device(tiny_llama: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_gpu_blocks_override": 2}, {"max_model_len": 2}, {"max_num_batched_tokens": 1}]
+    "options",
+    [{"num_gpu_blocks_override": 2}, {"max_model_len": 2}, {"max_num_batched_tokens": 1, "max_num_seqs": 1}],
 )
 def test_warm_up_of_the_smallest_engines(options: dict[str, int], tiny_llama: Callable[..., Path]) -> None:
     executor = LocalExecutor(EngineConfig(model=str(tiny_llama()), device="cpu", **options))  # type: ignore[arg-type]

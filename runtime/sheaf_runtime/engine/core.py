@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 
@@ -27,7 +28,8 @@ class EngineCore:
         self._executor = executor
         self._clock = clock
         self._depth = config.pipeline_depth
-        self._seed = config.seed
+        # Replicas, and this one after a restart, must not draw the same numbers unless they are told to.
+        self._seed = int.from_bytes(os.urandom(8)) if config.seed is None else config.seed
         self._max_num_queued = config.max_num_queued
         self.scheduler = Scheduler(
             info.kv_groups,
@@ -35,6 +37,8 @@ class EngineCore:
             block_size=config.block_size,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            long_prefill_token_threshold=config.long_prefill_token_threshold,
+            max_num_partial_prefills=config.max_num_partial_prefills,
             prefix_caching=config.enable_prefix_caching,
             pipeline_depth=config.pipeline_depth,
         )
@@ -94,6 +98,8 @@ class EngineCore:
             eos_token_ids=self._executor.info.eos_token_ids,
             rope_switch=self._executor.info.rope_switch,
         )
+        if message.after is not None:
+            request.after = self._requests.get((client, message.after))
         self._num_added += 1
         self._requests[client, request_id] = request
         scheduler.add(request)
@@ -179,9 +185,16 @@ def check_config(config: EngineConfig) -> None:
         ("max_num_seqs", 1),
         ("max_num_batched_tokens", 1),
         ("max_num_queued", 0),
+        ("long_prefill_token_threshold", 0),
+        ("max_num_partial_prefills", 1),
         ("num_gpu_blocks_override", 2),  # one is the null page
     )
     for name, lowest in at_least:
         value = getattr(config, name)
         if value is not None and value < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    if config.max_num_batched_tokens < config.max_num_seqs:
+        raise ValueError(
+            f"max_num_batched_tokens ({config.max_num_batched_tokens}) must be at least max_num_seqs "
+            f"({config.max_num_seqs}): a step has to hold a token of each running request"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 import msgspec
@@ -13,6 +14,7 @@ from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.scheduler import Output
 from sheaf_runtime.protocol.messages import (
     AbortRequests,
+    Accepted,
     AddRequest,
     CoreMessage,
     EngineFailed,
@@ -121,7 +123,7 @@ class EngineServer:
                 self._reject_malformed(client, payload, str(error))
                 continue
             if isinstance(message, AddRequest):
-                self._channel.send(client, self._core.add(client, message))
+                self._channel.send(client, self._add(client, message))
             elif isinstance(message, AbortRequests):
                 aborted = aborted or self._core.has_requests
                 self._core.abort(client, message.request_ids)
@@ -129,6 +131,14 @@ class EngineServer:
                 self._channel.send(client, self._core.ready)
         if aborted and not self._core.has_requests:
             self._send_stats({})
+
+    def _add(self, client: bytes, message: AddRequest) -> Accepted | Rejected:
+        try:
+            return self._core.add(client, message)
+        except Exception as error:  # this request's trouble, not everybody's
+            traceback.print_exc()
+            problem = f"the request cannot be taken in: {type(error).__name__}: {error}"
+            return Rejected(request_id=message.request_id, reason="internal", message=problem)
 
     def send(self, outputs: list[Output]) -> None:
         """Group one step's outputs by client; stats ride along when due and when no requests are left."""
@@ -167,6 +177,9 @@ def _to_message(output: Output) -> RequestOutput:
         token_ids=output.token_ids,
         finish_reason=output.finish_reason,
         stop_token_id=output.stop_token_id,
+        error=output.error,
+        logprobs=output.logprobs,
+        prompt_logprobs=request.scored if output.first else [],
         cached_tokens=request.cached_tokens if output.first else 0,
         scheduled_time=request.scheduled_time if output.first else None,
         first_token_time=request.first_token_time if output.first else None,

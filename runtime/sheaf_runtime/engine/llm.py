@@ -16,7 +16,7 @@ from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine.core import EngineCore, check_config
 from sheaf_runtime.engine.scheduler import Output
 from sheaf_runtime.gguf.folder import model_folder
-from sheaf_runtime.protocol.messages import AddRequest, EngineStats, FinishReason, Rejected
+from sheaf_runtime.protocol.messages import AddRequest, EngineStats, FinishReason, Rejected, TokenLogprobs
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.text.output import OutputText
 from sheaf_runtime.text.tokenizer import Tokenizer
@@ -30,7 +30,9 @@ _CLIENT = b""
 class Completion:
     """What came of one prompt. ``prompt`` is None where token ids were given; ``token_ids`` is the output
     with the token that ended it, which ``text`` does not show; ``cached_tokens`` of the prompt were not
-    computed, because an earlier request had left their pages."""
+    computed, because an earlier request had left their pages. ``logprobs`` has one entry an output token,
+    ``prompt_logprobs`` one a prompt token but the first, if they were asked for. ``error`` says why the
+    finish reason is that."""
 
     prompt: str | None
     prompt_token_ids: list[int]
@@ -39,6 +41,9 @@ class Completion:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop id or stop string
     cached_tokens: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    error: str | None = None
 
 
 class LLM:
@@ -117,17 +122,22 @@ class LLM:
         completion, text = active[request.request_id]
         completion.cached_tokens = request.cached_tokens
         completion.token_ids += output.token_ids
+        completion.logprobs += output.logprobs
+        completion.prompt_logprobs = request.scored
+        completion.error = output.error
         completion.text += text.push(
             output.token_ids,
             finished=output.finish_reason is not None,
             stop_token_id=output.stop_token_id,
         )
         if text.stop_string is not None:
-            del completion.token_ids[text.num_tokens :]
+            del completion.token_ids[text.num_tokens :], completion.logprobs[text.num_tokens :]
             completion.finish_reason, completion.stop_reason = "stop", text.stop_string
             self._core.abort(_CLIENT, [request.request_id])
         elif output.finish_reason is not None:
-            completion.finish_reason, completion.stop_reason = output.finish_reason, output.stop_token_id
+            stop = output.stop_token_id
+            asked = stop in request.sampling.stop_token_ids
+            completion.finish_reason, completion.stop_reason = output.finish_reason, stop if asked else None
         if completion.finish_reason is not None:
             del active[request.request_id]
 

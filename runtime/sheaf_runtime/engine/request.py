@@ -10,7 +10,7 @@ import msgspec
 
 from sheaf_runtime.engine.kv_cache import BlockTables
 from sheaf_runtime.engine.prefix import root_digest
-from sheaf_runtime.protocol.messages import AddRequest, FinishReason
+from sheaf_runtime.protocol.messages import AddRequest, FinishReason, TokenLogprobs
 from sheaf_runtime.protocol.sampling import SamplingParams
 
 
@@ -40,6 +40,7 @@ class Request:
     rank: tuple[int, int]  # (priority, order of arrival): the lowest is served first and preempted last
     root: bytes  # of the digest chain of its pages
     digests: list[bytes] = field(default_factory=list)
+    after: Request | None = None  # has the same prompt, and computes it for both
 
     status: Status = Status.WAITING
     epoch: int = 0
@@ -48,6 +49,7 @@ class Request:
     in_flight: int = 0
     in_flight_samples: int = 0
     last_step: int = -1  # launched last with it in the plan
+    scored: list[TokenLogprobs] = field(default_factory=list)  # of the prompt, as asked for
 
     # For metrics.
     cached_tokens: int = 0  # prefix hit at first admission
@@ -115,6 +117,26 @@ class Request:
                 return token_ids[:count], "length", None
         return token_ids, None, None
 
+    @property
+    def must_score(self) -> bool:
+        """Whether each position of the prompt has to be computed, for its log-probabilities' sake."""
+        return self.sampling.prompt_logprobs is not None and self.num_output_tokens == 0
+
+    @property
+    def worker_sampling(self) -> SamplingParams:
+        """What a worker has to know that meets the request now: a prompt is scored once."""
+        if self.sampling.prompt_logprobs is None or self.must_score:
+            return self.sampling
+        return msgspec.structs.replace(self.sampling, prompt_logprobs=None)
+
+    @property
+    def must_wait(self) -> bool:
+        """For another request to compute the prompt that both have. That one goes on: it ranks first."""
+        first = self.after
+        if first is not None and first.status is not Status.ENDED:
+            return first.num_output_tokens == 0 and first.computed < first.num_prompt_tokens
+        return False
+
     def count_prompt(self) -> int:
         """Prompt tokens computed since the last call; each counts once, however often preemption makes
         it run."""
@@ -126,6 +148,8 @@ class Request:
         """Back to a request that has computed nothing; what is under way becomes void."""
         self.epoch += 1
         self.held = None
+        if self.num_output_tokens == 0:
+            self.scored = []
         self.computed = self.in_flight = self.in_flight_samples = 0
 
 

@@ -20,8 +20,16 @@ from dataclasses import dataclass
 
 from sheaf_runtime.engine.kv_cache import BlockTables, KVCache
 from sheaf_runtime.engine.request import Request, Status
-from sheaf_runtime.protocol.messages import FinishReason
-from sheaf_runtime.worker.plan import BlockIds, KVGroup, NewRequest, Scheduled, StepPlan, StepResult
+from sheaf_runtime.protocol.messages import FinishReason, TokenLogprobs
+from sheaf_runtime.worker.plan import (
+    BlockIds,
+    KVGroup,
+    NewRequest,
+    SampledTokens,
+    Scheduled,
+    StepPlan,
+    StepResult,
+)
 
 
 @dataclass(slots=True)
@@ -45,6 +53,8 @@ class Output:
     finish_reason: FinishReason | None
     stop_token_id: int | None
     first: bool  # the request had no output before
+    logprobs: list[TokenLogprobs]
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,11 @@ class _Launched:
 
 class Scheduler:
     """``max_num_batched_tokens`` is the token budget of a step, ``pipeline_depth`` how many launched steps
-    may be uncommitted when the next one is planned."""
+    may be uncommitted when the next one is planned.
+
+    More than ``long_prefill_token_threshold`` tokens to go (0: half of the budget) make a prompt long. It
+    leaves up to half of a step to shorter ones that wait, so that those start beside it; at most
+    ``max_num_partial_prefills`` long ones share the rest."""
 
     def __init__(
         self,
@@ -67,6 +81,8 @@ class Scheduler:
         block_size: int,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        long_prefill_token_threshold: int = 0,
+        max_num_partial_prefills: int = 1,
         prefix_caching: bool = True,
         pipeline_depth: int = 0,
     ) -> None:
@@ -79,6 +95,8 @@ class Scheduler:
         )
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self._long = long_prefill_token_threshold or max(1, max_num_batched_tokens // 2)
+        self._max_num_partial = max_num_partial_prefills
         self.waiting: list[Request] = []  # both sorted by rank
         self.running: list[Request] = []
         self.counters = Counters()
@@ -119,8 +137,9 @@ class Scheduler:
         Then either a launched step must be committed first, or there are no requests.
         """
         chosen: dict[Request, tuple[int, BlockIds]] = {}
-        budget, short_of_pages = self._schedule_running(chosen)
-        admitted = [] if short_of_pages else self._admit(chosen, budget, now)
+        reserve = self._reserve()
+        budget, short_of_pages = self._schedule_running(chosen, reserve)
+        admitted = [] if short_of_pages else self._admit(chosen, budget, reserve, now)
         if not chosen:
             assert self._launched or not self.busy, "nothing runs and nothing can"
             return None
@@ -131,7 +150,7 @@ class Scheduler:
                 token_ids=request.token_ids.copy(),
                 num_prompt_tokens=request.num_prompt_tokens,
                 num_computed_tokens=request.computed,
-                sampling=request.sampling,
+                sampling=request.worker_sampling,
                 block_ids=[table.copy() for table in _tables(request).tables],
             )
             for request in admitted
@@ -161,7 +180,20 @@ class Scheduler:
         self._launched.append((step, launched))
         return StepPlan(step=step, ended=ended, new=new, scheduled=scheduled)
 
-    def _schedule_running(self, chosen: dict[Request, tuple[int, BlockIds]]) -> tuple[int, bool]:
+    def _reserve(self) -> int:
+        """Tokens of the step that long prompts leave to shorter ones that wait."""
+        most, seats, wanted = self.max_num_batched_tokens // 2, self.max_num_seqs - len(self.running), 0
+        for request in self.waiting:
+            if wanted >= most or seats <= 0:
+                break
+            if request.num_to_compute <= self._long and not request.must_wait:
+                wanted += request.num_to_compute
+                seats -= 1
+        return min(wanted, most)
+
+    def _schedule_running(
+        self, chosen: dict[Request, tuple[int, BlockIds]], reserve: int
+    ) -> tuple[int, bool]:
         """Fill ``chosen`` with (tokens, new pages) of running requests. Returns the budget that is left and
         whether pages ran out."""
         budget = self.max_num_batched_tokens
@@ -173,13 +205,19 @@ class Scheduler:
                 decodes.append((request, 1))
             elif to_compute > 1:
                 prefills.append((request, to_compute))
+        num_long = min(self._max_num_partial, sum(to_compute > self._long for _, to_compute in prefills))
         for request, to_compute in decodes + prefills:
             if budget == 0:
                 break
             if request.status is not Status.RUNNING:  # preempted by one before it
                 continue
+            sharing, num_long = num_long, num_long - (to_compute > self._long)
             while True:
                 num_tokens = min(to_compute, budget)
+                if to_compute > self._long:  # an equal part of what is left for those that are left
+                    num_tokens = min(num_tokens, -(-max(0, budget - reserve) // max(1, sharing)))
+                    if num_tokens == 0:
+                        break
                 new_block_ids = self._grow(request, num_tokens)
                 if new_block_ids is not None:
                     chosen[request] = (num_tokens, new_block_ids)
@@ -202,36 +240,48 @@ class Scheduler:
             return self._no_new_blocks
         return self.kv.grow(held, end)
 
-    def _admit(self, chosen: dict[Request, tuple[int, BlockIds]], budget: int, now: float) -> list[Request]:
+    def _admit(
+        self, chosen: dict[Request, tuple[int, BlockIds]], budget: int, reserve: int, now: float
+    ) -> list[Request]:
         """Take requests off the waiting list while they fit.
 
         Admission is by pages: a request must fit with all its tokens so far and one page to grow, after
         every running request has been granted the same. Otherwise it would push others out at
-        once, or be pushed out itself, and its prefill would be thrown away.
+        once, or be pushed out itself, and its prefill would be thrown away. Only a long prompt that finds
+        no room in the step, and a request that waits for another's pages, let later ones pass.
         """
         admitted: list[Request] = []
         if not self.waiting or budget == 0 or len(self.running) >= self.max_num_seqs:
             return admitted
         promised = sum(max(0, self._pages_soon(r) - _tables(r).num_held) for r in self.running)
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
-            request = self.waiting[0]
-            hit = self.kv.find_hit(request.token_ids, request.root, request.digests)
+        num_partial = sum(r.num_to_compute > n for r, (n, _) in chosen.items())
+        for request in self.waiting.copy():
+            if budget == 0 or len(self.running) >= self.max_num_seqs:
+                break
+            if request.must_wait or (request.num_to_compute > self._long and budget <= reserve):
+                continue
+            hit = self.kv.find_hit(
+                request.token_ids[:1] if request.must_score else request.token_ids,
+                request.root,
+                request.digests,
+            )
+            num_tokens = len(request.token_ids) - hit.num_published * self.kv.block_size
+            num_tokens = min(num_tokens, request.final_length - hit.num_published * self.kv.block_size)
+            allowed = budget
+            if num_tokens > self._long:
+                allowed = budget - reserve
+                if allowed < num_tokens and num_partial >= self._max_num_partial:
+                    continue
             needed = self.kv.pages_to_admit(hit, self._soon(request))
             if needed + promised > self.kv.pool.num_available:
                 break
-            del self.waiting[0]
+            _remove(self.waiting, request)
             insort(self.running, request, key=_rank)
-            self.kv.take(hit)
-            request.status = Status.RUNNING
-            request.held = hit
-            request.computed = hit.num_published * self.kv.block_size
-            if request.scheduled_time is None:
-                request.scheduled_time = now
-                request.cached_tokens = request.computed
-                if self.kv.prefix_caching:
-                    self.counters.prefix_cache_queries += request.num_prompt_tokens
-                    self.counters.prefix_cache_hits += request.computed
-            num_tokens = min(request.num_to_compute, budget)
+            self._start(request, hit, now)
+            if num_tokens <= self._long:
+                reserve = max(0, reserve - num_tokens)
+            num_partial += allowed < num_tokens
+            num_tokens = min(num_tokens, allowed)
             grown = self.kv.grow(hit, request.computed + num_tokens)
             assert grown is not None
             budget -= num_tokens
@@ -239,6 +289,19 @@ class Scheduler:
             chosen[request] = (num_tokens, self._no_new_blocks)  # they go with the NewRequest
             admitted.append(request)
         return admitted
+
+    def _start(self, request: Request, hit: BlockTables, now: float) -> None:
+        """It runs from now on, from the end of the prefix that was found."""
+        self.kv.take(hit)
+        request.status = Status.RUNNING
+        request.held = hit
+        request.computed = hit.num_published * self.kv.block_size
+        if request.scheduled_time is None:
+            request.scheduled_time = now
+            request.cached_tokens = request.computed
+            if self.kv.prefix_caching:
+                self.counters.prefix_cache_queries += request.num_prompt_tokens
+                self.counters.prefix_cache_hits += request.computed
 
     def _soon(self, request: Request) -> int:
         """Tokens that the request will hold a page's worth of output from now."""
@@ -259,7 +322,8 @@ class Scheduler:
         """Take in the oldest launched step: publish its pages, append its tokens, end what is over."""
         step, launched = self._launched.popleft()
         assert result.step == step, f"got the result of step {result.step}, expected {step}"
-        sampled = {(s.req_id, s.epoch): s.token_ids for s in result.sampled}
+        sampled = {(s.req_id, s.epoch): s for s in result.sampled}
+        scored = {(s.req_id, s.epoch): s.logprobs for s in result.scored}
         outputs = []
         for item in launched:
             request = item.request
@@ -267,6 +331,7 @@ class Scheduler:
                 continue
             request.in_flight -= item.num_tokens
             request.computed += item.num_tokens
+            request.scored += scored.get((request.req_id, request.epoch), ())
             self.counters.prompt_tokens += request.count_prompt()
             output = None
             if item.sample:
@@ -274,7 +339,8 @@ class Scheduler:
                 output = self._append(request, sampled[request.req_id, request.epoch], now)
                 outputs.append(output)
             held = _tables(request)
-            self.kv.publish(held, request.token_ids, request.root, request.computed)
+            if output is None or output.error is None:  # what failed is no good to others
+                self.kv.publish(held, request.token_ids, request.root, request.computed)
             if output is not None and output.finish_reason is not None:
                 self._end(request)
             else:
@@ -283,13 +349,15 @@ class Scheduler:
         self._release_late(step)
         return outputs
 
-    def _append(self, request: Request, token_ids: list[int], now: float) -> Output:
+    def _append(self, request: Request, sampled: SampledTokens, now: float) -> Output:
         first = request.num_output_tokens == 0
         if first:
             request.first_token_time = now
-        taken, finish_reason, stop_token_id = request.append(token_ids)
+        if sampled.error is not None:
+            return Output(request, [], "error", None, first, [], sampled.error)
+        taken, finish_reason, stop_token_id = request.append(sampled.token_ids)
         self.counters.generation_tokens += len(taken)
-        return Output(request, taken, finish_reason, stop_token_id, first)
+        return Output(request, taken, finish_reason, stop_token_id, first, sampled.logprobs[: len(taken)])
 
     # --- ends -----------------------------------------------------------------------------------------
 

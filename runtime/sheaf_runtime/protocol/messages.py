@@ -32,7 +32,8 @@ class AddRequest(Message, frozen=True, kw_only=True):
     """``request_id`` is chosen by the client and unique among its unfinished requests.
 
     ``arrival_time`` is ``time.time()`` at the HTTP edge. ``priority``: lower runs first. Requests with
-    different ``cache_salt`` never share prefix pages.
+    different ``cache_salt`` never share prefix pages. ``after`` names a request of this client with the same
+    prompt, which is computed first so that this one finds its pages.
     """
 
     request_id: str
@@ -41,6 +42,7 @@ class AddRequest(Message, frozen=True, kw_only=True):
     arrival_time: float
     priority: int = 0
     cache_salt: str | None = None
+    after: str | None = None
 
 
 class AbortRequests(Message, frozen=True, kw_only=True):
@@ -82,17 +84,32 @@ class Rejected(Message, frozen=True, kw_only=True):
     param: str | None = None
 
 
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """One token's log-probability, how many tokens were likelier plus one, and the likeliest at its place."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: list[int] = []
+    top_logprobs: list[float] = []
+
+
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Newly committed tokens of one request, in order.
 
-    ``stop_token_id`` is the id that ended it (None when it was the length). ``cached_tokens`` and
-    the two times (``time.time()``) come with the first output of a request only.
+    ``stop_token_id`` is the id that ended it (None when it was the length). ``logprobs`` has one entry a
+    token if they were asked for. ``cached_tokens``, the two times (``time.time()``) and ``prompt_logprobs``
+    (of all prompt tokens but the first) come with the first output of a request only. ``error`` says why the
+    finish reason is that.
     """
 
     request_id: str
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
+    error: str | None = None
+    logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
     cached_tokens: int = 0
     scheduled_time: float | None = None
     first_token_time: float | None = None

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from sheaf_runtime.protocol.messages import FinishReason
+from sheaf_runtime.server.logprobs import ChatLogprobs, CompletionLogprobs, PromptLogprobs
 
 encode = msgspec.json.Encoder().encode
 
@@ -23,12 +24,24 @@ class Usage(msgspec.Struct):
     prompt_tokens_details: PromptTokensDetails
 
 
+class Error(msgspec.Struct):
+    """Beside what an answer has, where one of its choices failed."""
+
+    message: str
+    type: str = "server_error"
+    param: None = None
+    code: str = "request_failed"
+
+
 class CompletionChoice(msgspec.Struct):
     index: int
     text: str
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, tag_field="object", tag="text_completion"):
@@ -39,6 +52,7 @@ class Completion(msgspec.Struct, tag_field="object", tag="text_completion"):
     model: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType | None = UNSET
+    error: Error | UnsetType = UNSET
 
 
 class ChatMessage(msgspec.Struct):
@@ -52,7 +66,8 @@ class ChatChoice(msgspec.Struct):
     message: ChatMessage
     finish_reason: FinishReason | None
     stop_reason: str | int | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletion(msgspec.Struct, tag_field="object", tag="chat.completion"):
@@ -61,6 +76,9 @@ class ChatCompletion(msgspec.Struct, tag_field="object", tag="chat.completion"):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    error: Error | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, omit_defaults=True):
@@ -73,7 +91,8 @@ class ChunkChoice(msgspec.Struct):
     delta: Delta
     finish_reason: FinishReason | None = None
     stop_reason: str | int | UnsetType | None = UNSET
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk"):
@@ -82,3 +101,4 @@ class ChatChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk")
     model: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET

@@ -96,4 +96,5 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
         return ApiError(400, message, param=getattr(cause, "param", None))
     if kind == "extra_forbidden":
         return ApiError(400, f"unrecognized request argument: {name}", param=name)
-    return ApiError(400, f"{name}: {message}", param=name)
+    joint = " " if message.startswith("must ") else ": "
+    return ApiError(400, f"{name}{joint}{message}", param=name)

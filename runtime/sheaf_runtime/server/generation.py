@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from sheaf_runtime.protocol.messages import AddRequest, FinishReason, RequestOutput
+from sheaf_runtime.protocol.messages import AddRequest, FinishReason, RequestOutput, TokenLogprobs
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.server.client import EngineDeadError, OutputQueue, RejectedError
 from sheaf_runtime.server.errors import ApiError
@@ -18,6 +19,7 @@ from sheaf_runtime.server.schemas import Generate
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.text import OutputText
 
+logger = logging.getLogger(__name__)
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
@@ -26,12 +28,17 @@ class ClientDisconnected(Exception):
 
 
 class Piece(NamedTuple):
-    """New text of one choice; the last piece has a ``finish_reason``."""
+    """New text of one choice and the tokens that it took; the last piece has a ``finish_reason``.
+
+    ``scored`` comes with the first piece of a choice: log-probabilities of the prompt, if asked for."""
 
     choice: int
     text: str
     finish_reason: FinishReason | None
     stop_reason: str | int | None
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprobs] = ()
+    scored: Sequence[TokenLogprobs] | None = None
 
 
 class Choice:
@@ -41,6 +48,7 @@ class Choice:
         self.request = request
         self.copy = copy  # of its prompt: 0 to n-1
         self.text = text
+        self.error: str | None = None
         self.cached_tokens = 0
         self.scheduled: float | None = None
         self.first: float | None = None
@@ -64,11 +72,15 @@ class Generation:
         self._queue = OutputQueue()
         self._arrival = arrival
         self._watcher: asyncio.Task[None] | None = None
+        # Each token is news then, though it may add no text yet.
+        self._tokens_wanted = body.num_logprobs is not None or body.return_token_ids
+        self._only_scores = body.max_tokens == 0
         self._prompt_tokens = sum(len(ids) for ids, _ in prompts)
         self.choices: list[Choice] = []
         self._index: dict[str, int] = {}
         for ids, sampling in prompts:
-            for copy in range(body.n or 1):
+            first = f"{request_id}-{len(self.choices)}"
+            for copy in range(body.n):
                 index = len(self.choices)
                 request = AddRequest(
                     request_id=f"{request_id}-{index}",
@@ -77,6 +89,7 @@ class Generation:
                     arrival_time=arrival,
                     priority=body.priority,
                     cache_salt=body.cache_salt,
+                    after=first if copy else None,
                 )
                 text = OutputText(
                     service.folder.tokenizer,
@@ -160,24 +173,49 @@ class Generation:
     def cached_tokens(self) -> int:
         return sum(choice.cached_tokens for choice in self.choices if choice.copy == 0)
 
+    @property
+    def error(self) -> str | None:
+        """Why a choice failed, if one did."""
+        return next((choice.error for choice in self.choices if choice.error is not None), None)
+
     def _take(self, index: int, choice: Choice, output: RequestOutput, now: float) -> Piece | None:
         if choice.ended:  # by a stop string, and this was under way
             return None
+        begins = choice.last is None
         self._time(choice, output, now)
+        scored = (
+            output.prompt_logprobs if begins and choice.request.sampling.prompt_logprobs is not None else None
+        )
+        if self._only_scores and output.finish_reason != "error":
+            self._end(choice, "length")
+            return Piece(index, "", "length", None, scored=scored)
+        try:
+            piece = self._read(index, choice, output)
+        except Exception as error:  # in the tokenizer: this request's trouble
+            logger.exception("the output of request %s cannot be read", choice.request.request_id)
+            self._service.client.abort([output.request_id])
+            choice.error = f"the output cannot be turned into text: {type(error).__name__}: {error}"
+            piece = Piece(index, "", "error", None)
+        if piece.finish_reason is not None:
+            self._end(choice, piece.finish_reason)
+        elif not piece.text and not (self._tokens_wanted and piece.token_ids) and scored is None:
+            return None
+        return piece if scored is None else piece._replace(scored=scored)
+
+    def _read(self, index: int, choice: Choice, output: RequestOutput) -> Piece:
         finish, stop = output.finish_reason, output.stop_token_id
-        if finish == "error":
-            raise ApiError(500, "the engine failed on this request", code="request_failed")
+        choice.error = output.error
+        before = choice.text.num_tokens
         text = choice.text.push(output.token_ids, finished=finish is not None, stop_token_id=stop)
-        stop_reason: str | int | None = stop
+        # The model's own end is none that somebody asked for.
+        asked = stop in choice.request.sampling.stop_token_ids
+        stop_reason: str | int | None = stop if asked else None
         if choice.text.stop_string is not None:
             if finish is None:
                 self._service.client.abort([output.request_id])
             finish, stop_reason = "stop", choice.text.stop_string
-        if finish is not None:
-            self._end(choice, finish)
-        elif not text:
-            return None
-        return Piece(index, text, finish, stop_reason)
+        count = choice.text.num_tokens - before
+        return Piece(index, text, finish, stop_reason, output.token_ids[:count], output.logprobs[:count])
 
     def _time(self, choice: Choice, output: RequestOutput, now: float) -> None:
         if output.token_ids:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sheaf_runtime.gguf.folder import find_gguf
 from sheaf_runtime.gguf.reader import GGUFError
+from sheaf_runtime.protocol.limits import BOUNDS
 from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError
 from sheaf_runtime.text.tokenizer import read_json, read_text
-
-logger = logging.getLogger(__name__)
 
 
 class ModelFolderError(ValueError):
     """The folder cannot be served; the message says what to change."""
-
-
-_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "temperature": ("a finite number, 0 or more", lambda value: 0 <= value < math.inf),
-    "top_p": ("a number above 0 and at most 1", lambda value: 0 < value <= 1),
-    "top_k": ("a whole number, -1 or more", lambda value: isinstance(value, int) and value >= -1),
-}
 
 
 @dataclass(frozen=True)
@@ -35,22 +24,18 @@ class SamplingDefaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     @classmethod
     def from_folder(cls, folder: Path) -> SamplingDefaults:
         """Raises ``ModelFolderError`` for values that no request could be sampled with."""
-        config = read_json(folder / "generation_config.json")
-        for name, neutral in (("repetition_penalty", 1.0), ("min_p", 0.0)):
-            value = config.get(name)
-            if value not in (None, neutral):
-                logger.warning("generation_config.json sets %s=%s, which is not supported yet", name, value)
-        given = {name: config[name] for name in _RANGES if config.get(name) is not None}
+        path = folder / "generation_config.json"
+        config = read_json(path)
+        given = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
         for name, value in given.items():
-            words, allowed = _RANGES[name]
-            if type(value) not in (int, float) or not allowed(value):
-                raise ModelFolderError(
-                    f"{folder / 'generation_config.json'}: {name} must be {words}, got {value!r}"
-                )
+            if problem := BOUNDS[name].problem(value):
+                raise ModelFolderError(f"{path}: {name} {problem}")
         return cls(**given)
 
 

@@ -25,6 +25,10 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
 def seed(text: str) -> int:
     if not re.fullmatch(r"-?\d{1,19}", text) or not -(2**63) <= int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at most 64 bits with its sign")

@@ -10,6 +10,7 @@ from typing import Any
 from sheaf_runtime.config import EngineConfig, ServerConfig
 from sheaf_runtime.server.option_values import (
     byte_size,
+    count,
     fraction,
     port,
     positive,
@@ -33,6 +34,11 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     given["served_model_name"] = tuple(given["served_model_name"])
     engine = EngineConfig(**{name: given[name] for name in EngineConfig.__struct_fields__})
     server = ServerConfig(**{name: given[name] for name in ServerConfig.__struct_fields__})
+    if engine.max_num_batched_tokens < engine.max_num_seqs:
+        raise OptionError(
+            f"--max-num-batched-tokens {engine.max_num_batched_tokens} is below --max-num-seqs "
+            f"{engine.max_num_seqs}: a step has to hold a token of each running request; raise it"
+        )
     if server.ssl_keyfile and not server.ssl_certfile:
         raise OptionError("--ssl-keyfile needs --ssl-certfile beside it")
     return engine, server
@@ -86,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--api-key", help="require it as a bearer token on /v1")
     add("--chat-template", help="file or text, in place of the model's own")
     add(
+        "--trust-request-chat-template",
+        action="store_true",
+        help="run chat templates that requests bring",
+    )
+    add(
         "--lame-duck",
         type=seconds,
         default=server.lame_duck,
@@ -132,6 +143,20 @@ def _parser() -> argparse.ArgumentParser:
         help="token budget of a step",
     )
     add(
+        "--long-prefill-token-threshold",
+        type=count,
+        default=engine.long_prefill_token_threshold,
+        metavar="N",
+        help="prompts longer than this leave room in a step for shorter ones (default: half of the budget)",
+    )
+    add(
+        "--max-num-partial-prefills",
+        type=positive,
+        default=engine.max_num_partial_prefills,
+        metavar="N",
+        help="most long prompts that are computed side by side",
+    )
+    add(
         "--max-num-queued",
         type=positive,
         default=engine.max_num_queued,
@@ -147,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         default=engine.pipeline_depth,
         help="steps planned ahead",
     )
-    add("--seed", type=seed, default=engine.seed)
+    add("--seed", type=seed, help="of requests that bring none (default: another one each start)")
     add("--quantization", default="none")
     add("--kv-cache-dtype", default="auto")
     add("--tensor-parallel-size", type=positive, default=1)

@@ -55,13 +55,7 @@ def tokenizer_routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         special = body.add_special_tokens
         if body.messages is not None:
-            text = await render_chat(
-                service,
-                body.messages,
-                add_generation_prompt=body.add_generation_prompt,
-                continue_final_message=body.continue_final_message,
-                variables=body.chat_template_kwargs,
-            )
+            text = await render_chat(service, body)
             ids = await encode(service, text, add_special_tokens=bool(special), param="messages")
         else:
             ids = await encode(

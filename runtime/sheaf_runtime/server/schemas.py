@@ -2,80 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-MAX_STOPS = 4
-MAX_CHOICES = 128
-MAX_PROMPTS = 1024
-Prompt = str | list[int]
-
-# Parameters that exist elsewhere but not here yet, and the values that ask for nothing.
-UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "best_of": (1,),
-    "suffix": ("",),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
-    "web_search_options": (),
-    "verbosity": (),
-    # vLLM's
-    "use_beam_search": (False,),
-    "length_penalty": (1,),
-    "prompt_logprobs": (),
-    "truncate_prompt_tokens": (),
-    "spaces_between_special_tokens": (True,),
-    "return_tokens_as_token_ids": (False,),
-    "return_token_ids": (False,),
-    "include_reasoning": (True,),
-    "structured_outputs": (),
-    "documents": ([],),
-    "chat_template": (),
-    "bad_words": ([],),
-    # completions' alone
-    "echo": (False,),
-    "add_special_tokens": (False,),
-}
-# Bookkeeping of OpenAI's own service; nothing about the answer depends on it.
-HARMLESS = frozenset(
-    {
-        "user",
-        "store",
-        "metadata",
-        "service_tier",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-    }
+from sheaf_runtime.server.fields import (
+    AnyTokenIds,
+    Content,
+    LogitBias,
+    Number,
+    Prompts,
+    Stop,
+    TokenIds,
+    Words,
 )
+from sheaf_runtime.server.unsupported import ParameterError, refuse_unsupported
 
-
-class ParameterError(ValueError):
-    """Says which field is wrong where pydantic only knows that the whole body is."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(f"{param}: {message}")
-        self.param = param
+Truncation = Annotated[int | None, Number("truncate_prompt_tokens")]
 
 
 class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        return refuse_unsupported(data, cls.model_fields.keys())
 
 
 class StreamOptions(Body):
@@ -84,97 +36,69 @@ class StreamOptions(Body):
     include_obfuscation: bool = False  # padding against traffic analysis, at the server's choice
 
 
-def _stop_list(value: Any) -> list[str]:
-    stops = [value] if isinstance(value, str) else value
-    if stops is None:
-        return []
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
-        raise ValueError("must be a non-empty string or a list of them")
-    if len(stops) > MAX_STOPS:
-        raise ValueError(f"takes at most {MAX_STOPS} strings")
-    return stops
-
-
-Stop = Annotated[
-    list[str],
-    PlainValidator(_stop_list),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS}]}
-    ),
-]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-
-
 class Generate(Body):
-    """What completions and chat completions share."""
+    """What completions and chat completions share. Where a field says nothing, the default of the model's
+    ``generation_config.json`` holds, if it has one."""
 
     model: str | None = None
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stream: bool | None = None
+    n: Annotated[int, Number("n")] = 1
+    stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int = Field(0, ge=0)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_p: float | None = Field(None, gt=0, le=1, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=-1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    max_tokens: Annotated[int | None, Number("max_tokens")] = None
+    min_tokens: Annotated[int, Number("min_tokens")] = 0
+    temperature: Annotated[float | None, Number("temperature")] = None
+    top_p: Annotated[float | None, Number("top_p")] = None
+    top_k: Annotated[int | None, Number("top_k")] = None
+    min_p: Annotated[float | None, Number("min_p")] = None
+    frequency_penalty: Annotated[float, Number("frequency_penalty")] = 0.0
+    presence_penalty: Annotated[float, Number("presence_penalty")] = 0.0
+    repetition_penalty: Annotated[float | None, Number("repetition_penalty")] = None
+    logit_bias: LogitBias = {}
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Words = []
+    seed: Annotated[int | None, Number("seed")] = None
     stop: Stop = []
-    stop_token_ids: list[TokenId] | None = Field(None, max_length=128)
+    stop_token_ids: TokenIds = []
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
+    prompt_logprobs: Annotated[int | None, Number("prompt_logprobs")] = None
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
     skip_special_tokens: bool = True
-    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    spaces_between_special_tokens: bool = True
+    truncate_prompt_tokens: Truncation = None
+    priority: Annotated[int, Number("priority")] = 0
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, data: Any) -> Any:
-        return refuse_unsupported(data, cls.model_fields.keys())
 
     @model_validator(mode="after")
     def _consistent(self) -> Generate:
         if self.stream_options is not None and not self.stream:
             raise ParameterError("stream_options", "only allowed with stream=true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ParameterError("prompt_logprobs", "not available with stream=true")
         return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many likely tokens are reported beside each output token; None: no log-probabilities."""
+        raise NotImplementedError
 
 
 class CompletionRequest(Generate):
-    prompt: Annotated[
-        list[Prompt],
-        PlainValidator(lambda value: prompt_list(value)),
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "items": {"type": "string"}},
-                    {"type": "array", "items": {"type": "integer"}},
-                    {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
-                ]
-            }
-        ),
-    ]
+    prompt: Prompts
     echo: bool = False
+    logprobs: Annotated[int | None, Number("logprobs")] = None
     add_special_tokens: bool = True
 
+    @model_validator(mode="after")
+    def _scores(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ParameterError("max_tokens", "must be at least 1, or 0 with echo=true")
+        return self
 
-def _content(value: Any) -> str | None:
-    """Text parts are joined by line breaks: most templates expect one string."""
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise ValueError("must be a string or a list of text parts")
-    for part in value:
-        known = isinstance(part, dict) and part.keys() == {"type", "text"}
-        if not (known and part["type"] == "text" and isinstance(part["text"], str)):
-            raise ValueError('only text parts are supported: {"type": "text", "text": "..."}')
-    return "\n".join(part["text"] for part in value)
-
-
-Content = Annotated[
-    str | None,
-    PlainValidator(_content),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
-]
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
 
 class Message(BaseModel):
@@ -205,23 +129,37 @@ class ChatInput(Body):
     messages: list[Message] = Field(min_length=1)
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = False
 
 
 class ChatCompletionRequest(Generate, ChatInput):
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Annotated[int | None, Number("max_completion_tokens")] = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int | None, Number("top_logprobs")] = None
+
+    @model_validator(mode="after")
+    def _asked(self) -> ChatCompletionRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ParameterError("top_logprobs", "only allowed with logprobs=true")
+        if self.max_tokens == 0:
+            raise ParameterError("max_tokens", "must be at least 1")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(ChatInput):
     """Either ``prompt`` or ``messages``."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] | None = None
+    messages: list[Message] | None = Field(None, min_length=1)  # type: ignore[assignment]
+    add_special_tokens: bool | None = None  # type: ignore[assignment]
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -233,48 +171,4 @@ class TokenizeRequest(Body):
 
 class DetokenizeRequest(Body):
     model: str | None = None
-    tokens: list[TokenId]
-
-
-def refuse_unsupported(data: Any, known: Any) -> Any:
-    """Drops nulls and harmless parameters, and names the first one that would otherwise be ignored."""
-    if not isinstance(data, dict):
-        return data
-    kept = {}
-    for name, value in data.items():
-        if value is None or name in HARMLESS:
-            continue
-        if name in known or name not in UNSUPPORTED:
-            kept[name] = value  # pydantic says which are unknown
-        elif not any(_same(value, neutral) for neutral in UNSUPPORTED[name]):
-            raise ParameterError(name, "not supported yet; leave it out")
-    return kept
-
-
-def _same(value: Any, neutral: Any) -> bool:
-    return isinstance(value, bool) == isinstance(neutral, bool) and value == neutral
-
-
-def prompt_list(value: Any) -> list[Prompt]:
-    """The four forms of ``prompt`` as a list of prompts; quick to refuse long lists of the wrong type."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
-    if not value:
-        raise ValueError("must not be empty")
-    if all(type(item) is int for item in value):
-        return [_token_ids(value)]
-    if len(value) > MAX_PROMPTS:
-        raise ValueError(f"takes at most {MAX_PROMPTS} prompts")
-    if all(isinstance(item, str) for item in value):
-        return list(value)
-    if all(isinstance(item, list) and item and all(type(id_) is int for id_ in item) for item in value):
-        return [_token_ids(item) for item in value]
-    raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
-
-
-def _token_ids(ids: list[int]) -> list[int]:
-    if min(ids) < 0 or max(ids) >= 2**31:
-        raise ValueError("token ids must lie within the vocabulary")
-    return ids
+    tokens: AnyTokenIds

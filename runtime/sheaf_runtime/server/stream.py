@@ -49,8 +49,11 @@ class EventStream(Response):
                 body = b"".join(map(chunks, pieces))
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             end = DONE
+            if generation.error is not None:
+                error = ApiError(500, generation.error, code="request_failed")
+                end = b"data: " + orjson.dumps(error.body) + b"\n\n" + DONE
             if self._usage_chunk is not None:
-                end = self._usage_chunk(usage(generation)) + DONE
+                end = self._usage_chunk(usage(generation)) + end
             await send({"type": "http.response.body", "body": end})
         except ClientDisconnected:
             return

@@ -57,17 +57,19 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        documents: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt as text, special tokens included: encode it without adding them again.
 
         ``continue_final_message`` leaves the last message open, so that the model goes on writing it.
-        ``variables`` are the template's own options. Raises ``ChatTemplateError``.
+        ``documents`` are what templates for retrieval quote from, ``variables`` the template's own options.
+        Raises ``ChatTemplateError``.
         """
-        variables = variables or {}
-        messages = [self._in_its_terms(message) for message in messages]
-        if reserved := RESERVED & variables.keys():
+        if reserved := RESERVED & (variables or {}).keys():
             raise ChatTemplateError(f"{sorted(reserved)[0]!r} cannot be set as a template variable")
+        variables = {"tools": None, "documents": list(documents) if documents else None, **(variables or {})}
+        messages = [self._in_its_terms(message) for message in messages]
         if continue_final_message:
             if add_generation_prompt:
                 raise ChatTemplateError("set one of continue_final_message and add_generation_prompt")
@@ -85,14 +87,14 @@ class ChatTemplate:
 
         def seen(content: Any) -> bool:
             try:
-                return _MARK in self._render([{"role": "user", "content": content}], True, {})
+                return _MARK in self._render([{"role": "user", "content": content}], True, {"tools": None})
             except ChatTemplateError:
                 return False
 
         return not seen(_MARK) and seen(_parts(_MARK))
 
     def _render(self, messages: Sequence[Message], generation: bool, variables: Mapping[str, Any]) -> str:
-        names = {**self._special_tokens, "tools": None, "documents": None, **variables}
+        names = {**self._special_tokens, **variables}
         if self._in_parts:
             messages = [
                 {**message, "content": _parts(message["content"])}

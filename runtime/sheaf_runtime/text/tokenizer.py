@@ -20,6 +20,17 @@ NAMED_SPECIAL_TOKENS = (
     "cls_token",
     "mask_token",
 )
+
+
+def _byte_of() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for: printable ones for themselves, the
+    others for characters from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -42,9 +53,16 @@ class Tokenizer:
         rust.no_padding()
         self._rust = rust
         self.special_tokens: dict[str, Any] = special_tokens or {}
-        self.special_ids = frozenset(
-            id_ for id_, token in rust.get_added_tokens_decoder().items() if token.special
+        added = rust.get_added_tokens_decoder()
+        self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
+        self._added = frozenset(added)
+        described = json.loads(rust.to_str())
+        self._decoder = described.get("decoder")
+        blanks = json.dumps(
+            [described.get(part) for part in ("decoder", "normalizer", "pre_tokenizer")], ensure_ascii=False
         )
+        self._is_byte_level = '"ByteLevel"' in json.dumps(self._decoder)
+        self._has_metaspace = "\u2581" in blanks or '"Metaspace"' in blanks
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -68,8 +86,7 @@ class Tokenizer:
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:
-        decoder = json.loads(self._rust.to_str()).get("decoder") if self._rust.decoder else None
-        if not _has_byte_fallback(decoder):
+        if not _has_byte_fallback(self._decoder):
             return frozenset()
         return frozenset(id_ for token, id_ in self._rust.get_vocab().items() if _BYTE_TOKEN.fullmatch(token))
 
@@ -86,6 +103,26 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Ids outside the vocabulary decode to nothing."""
         return self._rust.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, id_: int) -> bytes:
+        """What one token adds to the text as UTF-8, be it half a character. Empty for an unknown id."""
+        token = self._rust.id_to_token(id_)
+        if token is None:
+            return b""
+        if id_ not in self._added:
+            if id_ in self.byte_ids:
+                return bytes([int(token[3:5], 16)])
+            if self._is_byte_level:
+                return bytes(_BYTE_OF[character] for character in token if character in _BYTE_OF)
+            if self._has_metaspace:
+                token = token.replace("\u2581", " ")
+        return token.encode()
+
+    @cached_property
+    def spaces_between_specials(self) -> bool:
+        """Whether text that shows special tokens has blanks between them."""
+        some = sorted(self.special_ids)[:1] * 2
+        return len(some) == 2 and " " in self.decode(some, skip_special_tokens=False).strip()
 
     def token(self, id_: int) -> str | None:
         """The vocabulary's own spelling of one id."""

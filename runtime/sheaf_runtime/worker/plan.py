@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from sheaf_runtime.protocol.messages import TokenLogprobs
 from sheaf_runtime.protocol.sampling import SamplingParams
 
 BlockIds = list[list[int]]  # one list per KV group, in order of position
@@ -59,16 +60,28 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampledTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """0..k tokens of one request; results with a stale epoch are dropped by the engine."""
+    """0..k tokens of one request; results with a stale epoch are dropped by the engine. ``error`` says why
+    there can be none, which ends this request and no other."""
 
     req_id: int
     epoch: int
     token_ids: list[int]
+    logprobs: list[TokenLogprobs] = []
+    error: str | None = None
+
+
+class ScoredTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """Log-probabilities of prompt tokens, in order from where the last step ended."""
+
+    req_id: int
+    epoch: int
+    logprobs: list[TokenLogprobs]
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     sampled: list[SampledTokens]
+    scored: list[ScoredTokens] = []
 
 
 class KVGroup(msgspec.Struct, frozen=True, kw_only=True):

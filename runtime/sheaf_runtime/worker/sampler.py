@@ -1,4 +1,4 @@
-"""From logits to one token a request: greedy, temperature, top-k, top-p.
+"""From logits to one token a request: greedy, temperature, min-p, top-k, top-p.
 
 Randomness is a pure function of (seed, output position): one uniform number picks from the cumulative
 distribution. There is no generator whose state could depend on the rest of the batch, on preemption, or on
@@ -26,14 +26,14 @@ BUCKET = 128  # tokens of the vocabulary whose mass is added up first where noth
 
 @dataclass(frozen=True)
 class SamplingRows:
-    """Parameters of S requests. ``temperature`` 0 is greedy, ``top_k`` 0 and ``top_p`` 1 keep everything;
-    ``uniform`` is in [0, 1); ``banned`` lists (row, token ids) that must not come out."""
+    """Parameters of S requests. ``temperature`` 0 is greedy; ``top_k`` 0 or less, ``top_p`` 1 and ``min_p`` 0
+    keep everything; ``uniform`` is in [0, 1)."""
 
     temperature: npt.NDArray[np.float32]
     top_k: npt.NDArray[np.int64]
     top_p: npt.NDArray[np.float64]
+    min_p: npt.NDArray[np.float32]
     uniform: npt.NDArray[np.float64]
-    banned: list[tuple[int, tuple[int, ...]]]
 
 
 def uniform(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -51,38 +51,38 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def sample(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
-    """Token ids [S] (int64). ``logits_SV`` may be overwritten. Greedy rows cost one argmax."""
-    ban(logits_SV, rows)
+    """Token ids [S] (int64), -1 for a row without a largest logit that is a number. ``logits_SV`` may be
+    overwritten. Greedy rows cost one pass."""
+    best_S, tokens_S = logits_SV.max(dim=-1)
+    valid_S = best_S.isfinite()
     random = rows.temperature > 0
-    if not random.any():
-        return logits_SV.argmax(dim=-1)
-    vocab = logits_SV.shape[1]
-    filtered = random & (((rows.top_k > 0) & (rows.top_k < vocab)) | (rows.top_p < 1))
-    tokens_S = torch.empty(logits_SV.shape[0], dtype=torch.int64, device=logits_SV.device)
-    for mask, choose in ((~random, _greedy), (random & ~filtered, _unfiltered), (filtered, _filtered)):
-        chosen = np.flatnonzero(mask)
-        if chosen.size == len(mask):
-            return choose(logits_SV, rows)
-        if chosen.size:
-            index = torch.from_numpy(chosen).to(logits_SV.device)
-            tokens_S[index] = choose(logits_SV[index], _select(rows, chosen))
-    return tokens_S
+    if random.any():
+        if logits_SV.is_cuda or not valid_S.all():  # on the GPU, asking would wait for it
+            logits_SV.masked_fill_(~valid_S[:, None], 0.0)
+        keep_likely(logits_SV, best_S.masked_fill(~valid_S, 0.0), rows)
+        vocab = logits_SV.shape[1]
+        filtered = random & (((rows.top_k > 0) & (rows.top_k < vocab)) | (rows.top_p < 1))
+        for mask, choose in ((random & ~filtered, _unfiltered), (filtered, _filtered)):
+            chosen = np.flatnonzero(mask)
+            if chosen.size == len(mask):
+                tokens_S = choose(logits_SV, rows)
+            elif chosen.size:
+                index = torch.from_numpy(chosen).to(logits_SV.device)
+                tokens_S[index] = choose(logits_SV[index], _select(rows, chosen))
+    return torch.where(valid_S, tokens_S, -1)
 
 
-def ban(logits_SV: Tensor, rows: SamplingRows) -> None:
-    """Make sure that ``rows.banned`` does not come out: write -inf."""
-    for row, ids in rows.banned:
-        logits_SV[row, list(ids)] = -torch.inf
+def keep_likely(logits_SV: Tensor, best_S: Tensor, rows: SamplingRows) -> None:
+    """min-p: write -inf over what is less likely than ``min_p`` times the likeliest token of its row."""
+    if (rows.min_p > 0).any():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            below = rows.temperature * np.log(rows.min_p)  # NaN for greedy rows: nothing compares to it
+        least_S = best_S.float() + torch.from_numpy(below).to(logits_SV.device)
+        logits_SV.masked_fill_(logits_SV < least_S[:, None], -torch.inf)
 
 
 def _select(rows: SamplingRows, chosen: npt.NDArray[np.intp]) -> SamplingRows:
-    return SamplingRows(
-        rows.temperature[chosen], rows.top_k[chosen], rows.top_p[chosen], rows.uniform[chosen], banned=[]
-    )
-
-
-def _greedy(logits_SV: Tensor, _: SamplingRows) -> Tensor:
-    return logits_SV.argmax(dim=-1)
+    return SamplingRows(*(getattr(rows, name)[chosen] for name in SamplingRows.__dataclass_fields__))
 
 
 def _unfiltered(logits_SV: Tensor, rows: SamplingRows) -> Tensor:

@@ -23,7 +23,7 @@ from sheaf_runtime.models.config import AttentionConfig
 from sheaf_runtime.models.layers import Ops
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
-from sheaf_runtime.worker.sampler import SamplingRows, ban
+from sheaf_runtime.worker.sampler import SamplingRows, keep_likely
 
 
 def triton_ops() -> Ops:
@@ -96,9 +96,13 @@ class TritonAttention:
 
 
 def sample_with_triton(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
-    """``worker.sampler.sample`` as one kernel, without a visit to the host."""
-    ban(logits_SV, rows)
+    """``worker.sampler.sample`` without a visit to the host."""
+    best_S = logits_SV.amax(dim=-1)
+    valid_S = best_S.isfinite()
+    logits_SV.masked_fill_(~valid_S[:, None], 0.0)
+    keep_likely(logits_SV, best_S.masked_fill(~valid_S, 0.0), rows)
     vocab = logits_SV.shape[1]
     parameters = (rows.temperature, np.minimum(rows.top_k, vocab).astype(np.int32), rows.top_p, rows.uniform)
     device = logits_SV.device
-    return sample(logits_SV, *(torch.from_numpy(p).to(device, non_blocking=True) for p in parameters))
+    tokens_S = sample(logits_SV, *(torch.from_numpy(p).to(device, non_blocking=True) for p in parameters))
+    return torch.where(valid_S, tokens_S, -1)

@@ -1,0 +1,244 @@
+"""Pieces of a generation as the answers of the two endpoints, whole or in chunks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from sheaf_runtime.protocol.messages import FinishReason, TokenLogprobs
+from sheaf_runtime.server import answers
+from sheaf_runtime.server.answers import Usage, encode
+from sheaf_runtime.server.generation import Generation, Piece
+from sheaf_runtime.server.logprobs import CompletionLogprobs, LogprobsWriter, PromptLogprobs
+from sheaf_runtime.server.schemas import ChatCompletionRequest, CompletionRequest, Generate, StreamOptions
+from sheaf_runtime.server.stream import event, usage
+from sheaf_runtime.text import Tokenizer
+
+
+@dataclass
+class Collected:
+    """What has come of one choice."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    scored: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+class Answer(ABC):
+    """``take`` every piece and ask for the ``body``, or send the ``chunk`` of each."""
+
+    def __init__(
+        self, generation: Generation, tokenizer: Tokenizer, created: float, model: str, body: Generate
+    ) -> None:
+        self.id, self.created, self.model = generation.request_id, int(created), model
+        options = body.stream_options or StreamOptions()
+        self.include_usage = options.include_usage
+        self._continuous = options.include_usage and options.continuous_usage_stats
+        self._generation = generation
+        self._with_logprobs = body.num_logprobs is not None
+        self._with_ids = body.return_token_ids
+        self._with_scores = body.prompt_logprobs is not None
+        self._writer = LogprobsWriter(tokenizer, as_ids=body.return_tokens_as_token_ids)
+        self._collected = [Collected() for _ in generation.choices]
+
+    def take(self, piece: Piece) -> None:
+        choice = self._collected[piece.choice]
+        choice.text += piece.text
+        choice.token_ids += piece.token_ids
+        choice.logprobs += piece.logprobs
+        if piece.scored is not None:
+            choice.scored += piece.scored
+        if piece.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
+
+    @abstractmethod
+    def body(self) -> bytes: ...
+
+    @abstractmethod
+    def chunk(self, piece: Piece) -> bytes: ...
+
+    @abstractmethod
+    def usage_chunk(self, total: Usage) -> bytes: ...
+
+    @property
+    def _usage_so_far(self) -> Usage | UnsetType | None:
+        """What a chunk says about usage. OpenAI: with ``include_usage``, null in every chunk but the last."""
+        if self._continuous:
+            return usage(self._generation)
+        return None if self.include_usage else UNSET
+
+    @property
+    def _error(self) -> answers.Error | UnsetType:
+        message = self._generation.error
+        return UNSET if message is None else answers.Error(message)
+
+    def _ids(self, token_ids: list[int]) -> list[int] | UnsetType:
+        return token_ids if self._with_ids else UNSET
+
+    def _prompt_ids(self, index: int) -> list[int] | UnsetType:
+        return self._ids(self._generation.choices[index].request.prompt_token_ids)
+
+    def _prompt_logprobs(self, index: int) -> PromptLogprobs | UnsetType:
+        return self._writer.prompt(self._collected[index].scored) if self._with_scores else UNSET
+
+
+class CompletionAnswer(Answer):
+    def __init__(
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        created: float,
+        model: str,
+        body: CompletionRequest,
+    ) -> None:
+        super().__init__(generation, tokenizer, created, model, body)
+        self._echo = body.echo
+        self._tops = body.logprobs or 0
+        self._echoed = [""] * len(generation.choices)
+        if body.echo:
+            self._echoed = [
+                self._echo_of(tokenizer, body, index // body.n) for index in range(len(generation.choices))
+            ]
+        self._offsets = [0] * len(generation.choices)
+        self._begun: set[int] = set()
+
+    def _echo_of(self, tokenizer: Tokenizer, body: CompletionRequest, index: int) -> str:
+        """The prompt as it was given, or what was left of it."""
+        prompt = body.prompt[index]
+        if isinstance(prompt, str) and body.truncate_prompt_tokens is None:
+            return prompt
+        ids = self._generation.choices[index * body.n].request.prompt_token_ids
+        return tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens)
+
+    def chunk(self, piece: Piece) -> bytes:
+        index, begins = piece.choice, piece.choice not in self._begun
+        self._begun.add(index)
+        choice = answers.CompletionChoice(
+            index,
+            (self._echoed[index] if begins else "") + piece.text,
+            piece.finish_reason,
+            piece.stop_reason,
+            logprobs=self._logprobs(index, piece.logprobs, piece.scored or (), begins=begins),
+            token_ids=self._ids([*piece.token_ids]),
+            prompt_token_ids=self._prompt_ids(index) if begins else UNSET,
+        )
+        return self._event([choice], self._usage_so_far)
+
+    def usage_chunk(self, total: Usage) -> bytes:
+        return self._event([], total)
+
+    def _event(self, choices: list[answers.CompletionChoice], total: Usage | UnsetType | None) -> bytes:
+        return event(answers.Completion(self.id, self.created, self.model, choices, usage=total))
+
+    def body(self) -> bytes:
+        choices = [
+            answers.CompletionChoice(
+                index,
+                self._echoed[index] + choice.text,
+                choice.finish_reason,
+                choice.stop_reason,
+                logprobs=self._logprobs(index, choice.logprobs, choice.scored, begins=True),
+                prompt_logprobs=self._prompt_logprobs(index),
+                token_ids=self._ids(choice.token_ids),
+                prompt_token_ids=self._prompt_ids(index),
+            )
+            for index, choice in enumerate(self._collected)
+        ]
+        total = usage(self._generation)
+        made = answers.Completion(self.id, self.created, self.model, choices, usage=total, error=self._error)
+        return encode(made)
+
+    def _logprobs(
+        self, index: int, entries: Sequence[TokenLogprobs], scored: Sequence[TokenLogprobs], *, begins: bool
+    ) -> CompletionLogprobs | None:
+        """Those of the prompt come first, if it is echoed."""
+        if not self._with_logprobs:
+            return None
+        first = None
+        if self._echo and begins:
+            first = self._generation.choices[index].request.prompt_token_ids[0]
+            few = self._tops  # prompt_logprobs may have asked for more
+            entries = [
+                *(replace(e, top_ids=e.top_ids[:few], top_logprobs=e.top_logprobs[:few]) for e in scored),
+                *entries,
+            ]
+        made = self._writer.completion(entries, offset=self._offsets[index], first=first)
+        self._offsets[index] += sum(map(len, made.tokens))
+        return made
+
+
+class ChatAnswer(Answer):
+    def __init__(
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        created: float,
+        model: str,
+        body: ChatCompletionRequest,
+    ) -> None:
+        super().__init__(generation, tokenizer, created, model, body)
+        self._begun: set[int] = set()
+
+    def chunk(self, piece: Piece) -> bytes:
+        index, events = piece.choice, b""
+        if index not in self._begun:
+            prompt_ids = self._prompt_ids(index) if not self._begun else UNSET
+            self._begun.add(index)
+            opening = answers.ChunkChoice(index, answers.Delta(role="assistant", content=""))
+            events = self._event(opening, prompt_ids)
+        logprobs = self._writer.chat(piece.logprobs) if self._with_logprobs and piece.logprobs else None
+        if piece.text or piece.logprobs or (self._with_ids and piece.token_ids):
+            ids = self._ids([*piece.token_ids])
+            delta = answers.Delta(content=piece.text or None)
+            events += self._event(answers.ChunkChoice(index, delta, logprobs=logprobs, token_ids=ids))
+        if piece.finish_reason is not None:
+            end = answers.ChunkChoice(index, answers.Delta(), piece.finish_reason, piece.stop_reason)
+            events += self._event(end)
+        return events
+
+    def _event(self, choice: answers.ChunkChoice, prompt_ids: list[int] | UnsetType = UNSET) -> bytes:
+        return event(
+            answers.ChatChunk(
+                self.id,
+                self.created,
+                self.model,
+                [choice],
+                usage=self._usage_so_far,
+                prompt_token_ids=prompt_ids,
+            )
+        )
+
+    def usage_chunk(self, total: Usage) -> bytes:
+        return event(answers.ChatChunk(self.id, self.created, self.model, [], usage=total))
+
+    def body(self) -> bytes:
+        choices = [
+            answers.ChatChoice(
+                index,
+                answers.ChatMessage(choice.text),
+                choice.finish_reason,
+                choice.stop_reason,
+                logprobs=self._writer.chat(choice.logprobs) if self._with_logprobs else None,
+                token_ids=self._ids(choice.token_ids),
+            )
+            for index, choice in enumerate(self._collected)
+        ]
+        return encode(
+            answers.ChatCompletion(
+                self.id,
+                self.created,
+                self.model,
+                choices,
+                usage(self._generation),
+                prompt_logprobs=self._prompt_logprobs(0),
+                prompt_token_ids=self._prompt_ids(0),
+                error=self._error,
+            )
+        )

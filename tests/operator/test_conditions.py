@@ -27,7 +27,7 @@ def judge(observed: Observed, given: Any = None, **more: Any) -> dict[str, tuple
     revision = more.pop("revision", k.revision(given))
     now = more.pop("now", LATER)
     listed = conditions(Situation(given, observed, revision, now, **more))
-    assert [c["type"] for c in listed] == list(CONDITION_TYPES)
+    assert [c["type"] for c in listed] == list(CONDITION_TYPES[:5])
     return {c["type"]: (c["status"], c["reason"], c["message"]) for c in listed}
 
 

@@ -59,7 +59,6 @@ def rolling(spec: Any = BAD, **pods: Any) -> Observed:
 
 FAILURES = {
     "a crash loop": (k.crashed("ValueError: no such flag", of=B, restarts=3), "ContainerCrashing"),
-    "a model that is not there": (k.crashed("model not found", of=B, restarts=3), "ModelNotFound"),
     "too little memory": (k.crashed("", 137, of=B, restarts=2, reason="OOMKilled"), "OutOfMemory"),
 }
 
@@ -71,7 +70,7 @@ def waiting(reason: str, message: str, of: Revision = B) -> Any:
     return pod
 
 
-FAILURES["an image that cannot be pulled"] = (waiting("ImagePullBackOff", "not found"), "ImagePullFailed")
+FAILURES["an image that cannot be pulled"] = (waiting("ImagePullBackOff", "not found"), "ImageNotFound")
 
 
 @pytest.mark.parametrize("kind", FAILURES)

@@ -97,6 +97,7 @@ COLUMNS = [
     _column("Available", ".status.readyReplicas", "integer"),
     _column("Desired", ".status.autoscaling.desired", "integer"),
     _column("Limiting", ".status.autoscaling.limiting"),
+    _column("ImageCurrent", '.status.conditions[?(@.type=="ImageCurrent")].status'),
     _column("URL", ".status.url", priority=1),
     _column("Model", ".spec.model.uri", priority=1),
     _column("Why", ".status.autoscaling.reason", priority=1),

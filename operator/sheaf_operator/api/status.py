@@ -9,7 +9,9 @@ from pydantic import Field
 from sheaf_operator.api.fields import ApiModel
 
 # The order in which conditions are listed.
-CONDITION_TYPES = ("Ready", "Reconciling", "Stalled", "Fits", "AutoscalingActive")
+CONDITION_TYPES = (
+    "Ready", "Reconciling", "Stalled", "Fits", "AutoscalingActive", "ImageCurrent", "RolledBack", "Contested",
+)  # fmt: skip
 
 Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 ShortText = Annotated[str, Field(max_length=256)]
@@ -71,7 +73,7 @@ class AutoscalingStatus(ApiModel):
         ShortText,
         doc(
             "What set the count: a metric, WithinTargets, MinReplicas, MaxReplicas, StabilizationWindow,"
-            " RatePolicy, MissingSamples, NoReadyReplica or Recreated."
+            " RatePolicy, MissingSamples, NoReadyReplica, Recreated, External or NoExternalCount."
         ),
     ]
     reason: Annotated[LongText, doc("Why, in words and numbers.")]
@@ -144,7 +146,8 @@ class LLMDeploymentStatus(ApiModel):
         Field(
             default_factory=list,
             max_length=8,
-            description="Ready, Reconciling, Stalled, Fits and AutoscalingActive.",
+            description="Ready, Reconciling, Stalled, Fits, AutoscalingActive and ImageCurrent; RolledBack"
+            " and Contested while they are true.",
             json_schema_extra={"x-kubernetes-list-map-keys": ["type"]},
         ),
     ]

@@ -40,7 +40,10 @@ def choose_revision(
 
 def runtime_of(observed: Observed, revision: Revision) -> Json | None:
     """The ServingRuntime in which a revision is recorded."""
-    name = names.runtime_name(observed.name, revision.hash)
+    return runtime_by_name(observed, names.runtime_name(observed.name, revision.hash))
+
+
+def runtime_by_name(observed: Observed, name: str) -> Json | None:
     return next((r for r in observed.runtimes if r["metadata"]["name"] == name), None)
 
 

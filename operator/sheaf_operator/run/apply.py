@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 from sheaf_operator.cluster.client import Cluster
 from sheaf_operator.cluster.errors import ApiError, Unreachable
@@ -21,12 +22,18 @@ class Executor:
         self._cluster, self._lease, self._telemetry = cluster, lease, telemetry
 
     async def execute(
-        self, observed: Observed, plan: Plan, memory: Memory
+        self, observed: Observed, plan: Plan, memory: Memory, now: float
     ) -> tuple[Plan, ApiError | Unreachable | None]:
         """Carry out the plan in order. An action that fails ends it; the problem becomes part of the plan."""
+        memory.contest = memory.contest.look(observed, plan.actions, now)
+        rests = [memory.contest.rest(action, now) for action in plan.actions]
+        due = tuple(action for action, rest in zip(plan.actions, rests, strict=True) if not rest)
+        plan = replace(plan, actions=due)
+        memory.look_at = min([memory.look_at, *(now + rest for rest in rests if rest)])
         for action in plan.actions:
             try:
                 await self.act(observed, action)
+                memory.contest = memory.contest.wrote(action, now)
             except (ApiError, Unreachable) as error:
                 if isinstance(action, Scale) and changed_meanwhile(error):
                     memory.dirty = True
@@ -35,7 +42,7 @@ class Executor:
                 problem = of_write(error, created)
                 memory.dirty = True
                 retry = None if problem.reason in ("NameConflict", "KServeMissing") else error
-                return Plan(plan.actions, plan.revision, problem), retry
+                return replace(plan, problem=problem), retry
         return plan, None
 
     async def act(self, observed: Observed, action: Action) -> None:

@@ -8,6 +8,7 @@ from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.cluster.observed import Json, Observed
 from sheaf_operator.cluster.reading import Reading
 from sheaf_operator.desired.actions import Progress
+from sheaf_operator.desired.contest import Contest
 from sheaf_operator.desired.revision import Revision
 from sheaf_operator.scaling.decide import Decision, History
 
@@ -22,6 +23,7 @@ class Memory:
     read_at: float = float("-inf")
     look_at: float = float("inf")  # when the plan may be another one although nothing has happened
     progress: Progress | None = None  # of the last plan
+    contest: Contest = field(default_factory=Contest)
     dirty: bool = True
     history: History = field(default_factory=History)
     deployment_uid: str | None = None

@@ -97,7 +97,7 @@ class Reconciler:
         plan, failure = Plan(revision=memory.revision), None
         if fresh:
             plan = self._plan(spec, observed, memory)
-            plan, failure = await self._executor.execute(observed, plan, memory)
+            plan, failure = await self._executor.execute(observed, plan, memory, self._clock())
         if plan.problem or plan.actions:
             memory.dirty = True  # look again rather than trust that an event will come
         soon, broken = await self._scale(spec, observed, memory)

@@ -38,6 +38,7 @@ class Reporter:
         patience: timedelta,
     ) -> None:
         self._cluster, self._lease, self._telemetry = cluster, lease, telemetry
+        self._clock = clock
         self._domain, self._patience = domain, patience
         self._events = Events(cluster, clock)
 
@@ -57,6 +58,8 @@ class Reporter:
             capacity,
             memory.decision,
             self._patience,
+            memory.progress,
+            memory.contest.problem(self._clock()),
         )
         memory.settled = situation.settled
         status = build_status(situation, self._domain)

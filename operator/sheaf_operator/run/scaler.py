@@ -17,11 +17,13 @@ from sheaf_operator.run.apply import Executor, changed_meanwhile
 from sheaf_operator.run.memory import Memory
 from sheaf_operator.run.telemetry import Telemetry
 from sheaf_operator.scaling import policy, samples, victim
-from sheaf_operator.scaling.decide import decide, restored
+from sheaf_operator.scaling.decide import History, decide, restored
+from sheaf_operator.scaling.external import follow
 from sheaf_operator.scaling.samples import Samples
 from sheaf_operator.settings import Settings
 
 log = logging.getLogger(__name__)
+WRITES = ("Builtin", "External")  # modes in which the count is written one step at a time
 CONFLICT_RETRY = 0.5  # after the Deployment changed between reading and writing
 
 
@@ -54,12 +56,16 @@ class Scaler:
         memory.scraped_at = now
         before, memory.readings = memory.readings, await self._scraper.read(samples.addresses(observed))
         self._count(observed, memory)
-        if spec.autoscaling.mode != "Builtin" and memory.marked is not None:
+        if spec.autoscaling.mode not in WRITES and memory.marked is not None:
             await self._mark(observed, None)
             memory.marked = None
         if spec.autoscaling.mode == "Disabled":
             memory.decision = None
             return None
+        if spec.autoscaling.mode == "External":
+            memory.decision = follow(spec, observed.replicas or 0)
+            memory.history = History()
+            return await self._step(observed, memory, memory.decision.desired, now)
         measured = samples.of_replicas(observed, memory.readings, before)
         return await self._decide(spec, observed, memory, measured, now)
 
@@ -111,10 +117,15 @@ class Scaler:
         return await self._scale(observed, memory, current - 1, now)
 
     async def _scale(self, observed: Observed, memory: Memory, replicas: int, now: float) -> float | None:
-        """Write the count. Returns when to try again if the Deployment is no longer the one observed."""
+        """Write the count. Returns when to try again if the Deployment is no longer the one observed, or if
+        somebody else writes it all the time.
+        """
+        action = Scale(replicas)
+        if rest := memory.contest.rest(action, now):
+            return min(rest, self._settings.autoscale_interval)
         memory.dirty = True
         try:
-            await self._executor.act(observed, Scale(replicas))
+            await self._executor.act(observed, action)
         except ApiError as error:
             if not changed_meanwhile(error):
                 raise
@@ -123,6 +134,7 @@ class Scaler:
             )
             memory.scraped_at = float("-inf")
             return CONFLICT_RETRY
+        memory.contest = memory.contest.wrote(action, now)
         memory.history = memory.history.applied(now, observed.replicas or 0, replicas)
         return None
 

@@ -73,7 +73,7 @@ def decide(policy: Policy, samples: Samples, history: History, now: float) -> De
     base = min(max(samples.current, policy.minimum), policy.maximum)
     demand = history.demand.observe(now, samples.loads)
     asked = _ask(policy, samples, demand)
-    raw, limiting, reason = _bound(policy, *_wish(samples, asked))
+    raw, limiting, reason = bounded(policy, *_wish(samples, asked))
     wishes = behavior.remember(policy.up, policy.down, history.recommendations, base, raw, now)
     changes = behavior.still_counted(policy.up, policy.down, history.changes, now)
     desired, next_change = raw, None
@@ -118,7 +118,8 @@ def _missing_words(samples: Samples) -> str:
     return f"{human_replicas(samples.missing)} not answering: not scaling down on what is not known"
 
 
-def _bound(policy: Policy, raw: int, limiting: str, reason: str) -> tuple[int, str, str]:
+def bounded(policy: Policy, raw: int, limiting: str, reason: str) -> tuple[int, str, str]:
+    """The count within the user's bounds, and what limits it then."""
     if raw > policy.maximum:
         return policy.maximum, "MaxReplicas", f"{reason}, limited by maxReplicas {policy.maximum}"
     if raw < policy.minimum:

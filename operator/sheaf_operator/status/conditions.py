@@ -9,6 +9,8 @@ AutoscalingActive  whether the scaler decides on fresh measurements.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sheaf_operator.api import quantity
 from sheaf_operator.api.quantity import human_replicas
 from sheaf_operator.api.status import CONDITION_TYPES
@@ -17,6 +19,7 @@ from sheaf_operator.problems.problem import Problem
 from sheaf_operator.problems.terminating import of_terminating
 from sheaf_operator.status.autoscaling import stamp
 from sheaf_operator.status.progress import progress
+from sheaf_operator.status.rollout import contested, given_up, image_current, rolled_back
 from sheaf_operator.status.situation import Situation, State, told
 
 
@@ -25,7 +28,7 @@ def ready(s: Situation) -> State:
         return State("False", "Suspended", "spec.suspend is true: set it to false to serve again")
     total = s.observed.replicas or 0
     if s.ready:
-        if s.current_ready == 0:
+        if s.current_ready == 0 or s.back:
             return State(
                 "True",
                 "ServingPreviousRevision",
@@ -71,7 +74,7 @@ def _standstill(s: Situation) -> Problem | None:
 
     The pods' problems count while the spec is being rolled out or nothing serves; see `autoscaling_active`.
     """
-    problem = s.problem
+    problem = s.problem or (given_up(s) if s.back else None)
     if problem is None and s.spec.suspend:
         problem = of_terminating(list(s.observed.pods), s.now)
     elif problem is None and (s.ready == 0 or not s.rolled_out):
@@ -112,19 +115,24 @@ def autoscaling_active(s: Situation) -> State:
     problem = s.pod_problem
     if problem is not None and s.ready and s.rolled_out:
         return told("False", problem, "a further replica cannot serve: ")
-    if s.decision.limiting in ("MissingSamples", "NoReadyReplica"):
+    if s.decision.limiting in ("MissingSamples", "NoReadyReplica", "NoExternalCount"):
         return State("False", s.decision.limiting, s.decision.reason)
     if policy.mode == "Advisory":
         return State("True", "Advisory", "decides and reports, but leaves the count alone")
+    if policy.mode == "External":
+        return State("True", "External", "follows spec.replicas, which another scaler writes through /scale")
     return State("True", "Scaling", "decides on fresh measurements")
 
 
-_RULES = {
+_RULES: dict[str, Callable[[Situation], State | None]] = {
     "Ready": ready,
     "Reconciling": reconciling,
     "Stalled": stalled,
     "Fits": fits,
     "AutoscalingActive": autoscaling_active,
+    "ImageCurrent": image_current,
+    "RolledBack": rolled_back,
+    "Contested": contested,
 }
 
 
@@ -134,6 +142,8 @@ def conditions(s: Situation) -> list[Json]:
     result = []
     for kind in CONDITION_TYPES:
         state = _RULES[kind](s)
+        if state is None:
+            continue
         old = before.get(kind)
         same = old is not None and old.get("status") == state.status
         result.append(

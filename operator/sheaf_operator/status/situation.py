@@ -9,6 +9,7 @@ from typing import Literal
 
 from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.cluster.observed import Json, Observed, revision_of
+from sheaf_operator.desired.actions import Progress
 from sheaf_operator.desired.revision import Revision
 from sheaf_operator.problems.cause import cause
 from sheaf_operator.problems.evidence import moment
@@ -44,6 +45,14 @@ class Situation:
     capacity: Json | None = None
     decision: Decision | None = None
     patience: timedelta = PATIENCE
+    progress: Progress | None = None  # of the rollout
+    contested: Problem | None = None  # somebody else writes what we write
+
+    @property
+    def back(self) -> bool:
+        """Whether what the spec asks for was rolled back."""
+        left = self.progress.left if self.progress else None
+        return bool(left and self.revision and not self.revision.serves(self.spec))
 
     @property
     def ready(self) -> int:
@@ -81,6 +90,8 @@ class Situation:
     @cached_property
     def pod_problem(self) -> Problem | None:
         """What keeps pods of the present revision from serving."""
+        if self.progress and self.progress.rollout.waits:
+            return self.progress.rollout.waits
         return cause(self.observed, self.wanted, self.spec.accelerator.resource_name, self.now)
 
     @property

@@ -20,6 +20,8 @@ STATES = (
     Reason("NotStarted", "alone", "The scaler has not decided yet: no replica has been ready."),
     Reason("Disabled", "alone", "`autoscaling.mode` is Disabled."),
     Reason("Advisory", "alone", "The scaler decides and reports, and leaves the count alone."),
+    Reason("External", "alone", "Another scaler decides through `/scale`, and Sheaf follows it."),
+    Reason("NoExternalCount", "alone", "`spec.replicas` is not set; an HPA needs a first count there."),
     Reason("Scaling", "alone", "The scaler decides on fresh measurements."),
     Reason("MissingSamples", "alone", "A replica does not answer its metrics, so nothing is scaled down."),
     Reason("NoReadyReplica", "alone", "No replica is ready, so there is nothing to measure."),

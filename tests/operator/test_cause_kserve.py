@@ -76,7 +76,7 @@ def test_what_kserve_carried_out_is_not_asked_about() -> None:
 
 def test_the_address_outlives_what_fails() -> None:
     observed = k.settled(k.spec())
-    url = build_status(Situation(k.spec(), observed, OURS, after(60)))["url"]
+    url = build_status(Situation(k.spec(), observed, OURS, after(60)), "cluster.local")["url"]
     failed = Situation(k.spec(), observed, OURS, after(60), Problem("ApplyFailed", "timeout"), applied=False)
     assert build_status(failed)["url"] == url
     away = Observed(k.owner(status={"url": url}), kserve=False)

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from localcluster.machine.launcher import python
 from machine import commit, cpu_seconds, processor
-from operator_fleet import NAMESPACE, Fleet
+from operator_fleet import NAMESPACE, POD_PORT, Fleet
 
 POLL = 10.0
 LIMITS = {
@@ -28,25 +28,37 @@ LIMITS = {
     "restart_seconds": 60,
     "reaction_seconds_beyond_the_poll": 2.0,
 }
+# The same scrapes at the same pace: each model's pods once per poll, all models at times of their own.
 SCRAPES = """
-import asyncio, resource, sys
+import asyncio, random, resource, sys
 from sheaf_operator.cluster.scrape import Scraper
-async def main(addresses, rounds):
+from sheaf_operator.main import allow_open_files
+asked = 0
+async def follow(scraper, targets, poll):
+    global asked
+    await asyncio.sleep(random.uniform(0, poll))
+    while True:
+        for answer in (await scraper.read(targets)).values():
+            assert not isinstance(answer, str), answer
+            asked += 1
+        await asyncio.sleep(poll)
+def spent():
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+async def main(poll, seconds, urls):
     scraper = Scraper(2.0)
-    pairs = [[(a, f'http://{a}:8000/metrics') for a in addresses[i:i+2]] for i in range(0, len(addresses), 2)]
-    async def all_of_them():
-        for start in range(0, len(pairs), 25):
-            for answers in await asyncio.gather(*(scraper.read(p) for p in pairs[start:start+25])):
-                for answer in answers.values():
-                    assert not isinstance(answer, str), answer
-    await all_of_them()
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    for _ in range(rounds):
-        await all_of_them()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    print(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    models = [[(u, u) for u in urls[i:i+2]] for i in range(0, len(urls), 2)]
+    followers = [asyncio.create_task(follow(scraper, m, poll)) for m in models]
+    await asyncio.sleep(poll)
+    cpu, count = spent(), asked
+    await asyncio.sleep(seconds)
+    print((spent() - cpu) / (asked - count))
+    for task in followers:
+        task.cancel()
+    await asyncio.gather(*followers, return_exceptions=True)
     await scraper.close()
-asyncio.run(main(sys.argv[2:], int(sys.argv[1])))
+allow_open_files()
+asyncio.run(main(float(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
 """
 
 
@@ -111,11 +123,11 @@ class Cost:
             "memory_mb": self.memory("VmRSS"),
         }
 
-    def scrape_cost(self, rounds: int = 3) -> float:
+    def scrape_cost(self, seconds: float = 30) -> float:
         """CPU seconds of one scrape."""
-        addresses = [a for found in self.fleet.addresses.values() for a in found]
-        command = [python(), "-c", SCRAPES, str(rounds), *addresses]
-        return float(self.fleet.cluster.launcher.run(command, timeout=300)) / (rounds * len(addresses))
+        urls = [f"http://{a}:{POD_PORT}/metrics" for found in self.fleet.addresses.values() for a in found]
+        command = [python(), "-c", SCRAPES, str(POLL), str(seconds), *urls]
+        return float(self.fleet.cluster.launcher.run(command, timeout=300))
 
     def restart(self) -> float:
         """Seconds from the start of a new process until it is at rest."""

@@ -238,6 +238,8 @@ def test_a_pods_own_probe_says_how_it_is_reached(ip: str, scheme: str | None, ur
         'vllm:num_requests_waiting{engine="0"}\t7.0',
         'vllm:num_requests_waiting{engine="0"} 7.0 1700000000000',  # with a timestamp
         'vllm:num_requests_waiting{engine="0"} 7e0\r',
+        'vllm:num_requests_waiting{model_name="two words",engine="0"} 7.0',
+        'vllm:num_requests_waiting{model_name="a\u2028b",engine="0"} 7.0',  # a line separator, but not here
         "vllm:num_requests_waiting 7",
     ],
 )

@@ -1,0 +1,123 @@
+"""One list per kind: what it finds, what fails, and when everything is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import kube_objects as k
+import pytest
+from sheaf_operator.cluster import kinds
+from sheaf_operator.cluster.cache import Cache
+from sheaf_operator.cluster.errors import ApiError, KindMissing, Unreachable
+from sheaf_operator.cluster.kinds import Kind
+from sheaf_operator.run import app as app_module
+from sheaf_operator.run.app import App
+from sheaf_operator.run.resync import Resync
+from sheaf_operator.settings import Settings
+
+KEY = ("ns", "m")
+
+
+class Lists:
+    """An API server that only lists: one model, nothing else."""
+
+    def __init__(self) -> None:
+        self.version = 1
+        self.errors: dict[Kind, Exception] = {}
+        self.asked: list[tuple[str, str]] = []
+
+    async def list(self, kind: Kind, namespace: str = "") -> tuple[list[dict[str, Any]], int]:
+        self.asked.append((kind.plural, namespace))
+        if kind in self.errors:
+            raise self.errors[kind]
+        self.version += 10
+        return ([k.owner()] if kind == kinds.MODELS and namespace in ("", "ns") else []), self.version
+
+    async def get_lease(self, *_: Any) -> None:
+        return None
+
+    async def write_lease(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {}
+
+    async def close(self) -> None:
+        pass
+
+
+def resync(server: Lists, cache: Cache) -> tuple[Resync, list[Any]]:
+    touched: list[Any] = []
+    return Resync(server, cache, touched.append), touched  # type: ignore[arg-type]
+
+
+async def test_each_kind_is_listed_once_per_namespace() -> None:
+    server, cache = Lists(), Cache(["ns", "other"])
+    work, touched = resync(server, cache)
+    await work.everything()
+    assert sorted(server.asked) == sorted((kind.plural, n) for kind in kinds.ALL for n in ("ns", "other"))
+    assert cache.complete
+    assert touched == [KEY]
+    assert not work.unfinished
+
+
+@pytest.mark.parametrize("error", [Unreachable("away"), ApiError(403, "", "no"), ApiError(500, "", "")])
+async def test_a_kind_that_cannot_be_listed_holds_no_other_up(error: Exception) -> None:
+    server, cache = Lists(), Cache()
+    server.errors = {kinds.MODELS: error}
+    work, _ = resync(server, cache)
+    await work.everything()
+    assert len(server.asked) == len(kinds.ALL)
+    assert work.unfinished
+    assert not cache.complete
+    server.errors = {}
+    await work.everything()
+    assert cache.complete
+    assert not work.unfinished
+
+
+async def test_a_kind_that_the_api_server_does_not_know_is_looked_for_soon() -> None:
+    server, cache = Lists(), Cache()
+    server.errors = {kind: KindMissing(404, "", "") for kind in (kinds.SERVICES, kinds.RUNTIMES)}
+    work, touched = resync(server, cache)
+    await work.everything()
+    assert cache.complete
+    assert work.unfinished
+    touched.clear()
+    server.errors = {}
+    await work.everything()
+    assert KEY in touched
+    assert not work.unfinished
+
+
+async def test_a_lease_that_was_lost_and_won_again_at_once_gives_every_key_a_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between two looks at it, it seems to have been held all along."""
+    monkeypatch.setattr(app_module, "HEARTBEAT", 0.001)
+    server, cache = Lists(), Cache()
+    app = App(Settings(), server, cache, lambda: None)  # type: ignore[arg-type]
+    touched: asyncio.Queue[Any] = asyncio.Queue()
+    monkeypatch.setattr(app, "touch", touched.put_nowait)
+    look = asyncio.create_task(app._look())
+    async with asyncio.timeout(5):
+        await app.lease.attempt()
+        assert await touched.get() == KEY
+        app.lease._valid_until = float("-inf")
+        await app.lease.attempt()
+        assert await touched.get() == KEY
+    look.cancel()
+    await asyncio.gather(look, return_exceptions=True)
+    await app._scraper.close()
+
+
+async def test_keys_of_others_are_not_run() -> None:
+    server, cache = Lists(), Cache()
+    app = App(Settings(), server, cache, lambda: None)  # type: ignore[arg-type]
+    app.see(kinds.SERVICES, "ADDED", k.service(k.revision(k.spec())) | {"metadata": _meta("foreign")})
+    assert len(app._worker._queue) == 0
+    app.see(kinds.MODELS, None, k.owner())
+    assert len(app._worker._queue) == 1
+    await app._scraper.close()
+
+
+def _meta(name: str) -> dict[str, Any]:
+    return {"name": name, "namespace": "ns", "uid": "f", "resourceVersion": "3"}

@@ -78,7 +78,7 @@ def test_the_address_outlives_what_fails() -> None:
     observed = k.settled(k.spec())
     url = build_status(Situation(k.spec(), observed, OURS, after(60)), "cluster.local")["url"]
     failed = Situation(k.spec(), observed, OURS, after(60), Problem("ApplyFailed", "timeout"), applied=False)
-    assert build_status(failed)["url"] == url
+    assert build_status(failed, "cluster.local")["url"] == url
     away = Observed(k.owner(status={"url": url}), kserve=False)
     gone = Situation(k.spec(), away, OURS, after(60), Problem("KServeMissing", "no kind"))
-    assert build_status(gone)["url"] == url
+    assert build_status(gone, "cluster.local")["url"] == url

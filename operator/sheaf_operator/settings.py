@@ -28,6 +28,9 @@ class Settings:
     victim_wait: float = 2.0  # between marking the pod that should go and lowering the count
     stall_patience: float = 600.0  # what may yet mend, such as a node that has to come, is no stall before
     cluster_domain: str = "cluster.local"  # of the cluster's Services, for status.url
+    image_updates: str = "Manual"  # Rolling: models take up a newer default image one after another
+    image_updates_at_once: int = 1
+    image_updates_interval: float = 60.0  # between two starts
     http_port: int = 8080
     log_level: str = "info"
 
@@ -50,6 +53,8 @@ class Settings:
                 value = values[field.name] = kind(env[variable])
             except ValueError as error:
                 raise ValueError(f"{variable}={env[variable]!r} is not a {kind.__name__}") from error
+            if field.name == "image_updates" and value not in ("Manual", "Rolling"):
+                raise ValueError(f"{variable}={env[variable]!r} must be Manual or Rolling")
             if kind in (int, float) and not 0 < value < float("inf"):
                 raise ValueError(f"{variable}={env[variable]!r} must be more than 0")
         return Settings(**values)  # type: ignore[arg-type]

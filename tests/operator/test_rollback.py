@@ -1,6 +1,5 @@
 """A revision that fails is left for the last good one, and not tried again until the spec changes."""
 
-import copy
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -9,37 +8,13 @@ import kube_objects as k
 import pytest
 from sheaf_operator.api import names
 from sheaf_operator.cluster.observed import Observed
-from sheaf_operator.desired.actions import Apply, Delete, Plan
+from sheaf_operator.desired.actions import Apply
 from sheaf_operator.desired.plan import plan
 from sheaf_operator.desired.revision import Revision
 
 GOOD, BAD = k.spec(), k.spec(engine={"maxModelLen": 99})
 A, B = k.revision(GOOD), k.revision(BAD)
 LONG = timedelta(days=1)
-
-
-def act(observed: Observed, result: Plan) -> Observed:
-    """What the API server has after the plan; KServe's pods are the caller's."""
-    runtimes = {r["metadata"]["name"]: r for r in observed.runtimes}
-    service = observed.inference_service
-    for action in result.actions:
-        if isinstance(action, Delete):
-            del runtimes[action.name]
-        elif isinstance(action, Apply) and action.obj["kind"] == "ServingRuntime":
-            name = action.obj["metadata"]["name"]
-            made = (
-                runtimes[name]["metadata"]
-                if name in runtimes
-                else {"creationTimestamp": "2026-01-01T00:09:00Z"}
-            )
-            kept = {key: made[key] for key in ("uid", "creationTimestamp") if key in made}
-            obj = copy.deepcopy(action.obj)
-            obj["metadata"] = {"uid": "runtime-" + name, **kept, **obj["metadata"]}
-            runtimes[name] = obj
-        elif isinstance(action, Apply):
-            service = copy.deepcopy(action.obj)
-            service["metadata"]["uid"] = "service-uid"
-    return replace(observed, runtimes=tuple(runtimes.values()), inference_service=service)
 
 
 def used(observed: Observed) -> str:
@@ -52,7 +27,7 @@ def used(observed: Observed) -> str:
 
 def rolling(spec: Any = BAD, **pods: Any) -> Observed:
     """`spec` has been asked for while A served; A's pod still serves, the new one is as given."""
-    start = act(k.settled(GOOD), plan(spec, k.settled(GOOD), k.IMAGE, k.NOW))
+    start = k.carried_out(k.settled(GOOD), plan(spec, k.settled(GOOD), k.IMAGE, k.NOW))
     old = k.pod("old", A, ready=True)
     return replace(start, pods=(old, pods.get("new", k.crashed("boom", of=k.revision(spec), restarts=5))))
 
@@ -82,7 +57,7 @@ def test_what_fails_past_the_deadline_is_left_for_what_served(kind: str) -> None
     assert early.actions == ()
     assert early.again == 310  # the pod is ten seconds younger than the resource
     late = plan(BAD, observed, k.IMAGE, k.NOW)
-    back = act(observed, late)
+    back = k.carried_out(observed, late)
     assert used(back) == A.hash
     assert late.revision is not None
     assert late.revision.hash == A.hash
@@ -94,7 +69,7 @@ def test_what_fails_past_the_deadline_is_left_for_what_served(kind: str) -> None
 
 
 def test_it_is_not_tried_again_until_the_spec_changes() -> None:
-    back = act(rolling(), plan(BAD, rolling(), k.IMAGE, k.NOW))
+    back = k.carried_out(rolling(), plan(BAD, rolling(), k.IMAGE, k.NOW))
     settled = replace(back, pods=(k.pod("old", A, ready=True),))
     again = plan(BAD, settled, k.IMAGE, k.NOW + LONG)
     assert again.actions == ()
@@ -113,25 +88,25 @@ def test_it_is_not_tried_again_until_the_spec_changes() -> None:
     ],
 )
 def test_another_spec_is_tried(fields: dict[str, Any]) -> None:
-    back = act(rolling(), plan(BAD, rolling(), k.IMAGE, k.NOW))
+    back = k.carried_out(rolling(), plan(BAD, rolling(), k.IMAGE, k.NOW))
     settled = replace(back, pods=(k.pod("old", A, ready=True),))
     fixed = k.spec(**fields)
     result = plan(fixed, settled, k.IMAGE, k.NOW + LONG)
-    tried = act(settled, result)
+    tried = k.carried_out(settled, result)
     assert used(tried) == k.revision(fixed).hash
     assert result.progress is not None
     assert result.progress.left is None
     # Should that one fail too, what served is still known.
     failing = replace(tried, pods=(k.pod("old", A, ready=True), k.crashed(of=k.revision(fixed), restarts=2)))
-    assert used(act(failing, plan(fixed, failing, k.IMAGE, k.NOW + LONG))) == A.hash
+    assert used(k.carried_out(failing, plan(fixed, failing, k.IMAGE, k.NOW + LONG))) == A.hash
 
 
 def test_what_failed_once_is_tried_again_when_it_is_asked_for_anew() -> None:
-    back = act(rolling(), plan(BAD, rolling(), k.IMAGE, k.NOW))
+    back = k.carried_out(rolling(), plan(BAD, rolling(), k.IMAGE, k.NOW))
     served = replace(back, pods=(k.pod("old", A, ready=True),))
-    undone = act(served, plan(GOOD, served, k.IMAGE, k.NOW))
+    undone = k.carried_out(served, plan(GOOD, served, k.IMAGE, k.NOW))
     assert used(undone) == A.hash
-    assert used(act(undone, plan(BAD, undone, k.IMAGE, k.NOW))) == B.hash
+    assert used(k.carried_out(undone, plan(BAD, undone, k.IMAGE, k.NOW))) == B.hash
 
 
 def test_the_first_revision_has_nothing_to_go_back_to() -> None:
@@ -139,7 +114,7 @@ def test_the_first_revision_has_nothing_to_go_back_to() -> None:
     assert plan(BAD, observed, k.IMAGE, k.NOW + LONG).actions == ()
     # Nor has its correction: what never served is not good.
     result = plan(GOOD, observed, k.IMAGE, k.NOW)
-    fixed = replace(act(observed, result), pods=(k.crashed("boom", of=A, restarts=9),))
+    fixed = replace(k.carried_out(observed, result), pods=(k.crashed("boom", of=A, restarts=9),))
     assert used(fixed) == A.hash
     assert plan(GOOD, fixed, k.IMAGE, k.NOW + LONG).actions == ()
 
@@ -147,17 +122,17 @@ def test_the_first_revision_has_nothing_to_go_back_to() -> None:
 def test_with_recreate_the_last_good_one_is_known_though_nothing_serves() -> None:
     spec = k.spec(engine={"maxModelLen": 99}, rollout={"strategy": "Recreate"})
     observed = replace(rolling(spec), pods=(k.crashed("boom", of=B, restarts=3),))
-    assert used(act(observed, plan(spec, observed, k.IMAGE, k.NOW))) == A.hash
+    assert used(k.carried_out(observed, plan(spec, observed, k.IMAGE, k.NOW))) == A.hash
 
 
 def test_a_revision_in_between_that_never_served_is_skipped() -> None:
     """A serves, B is asked for and crashes, C follows at once and crashes too: A is the last good one."""
     other = k.spec(engine={"maxModelLen": 98})
     first = rolling()
-    second = act(first, plan(other, first, k.IMAGE, k.NOW - timedelta(minutes=59)))
+    second = k.carried_out(first, plan(other, first, k.IMAGE, k.NOW - timedelta(minutes=59)))
     failing = replace(second, pods=(k.pod("old", A, ready=True), k.crashed(of=k.revision(other), restarts=2)))
     assert used(failing) == k.revision(other).hash
-    assert used(act(failing, plan(other, failing, k.IMAGE, k.NOW))) == A.hash
+    assert used(k.carried_out(failing, plan(other, failing, k.IMAGE, k.NOW))) == A.hash
 
 
 @pytest.mark.parametrize(
@@ -179,7 +154,7 @@ def test_what_does_not_fail_is_not_left(pod: Any, why: str) -> None:
 def test_one_pod_that_serves_speaks_for_the_revision() -> None:
     observed = rolling(new=k.pod("new", B, ready=True))
     both = replace(observed, pods=(*observed.pods, k.crashed(of=B, restarts=9)))
-    assert used(act(both, plan(BAD, both, k.IMAGE, k.NOW + LONG))) == B.hash
+    assert used(k.carried_out(both, plan(BAD, both, k.IMAGE, k.NOW + LONG))) == B.hash
 
 
 def test_what_has_served_and_fails_later_is_kept() -> None:
@@ -205,7 +180,7 @@ def test_pods_that_admission_refuses_are_a_failure() -> None:
     }
     pods = (k.pod("old", A, ready=True),)
     observed = replace(rolling(), deployment=k.deployment(conditions=[failure]), pods=pods)
-    assert used(act(observed, plan(BAD, observed, k.IMAGE, k.NOW))) == A.hash
+    assert used(k.carried_out(observed, plan(BAD, observed, k.IMAGE, k.NOW))) == A.hash
 
 
 def test_notes_survive_everything_else_that_is_written() -> None:
@@ -216,7 +191,7 @@ def test_notes_survive_everything_else_that_is_written() -> None:
     runtime["spec"]["containers"][0]["image"] = "evil"
     younger = [k.revision(k.spec(engine={"maxModelLen": n})) for n in (1, 2, 3)]
     crowd = tuple(k.runtime(r, created="2026-01-01T00:20:00Z") for r in younger)
-    repaired = act(
+    repaired = k.carried_out(
         replace(observed, runtimes=(*observed.runtimes, *crowd)),
         plan(
             BAD, replace(observed, runtimes=(*observed.runtimes, *crowd)), k.IMAGE, k.NOW - timedelta(hours=1)
@@ -232,4 +207,4 @@ def test_damaged_notes_are_none(text: str) -> None:
     observed = rolling(new=k.pod("new", B))
     for runtime in observed.runtimes:
         runtime["metadata"]["annotations"][names.ANNOTATION_FAILURE] = text
-    assert used(act(observed, plan(BAD, observed, k.IMAGE, k.NOW))) == B.hash
+    assert used(k.carried_out(observed, plan(BAD, observed, k.IMAGE, k.NOW))) == B.hash

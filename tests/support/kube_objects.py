@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ from sheaf_operator.api import names
 from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.desired import render
+from sheaf_operator.desired.actions import Apply, Delete, Plan
 from sheaf_operator.desired.notes import Notes
 from sheaf_operator.desired.revision import Revision
 
@@ -43,6 +45,11 @@ def owner(name: str = "m", generation: int = 1, status: Json | None = None, **me
 
 def revision(given: LLMDeploymentSpec, name: str = "m") -> Revision:
     return render.revision(name, given, IMAGE)
+
+
+def revision_with(given: LLMDeploymentSpec, image: str) -> Revision:
+    """With another default image of the operator's."""
+    return render.revision("m", given, image)
 
 
 def runtime(
@@ -179,3 +186,27 @@ def settled(given: LLMDeploymentSpec, *, replicas: int = 1, ready: int = 1, **mo
         "pods": pods,
     }
     return Observed(**{**fields, **more})
+
+
+def carried_out(observed: Observed, result: Plan) -> Observed:
+    """What the API server has after the plan; KServe's pods are the caller's."""
+    runtimes = {r["metadata"]["name"]: r for r in observed.runtimes}
+    service = observed.inference_service
+    for action in result.actions:
+        if isinstance(action, Delete):
+            del runtimes[action.name]
+        elif isinstance(action, Apply) and action.obj["kind"] == "ServingRuntime":
+            name = action.obj["metadata"]["name"]
+            made = (
+                runtimes[name]["metadata"]
+                if name in runtimes
+                else {"creationTimestamp": "2026-01-01T00:09:00Z"}
+            )
+            kept = {key: made[key] for key in ("uid", "creationTimestamp") if key in made}
+            obj = copy.deepcopy(action.obj)
+            obj["metadata"] = {"uid": "runtime-" + name, **kept, **obj["metadata"]}
+            runtimes[name] = obj
+        elif isinstance(action, Apply):
+            service = copy.deepcopy(action.obj)
+            service["metadata"]["uid"] = "service-uid"
+    return replace(observed, runtimes=tuple(runtimes.values()), inference_service=service)

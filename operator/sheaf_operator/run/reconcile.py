@@ -28,6 +28,7 @@ from sheaf_operator.run.memory import Memory
 from sheaf_operator.run.reporter import Reporter
 from sheaf_operator.run.scaler import Scaler
 from sheaf_operator.run.telemetry import Telemetry
+from sheaf_operator.run.updates import Updates
 from sheaf_operator.settings import Settings
 
 Key = tuple[str, str]  # namespace, name
@@ -55,6 +56,7 @@ class Reconciler:
         self._inquirer = Inquirer(cluster, clock)
         patience = timedelta(seconds=settings.stall_patience)
         self._reporter = Reporter(cluster, lease, telemetry, settings.cluster_domain, clock, patience)
+        self._updates = Updates(settings, clock, lambda: cache.keys)
         self._memory: dict[Key, Memory] = {}
 
     def touch(self, key: Key) -> None:
@@ -84,6 +86,7 @@ class Reconciler:
         observed = memory.observed
         if observed is None:
             self._memory.pop(key, None)
+            self._updates.forget(key)
             self._telemetry.forget(*key)
             return None
         if "deletionTimestamp" in observed.owner["metadata"]:
@@ -96,7 +99,7 @@ class Reconciler:
             return None
         plan, failure = Plan(revision=memory.revision), None
         if fresh:
-            plan = self._plan(spec, observed, memory)
+            plan = self._plan(key, spec, observed, memory)
             plan, failure = await self._executor.execute(observed, plan, memory, self._clock())
         if plan.problem or plan.actions:
             memory.dirty = True  # look again rather than trust that an event will come
@@ -107,11 +110,13 @@ class Reconciler:
             raise failure or broken  # type: ignore[misc]
         return self._next(spec, memory, plan, soon)
 
-    def _plan(self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory) -> Plan:
+    def _plan(self, key: Key, spec: LLMDeploymentSpec, observed: Observed, memory: Memory) -> Plan:
         want = memory.progress.rollout.want if memory.progress else None
-        plan = planning.plan(spec, observed, self._settings.runtime_image, datetime.now(UTC), want)
+        image, now, renew = self._settings.runtime_image, datetime.now(UTC), self._updates.turn(key)
+        plan = planning.plan(spec, observed, image, now, want, renew)
         memory.progress = plan.progress
-        memory.look_at = float("inf") if plan.again is None else self._clock() + plan.again
+        waits = float("inf") if plan.again is None else plan.again
+        memory.look_at = self._clock() + min(waits, self._updates.note(key, spec, observed, plan))
         return plan
 
     async def _scale(

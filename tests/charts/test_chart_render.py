@@ -207,6 +207,19 @@ def test_network_policies_select_the_pods_and_name_their_ports() -> None:
     assert expression == {"key": names.LABEL_DEPLOYMENT, "operator": "Exists"}
 
 
+def test_monitors_behind_a_policy_need_a_scraper_that_may_pass() -> None:
+    values = {"networkPolicy": {"enabled": True}, "metrics": {"prometheusOperator": {"enabled": True}}}
+    with pytest.raises(HelmRenderError, match=r"needs networkPolicy\.scrapers"):
+        chart.render(values)
+
+
+def test_large_numbers_stay_whole() -> None:
+    """User ids of OpenShift have ten digits, which Helm's numbers can turn into 1.00065e+09."""
+    objects = chart.render({"podSecurityContext": {"runAsUser": 1000650000}})
+    pod = chart.only(objects, "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsUser"] == 1000650000
+
+
 def test_nobody_named_means_nobody_but_the_operator() -> None:
     values = {"networkPolicy": {"enabled": True, "modelNamespaces": ["ml"]}}
     objects = chart.render(values)
@@ -328,6 +341,9 @@ def test_monitors_select_what_there_is() -> None:
     assert monitor["metadata"]["labels"]["release"] == "prom"
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     assert chart.only(objects, "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
+    (pods,) = chart.only(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    (relabeling,) = pods["relabelings"]
+    assert relabeling["sourceLabels"] == ["__meta_kubernetes_pod_annotation_prometheus_io_scheme"]
     namespaced = chart.only(chart.render({**values, "watch": {"namespaces": ["ml"]}}), "PodMonitor")
     assert namespaced["spec"]["namespaceSelector"] == {"matchNames": ["ml"]}
 

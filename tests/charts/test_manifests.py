@@ -15,7 +15,7 @@ from sheaf_operator.api.spec import LLMDeploymentSpec
 MANIFESTS = chart.ROOT / "manifests"
 # Everything else is generated. The namespace is what `helm install --create-namespace` makes.
 BY_HAND = {"kustomization.yaml", "namespace.yaml", "serving-runtime/kustomization.yaml"}
-BY_HAND_FOLDERS = {"samples", "gitops"}
+BY_HAND_FOLDERS = {"samples", "gitops", "policies"}
 
 spec = importlib.util.spec_from_file_location("manifests", chart.ROOT / "charts" / "manifests.py")
 assert spec

@@ -189,6 +189,13 @@ def test_it_reads_the_resource_its_pods_and_their_metrics() -> None:
     assert all(asked[:3] == ["--context=c", "get", "--raw"] for asked in answers.asked)
 
 
+def test_a_model_with_a_certificate_is_asked_over_tls() -> None:
+    guarded = {**model(), "spec": {**SPEC, "tls": {"secretName": "c"}}}
+    table = {"/llmdeployments/m": guarded, PODS: {"items": [READY]}, "/https:m-1:8000/proxy/metrics": METRICS}
+    (pod,) = command.look(Kubectl([], Answers(table)), "ns", "m").pods
+    assert pod.running == 2
+
+
 def test_a_copy_of_a_pod_is_no_replica() -> None:
     copied = copy.deepcopy(READY)
     copied["metadata"] |= {"name": "m-1-debug", "ownerReferences": []}

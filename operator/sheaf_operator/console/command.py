@@ -54,7 +54,7 @@ def look(kubectl: Kubectl, namespace: str, name: str) -> View:
         p for p in pods if any(o["kind"] == "ReplicaSet" for o in p["metadata"].get("ownerReferences", []))
     ]
     answering = [pod["metadata"]["name"] for pod in pods if is_ready(pod)]
-    return build(owner, pods, kubectl.readings(namespace, answering))
+    return build(owner, pods, kubectl.readings(namespace, answering, tls="tls" in owner["spec"]))
 
 
 def _draw(view: View, output: str, out: TextIO, live: bool) -> None:

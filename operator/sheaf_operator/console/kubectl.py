@@ -74,14 +74,13 @@ class Kubectl:
         )["items"]
         return found
 
-    def readings(self, namespace: str, pods: Iterable[str]) -> dict[str, Reading | str]:
+    def readings(self, namespace: str, pods: Iterable[str], tls: bool) -> dict[str, Reading | str]:
         """Each pod's load by way of the API server, or in words why it is not known."""
 
         def read(pod: str) -> Reading | str:
+            target = f"{'https:' if tls else ''}{quote(pod)}:{PORT}"
             try:
-                return parse(
-                    self._raw(f"{_PODS.format(ns=quote(namespace))}/{quote(pod)}:{PORT}/proxy/metrics")
-                )
+                return parse(self._raw(f"{_PODS.format(ns=quote(namespace))}/{target}/proxy/metrics"))
             except (Refused, ValueError) as error:
                 return str(error)
 

@@ -160,8 +160,9 @@ class Scaler:
         self._telemetry.ready.labels(*key).set(len(observed.ready_pods))
 
     def _count(self, observed: Observed, memory: Memory) -> None:
+        failures = {pod: words for pod, words in memory.readings.items() if isinstance(words, str)}
+        for pod, words in failures.items():
+            log.info("%s/%s: no metrics from pod %s: %s", observed.namespace, observed.name, pod, words)
         self._telemetry.scrapes.labels(observed.namespace, observed.name).inc(len(memory.readings))
-        for pod, answer in memory.readings.items():
-            if isinstance(answer, str):
-                log.info("%s/%s: no metrics from pod %s: %s", observed.namespace, observed.name, pod, answer)
-                self._telemetry.scrape_failures.labels(observed.namespace, observed.name).inc()
+        # Also when there is none: a counter that appears with the first failure has no rate for it.
+        self._telemetry.scrape_failures.labels(observed.namespace, observed.name).inc(len(failures))

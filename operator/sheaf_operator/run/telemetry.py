@@ -17,12 +17,17 @@ class Telemetry:
             ["result"],
             registry=self.registry,
         )
+        # From the start: a counter that appears with its first event has no rate for it.
+        for result in ("ok", "error"):
+            self.reconciles.labels(result)
         self.reconcile_seconds = Histogram(
             "sheaf_operator_reconcile_seconds", "Duration of one run", registry=self.registry
         )
         self.writes = Counter(
             "sheaf_operator_writes", "Writes to the API server by kind", ["kind"], registry=self.registry
         )
+        for kind in ("InferenceService", "ServingRuntime", "Scale", "Pod", "Status"):
+            self.writes.labels(kind)
         self.observations = Counter(
             "sheaf_operator_observations",
             "Times that a resource and all that belongs to it were read",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import resource
@@ -72,8 +73,14 @@ def allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
+def collect_garbage_seldom() -> None:
+    """What is kept are trees of JSON without cycles; Python would look for some longer than it reads them."""
+    gc.set_threshold(50_000)
+
+
 def main() -> None:
     allow_open_files()
+    collect_garbage_seldom()
     try:
         settings = Settings.from_env()
         configure_logging(settings.log_level)

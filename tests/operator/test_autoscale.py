@@ -2,7 +2,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sheaf_operator.cluster.reading import Sample
 from sheaf_operator.scaling.behavior import Limits, RatePolicy, Recommendation
@@ -232,7 +232,13 @@ def test_a_missing_sample_never_shrinks(situation: tuple[Policy, Samples]) -> No
         assert decision.desired >= min(samples.current, policy.maximum)
 
 
+UNLIMITED = tuple(Sample(waiting=0, running=n, kv=0.0, slots=None) for n in (2, 0, 0))
+MIXED = (Sample(waiting=0, running=64, kv=0.0, slots=None), *(load(0, 1, slots=1),) * 2)
+
+
 @given(situations(), st.integers(0, 7), st.integers(1, 200), st.floats(0, 1))
+@example((POLICY, Samples(3, UNLIMITED)), 0, 1, 0.0)
+@example((POLICY, Samples(3, MIXED)), 0, 1, 0.0)
 def test_more_load_never_asks_for_less(
     situation: tuple[Policy, Samples], which: int, more: int, kv: float
 ) -> None:

@@ -65,6 +65,7 @@ class Scaler:
         if spec.autoscaling.mode == "External":
             memory.decision = follow(spec, observed.replicas or 0)
             memory.history = History()
+            self._telemetry.desired.labels(observed.namespace, observed.name).set(memory.decision.desired)
             return await self._step(observed, memory, memory.decision.desired, now)
         measured = samples.of_replicas(observed, memory.readings, before)
         return await self._decide(spec, observed, memory, measured, now)

@@ -47,6 +47,8 @@ def queue_depth(target: float, samples: Samples, demand: Demand) -> Signal:
     else:
         at_least = backlog = math.ceil(load / (slots + target)) if waiting else 0
         at_most = max(1, at_least, math.ceil(load / (slots * (1 - TOLERANCE))))
+        if any(each.slots is None for each in samples.loads):  # what a queue shows of one is no limit of all
+            at_most = max(at_most, samples.current)
         need = f"one replica runs {slots:g} and may keep {target:g} waiting"
         if flow := demand.flow():
             # A queue that does not shrink asks for one more than answer, whatever was measured.

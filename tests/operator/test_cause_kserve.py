@@ -82,3 +82,11 @@ def test_the_address_outlives_what_fails() -> None:
     away = Observed(k.owner(status={"url": url}), kserve=False)
     gone = Situation(k.spec(), away, OURS, after(60), Problem("KServeMissing", "no kind"))
     assert build_status(gone, "cluster.local")["url"] == url
+
+
+def test_kserve_2650_a_conflict_that_kserve_repeats_is_no_complaint() -> None:
+    service = k.service(OURS)
+    service["metadata"]["creationTimestamp"] = "2026-01-01T00:00:10Z"
+    conflict = event("InferenceService", "m", "InternalError", "the object has been modified; please apply")
+    observed = k.settled(k.spec(), pods=(), deployment=None, inference_service=service, events=(conflict,))
+    assert cause(observed, OURS.hash, GPU, after(30)) is None

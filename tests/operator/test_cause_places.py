@@ -144,10 +144,40 @@ VOLUMES = {
         'MountVolume.SetUp failed for volume "pvc-eb": Volume is already attached by pod default/old',
         "VolumeInUse",
     ),
+    "kubernetes#54263": (
+        "FailedMount",
+        'MountVolume.SetUp failed for volume "pvc-d3": rbd: image x is locked by other nodes',
+        "VolumeInUse",
+    ),
     "nfs": ("FailedMount", "mount failed: exit status 32: access denied by server", "VolumeNotMounted"),
     "driver": ("FailedMount", "driver name nfs.csi.k8s.io not found in the list", "VolumeNotMounted"),
     "network": ("FailedCreatePodSandBox", "plugin type=calico failed: no IPs", "SandboxFailed"),
 }
+
+
+def test_rook_7282_the_cause_is_told_once_and_its_consequence_again_and_again() -> None:
+    held = event(
+        "Pod", "p1", "FailedAttachVolume", "Multi-Attach error: Volume is already used by pod(s) old"
+    )
+    late = "Unable to attach or mount volumes: unmounted volumes=[m]: timed out waiting for the condition"
+    events = (held, event("Pod", "p1", "FailedMount", late, at="2026-01-01T00:17:00Z"))
+    problem = found(creating(), at=1200, events=events)
+    assert problem is not None
+    assert problem.reason == "VolumeInUse"
+
+
+def test_kubernetes_53059_the_pod_of_a_lost_node_holds_what_the_new_one_lacks() -> None:
+    old = k.pod("old", OURS)
+    old["metadata"]["deletionTimestamp"] = "2026-01-01T00:05:00Z"
+    old["spec"]["nodeName"] = "lost-1"
+    held = event(
+        "Pod", "p1", "FailedAttachVolume", "Multi-Attach error: Volume is already used by pod(s) old"
+    )
+    problem = found(creating(), old, at=1200, events=(held,))
+    assert problem is not None
+    assert problem.reason == "PodStuckTerminating"
+    assert "lost-1" in problem.said
+    assert "Multi-Attach" in problem.said
 
 
 @pytest.mark.parametrize(("kind", "message", "reason"), VOLUMES.values(), ids=VOLUMES)

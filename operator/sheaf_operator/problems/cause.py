@@ -33,13 +33,21 @@ def cause(observed: Observed, revision: str | None, resource: str, now: datetime
     live = [pod for pod in pods if not is_terminating(pod)]
     found = (of_pod(pod, resource, now, observed.events) for pod in live)
     return (
-        next((problem for problem in found if problem), None)
+        _held_up(next((problem for problem in found if problem), None), observed, now)
         or of_ended(pods, now)
         or of_deployment(observed.deployment, observed.replica_sets)
         or kserve.of_kserve(observed, revision, now)
         or (None if live else of_terminating(list(observed.pods), now))
         or (None if _loads(live) else of_progress(observed.deployment))
     )
+
+
+def _held_up(problem: Problem | None, observed: Observed, now: datetime) -> Problem | None:
+    """What a new pod lacks may be held by one that was to end and does not, such as a lost node's."""
+    hanging = of_terminating(list(observed.pods), now) if problem and problem.lacks else None
+    if problem is None or hanging is None:
+        return problem
+    return Problem(hanging.reason, f"{hanging.said}; {problem.said}", problem.lacks, hanging.since)
 
 
 def _loads(live: list[Json]) -> bool:

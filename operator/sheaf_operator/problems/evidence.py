@@ -44,17 +44,11 @@ def newest_first(objects: Iterable[Json]) -> list[Json]:
     return sorted(objects, key=lambda o: str(o["metadata"].get("creationTimestamp", "")), reverse=True)
 
 
-def last_warning(events: Iterable[Json], obj: Json, reasons: Iterable[str] = ()) -> Json | None:
-    """The latest Warning about this object, of one of these reasons if any are given."""
+def warnings(events: Iterable[Json], obj: Json, reasons: Iterable[str] = ()) -> list[Json]:
+    """The Warnings about this object, the latest first; of these reasons only if any are given."""
     wanted = set(reasons)
-    about = [
-        event
-        for event in events
-        if event.get("type") == "Warning"
-        and _is_about(event, obj)
-        and (not wanted or event["reason"] in wanted)
-    ]
-    return max(about, key=_told, default=None)
+    about = [e for e in events if e.get("type") == "Warning" and _is_about(e, obj)]
+    return sorted((e for e in about if not wanted or e["reason"] in wanted), key=_told, reverse=True)
 
 
 def _is_about(event: Json, obj: Json) -> bool:

@@ -10,11 +10,12 @@ from datetime import datetime
 
 from sheaf_operator.api import names
 from sheaf_operator.cluster.observed import Json, Observed
-from sheaf_operator.problems.evidence import created, last_warning, moment, seconds
+from sheaf_operator.problems.evidence import created, moment, seconds, warnings
 from sheaf_operator.problems.problem import Problem, clip
 
 ASK = 10.0  # seconds after which the InferenceService's Events are worth a request
 SILENCE = 60.0  # seconds after which KServe should have done or said something
+_CONFLICT = "the object has been modified"  # KServe tries again at once
 _ECHO = {None, "", "Stopped", "MinimumReplicasUnavailable", "ProgressDeadlineExceeded", "ReplicaSetUpdated"}
 
 
@@ -62,8 +63,9 @@ def _complaint(service: Json, observed: Observed) -> str | None:
     failure = model.get("lastFailureInfo", {})
     if model.get("transitionStatus") == "InvalidSpec":
         return str(failure.get("message") or failure.get("reason") or "the InferenceService is invalid")
-    if event := last_warning(observed.events, service, ("InternalError",)):
-        return str(event["message"])
+    for event in warnings(observed.events, service, ("InternalError",)):
+        if _CONFLICT not in event["message"]:
+            return str(event["message"])
     if observed.deployment is not None:
         return None
     messages = [failure.get("message")] + [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sheaf_operator.cluster.observed import Json, condition, pod_name
-from sheaf_operator.problems.evidence import first, last_warning, rules, seconds, turned
+from sheaf_operator.problems.evidence import first, rules, seconds, turned, warnings
 from sheaf_operator.problems.problem import Lack, Problem, clip
 
 UNSEEN = 60.0  # seconds in which a scheduler that runs has looked at a new pod
@@ -56,10 +56,10 @@ def of_scheduling(pod: Json, resource: str, now: datetime, events: Sequence[Json
 
 def _volume(pod: Json, reason: str, shown: str, since: datetime | None, events: Sequence[Json]) -> Problem:
     names = claims(pod)
-    warnings = [w for name in names if (w := last_warning(events, _claim(name)))]
-    told = "".join(f"; claim {w['involvedObject']['name']}: {clip(w['message'], 300)}" for w in warnings)
+    latest = [(name, found[0]["message"]) for name in names if (found := warnings(events, _claim(name)))]
+    told = "".join(f"; claim {name}: {clip(message, 300)}" for name, message in latest)
     lacks = tuple(Lack("Volume", name) for name in names) if reason == "VolumeInUse" else ()
-    where = f" ({', '.join(names)})" if names and not warnings and names[0] not in shown else ""
+    where = f" ({', '.join(names)})" if names and not latest and names[0] not in shown else ""
     return Problem(reason, f"pod {pod_name(pod)} fits no node: {shown}{where}{told}", lacks, since)
 
 

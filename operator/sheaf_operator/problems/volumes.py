@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from sheaf_operator.cluster.observed import Json, condition, pod_name
-from sheaf_operator.problems.evidence import last_warning, seconds, turned
+from sheaf_operator.problems.evidence import seconds, turned, warnings
 from sheaf_operator.problems.problem import Lack, Problem, clip
 from sheaf_operator.problems.scheduling import claims
 
@@ -23,7 +23,10 @@ _EVENTS = {
     "FailedCreatePodSandBox": "SandboxFailed",
     "NetworkNotReady": "SandboxFailed",
 }
-_EXCLUSIVE = re.compile(r"Multi-Attach|already exclusively attached|already (used|attached) by pod")
+_EXCLUSIVE = re.compile(
+    r"Multi-Attach|already exclusively attached|already (used|attached) by pod|exclusively used"
+    r"|still being used|locked by other"
+)
 
 
 def waits_for_node(pod: Json) -> bool:
@@ -41,19 +44,20 @@ def of_volumes(pod: Json, now: datetime, events: Sequence[Json]) -> Problem | No
     if not waits_for_node(pod):
         return None
     since = turned(pod, "PodScheduled")
-    warning = last_warning(events, pod, _EVENTS)
+    told = warnings(events, pod, _EVENTS)
     names = claims(pod)
     which = f" (claim {', '.join(names)})" if names else ""
-    if warning:
-        said = clip(warning["message"])
-        held = bool(_EXCLUSIVE.search(warning["message"]))
-        reason = "VolumeInUse" if held else _EVENTS[warning["reason"]]
+    # Said once by who attaches volumes, while the kubelet goes on to say that its time has run out.
+    held = next((event for event in told if _EXCLUSIVE.search(event["message"])), None)
+    if event := held or (told[0] if told else None):
+        reason = "VolumeInUse" if held else _EVENTS[event["reason"]]
         lacks = tuple(Lack("Volume", name) for name in names) if held else ()
         where = which if reason != "SandboxFailed" else ""
-        return Problem(reason, f"pod {pod_name(pod)} cannot start{where}: {said}", lacks, since)
+        words = f"pod {pod_name(pod)} cannot start{where}: {clip(event['message'])}"
+        return Problem(reason, words, lacks, since)
     # Before Kubernetes 1.29 the condition is absent, and a large image may be on its way just as well.
-    told = condition(pod, "PodReadyToStartContainers") is not None
-    if not told or seconds(since, now) < LONG:
+    known = condition(pod, "PodReadyToStartContainers") is not None
+    if not known or seconds(since, now) < LONG:
         return None
     waited = f"pod {pod_name(pod)} has had a node for {LONG / 60:.0f} minutes"
     if names:

@@ -34,9 +34,12 @@ def build_status(s: Situation, domain: str) -> Json:
 def _url(s: Situation, domain: str) -> str | None:
     """It lasts as long as the InferenceService: what fails meanwhile takes no client its address."""
     observed, service = s.observed, s.observed.inference_service
+    known: str | None = observed.status.get("url")
     if service is None:
-        return None if observed.kserve else observed.status.get("url")
+        return None if observed.kserve else known
     if not observed.owns(service):
         return None
-    tls = s.revision is not None and bool(s.revision.spec.get("tls"))
+    if s.revision is None:  # a spec that cannot be read tells nothing of TLS
+        return known
+    tls = bool(s.revision.spec.get("tls"))
     return names.url(observed.name, observed.namespace, domain, tls)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("svg")
+from typing import TYPE_CHECKING
 
 from loadgen import Outcome
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+from localcluster.cache import cache_root
 
 from sheaf_e2e.demo.follower import Recording
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _BIN = 5.0  # seconds over which arrivals are counted
 
 
 def draw(recording: Recording, outcomes: Sequence[Outcome], path: Path) -> None:
     """Write an SVG to ``path``: four panels over one time axis, with the decisions marked in all of them."""
+    # It is imported here because it makes the folder of its font cache when it is, in the home unless told.
+    os.environ.setdefault("MPLCONFIGDIR", str(cache_root() / "matplotlib"))
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
     with plt.rc_context({"svg.hashsalt": "sheaf", "font.size": 9, "svg.fonttype": "none"}):
         figure, panels = plt.subplots(4, 1, figsize=(9, 9), sharex=True, constrained_layout=True)
         _arrivals(panels[0], recording, outcomes)

@@ -157,6 +157,15 @@ def test_a_pods_state_in_a_word(changes: k.Json, word: str) -> None:
     assert view.state(pod) == "Draining"
 
 
+def test_a_pods_note_is_cut_to_the_width_and_a_long_list_to_the_height() -> None:
+    lines = drawn(model(conditions=[]), [PENDING, *[owned(k.pod(f"m-{i}")) for i in range(4, 40)]], width=60)
+    assert max(len(line) for line in lines) <= 60
+    shown = text.fitted(lines, 24)
+    assert len(shown) == 23
+    assert shown[-1] == f"... and {len(lines) - 22} lines; --once shows them all"
+    assert text.fitted(lines[:10], 24) == lines[:10]
+
+
 # Reading, by a kubectl that answers from a table
 
 
@@ -243,6 +252,12 @@ def test_each_obstacle_is_one_line_that_says_what_to_do(words: str, said: str) -
         Kubectl([], Answers({"/llmdeployments/m": Failed(words)})).model("ns", "m")
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("answer", ["<html>Please log in</html>", "", "[]"])
+def test_an_answer_that_is_no_object_is_an_obstacle_too(answer: str) -> None:
+    with pytest.raises(Refused, match="what answers is no Kubernetes API server"):
+        Kubectl([], Answers({"/llmdeployments/m": answer})).model("ns", "m")
 
 
 def test_without_kubectl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TextIO
 
 from sheaf_operator.console.kubectl import Kubectl, Refused, Run, run
-from sheaf_operator.console.text import render
+from sheaf_operator.console.text import fitted, render
 from sheaf_operator.console.view import View, build, is_ready
 
 OFF_TERMINAL_WIDTH = 120
@@ -62,10 +62,13 @@ def _draw(view: View, output: str, out: TextIO, live: bool) -> None:
         print(json.dumps(asdict(view), indent=2), file=out)
         return
     terminal = out.isatty()
-    width = shutil.get_terminal_size().columns if terminal else OFF_TERMINAL_WIDTH
+    size = shutil.get_terminal_size()
+    width = size.columns if terminal else OFF_TERMINAL_WIDTH
     coloured = terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     lines = render(view, width, coloured)
-    print((CLEAR if live else "") + "\n".join(lines), file=out, flush=True)
+    if live:
+        lines = [CLEAR + lines[0], *fitted(lines, size.lines)[1:]]
+    print("\n".join(lines), file=out, flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

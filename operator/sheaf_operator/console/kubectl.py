@@ -63,15 +63,13 @@ class Kubectl:
         """The LLMDeployment. Raises Refused."""
         path = f"{_MODELS.format(ns=quote(namespace))}/{quote(name)}"
         try:
-            found: Json = json.loads(self._raw(path))
+            return self._object(path)
         except Failed as error:
             raise Refused(explain(str(error), namespace, name)) from None
-        return found
 
     def pods(self, namespace: str, name: str) -> list[Json]:
-        found: list[Json] = json.loads(
-            self._raw(f"{_PODS.format(ns=quote(namespace))}?labelSelector={quote(selector(name))}")
-        )["items"]
+        path = f"{_PODS.format(ns=quote(namespace))}?labelSelector={quote(selector(name))}"
+        found: list[Json] = self._object(path).get("items") or []
         return found
 
     def readings(self, namespace: str, pods: Iterable[str], tls: bool) -> dict[str, Reading | str]:
@@ -87,6 +85,16 @@ class Kubectl:
         names = list(pods)
         with ThreadPoolExecutor(max_workers=8) as pool:
             return dict(zip(names, pool.map(read, names), strict=True))
+
+    def _object(self, path: str) -> Json:
+        answer = self._raw(path)
+        try:
+            found = json.loads(answer)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):  # such as the login page of a proxy
+            raise Refused(f"what answers is no Kubernetes API server: {' '.join(answer.split())[:80]!r}")
+        return found
 
     def _raw(self, path: str) -> str:
         return self._call([*self._options, "get", "--raw", path])

@@ -22,6 +22,14 @@ def render(view: View, width: int, coloured: bool) -> list[str]:
     return [line.rstrip() for line in _lines(view, width, paint)]
 
 
+def fitted(lines: list[str], height: int) -> list[str]:
+    """What of the lines a terminal of this height shows without scrolling."""
+    if len(lines) < height:
+        return lines
+    shown = max(1, height - 2)
+    return [*lines[:shown], f"... and {len(lines) - shown} lines; --once shows them all"]
+
+
 def _lines(view: View, width: int, paint: Any) -> Iterator[str]:
     conditions = {c["type"]: c for c in view.conditions}
     ready = conditions.get("Ready", {})
@@ -34,7 +42,7 @@ def _lines(view: View, width: int, paint: Any) -> Iterator[str]:
         if value:
             yield f"  {label:<9} {clean(value)}"
     yield f"  {'replicas':<9} {_replicas(view)}"
-    yield from _pods(view.pods, paint)
+    yield from _pods(view.pods, width, paint)
     if view.decisions:
         yield ""
         yield paint("faint", "LAST DECISIONS")
@@ -67,7 +75,7 @@ def _replicas(view: View) -> str:
     return words
 
 
-def _pods(pods: list[Pod], paint: Any) -> Iterator[str]:
+def _pods(pods: list[Pod], width: int, paint: Any) -> Iterator[str]:
     if not pods:
         return
     name = max(len("POD"), *(len(pod.name) for pod in pods))
@@ -80,7 +88,8 @@ def _pods(pods: list[Pod], paint: Any) -> Iterator[str]:
         level = "good" if pod.state == "Ready" else "busy"
         start = f"{pod.name:<{name}}  {paint(level, f'{clean(pod.state):<{word}}')}"
         if pod.kv is None:
-            yield f"{start}  {'-':>5} {'-':>5} {'-':>7}  {clean(pod.note)}"
+            left = max(10, width - name - word - 25)
+            yield f"{start}  {'-':>5} {'-':>5} {'-':>7}  {clean(pod.note)[:left]}"
         else:
             load = f"{pod.running:>5} {pod.waiting:>5} {pod.oldest_wait or 0:>5.1f} s"
             yield f"{start}  {load}  {_bar(pod.kv, paint)} {pod.kv:>4.0%}"

@@ -16,6 +16,7 @@ from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.client import APPLY, Cluster
 from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.desired import render
+from sheaf_operator.desired.budget import pod_disruption_budget
 from sheaf_operator.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,12 +67,15 @@ async def call_everything(cluster: Cluster) -> None:
     of = k.revision(k.spec())
     runtime = render.serving_runtime("m", "ns", "u", of)
     service = render.inference_service("m", "ns", "u", of, "Surge", False)
+    budget = pod_disruption_budget(k.spec(), "m", "ns", "u")
     observed = Observed(k.owner())
     calls: dict[str, list[Awaitable[Any]]] = {
         "list": [cluster.list(kind, "ns") for kind in kinds.ALL],
-        "apply": [cluster.apply(obj, uid) for obj in (runtime, service) for uid in (None, "u")],
+        "apply": [cluster.apply(obj, uid) for obj in (runtime, service, budget) for uid in (None, "u")],
         "apply_status": [cluster.apply_status(observed, {})],
-        "delete_runtime": [cluster.delete_runtime("ns", "m-1", "u")],
+        "delete": [
+            cluster.delete(kind, "ns", "m-1", "u") for kind in ("ServingRuntime", "PodDisruptionBudget")
+        ],
         "scale": [cluster.scale(k.deployment(), 2)],
         "set_deletion_cost": [cluster.set_deletion_cost("ns", "p", "-1")],
         "events": [cluster.events("ns", "Pod", "p")],

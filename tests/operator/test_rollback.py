@@ -77,6 +77,7 @@ def test_it_is_not_tried_again_until_the_spec_changes() -> None:
     assert again.progress.left is not None  # and it is still said
     # The scaler's bounds are no other revision.
     wider = k.spec(engine={"maxModelLen": 99}, autoscaling={"maxReplicas": 9})
+    settled = replace(settled, budget=k.budget(wider))
     assert plan(wider, settled, k.IMAGE, k.NOW + LONG).actions == ()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from sheaf_operator.api import names
 from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.desired import budget as budgets
 from sheaf_operator.desired import render
 from sheaf_operator.desired.actions import Apply, Delete, Plan
 from sheaf_operator.desired.notes import Notes
@@ -66,6 +67,15 @@ def service(
 ) -> Json:
     obj = copy.deepcopy(render.inference_service(name, "ns", UID, of, strategy, suspend))
     obj["metadata"] |= {"uid": "service-uid"}
+    return obj
+
+
+def budget(given: LLMDeploymentSpec, replicas: int = 1) -> Json | None:
+    """The PodDisruptionBudget of `m`, if it is to have one."""
+    if not budgets.wanted(given, replicas):
+        return None
+    obj = budgets.pod_disruption_budget(given, "m", "ns", UID)
+    obj["metadata"] |= {"uid": "budget-uid"}
     return obj
 
 
@@ -184,6 +194,7 @@ def settled(given: LLMDeploymentSpec, *, replicas: int = 1, ready: int = 1, **mo
         "runtimes": (runtime(of),),
         "deployment": deployment(replicas),
         "pods": pods,
+        "budget": budget(given, replicas),
     }
     return Observed(**{**fields, **more})
 

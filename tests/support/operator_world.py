@@ -48,7 +48,7 @@ class FakeCluster:
     async def apply(self, obj: dict[str, Any], uid: str | None) -> None:
         self._write("apply", obj["kind"])
 
-    async def delete_runtime(self, namespace: str, name: str, uid: str) -> None:
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         self._write("delete", name)
 
     async def scale(self, deployment: dict[str, Any], replicas: int) -> None:

@@ -113,6 +113,12 @@ REFUSED: list[tuple[str, Object, str]] = [
         resource(resources={"sharedMemory": "9Gi"}),
         "sharedMemory must not exceed memory",
     ),
+    ("a share of a budget", resource(disruptionBudget={"maxUnavailable": "200%"}), 'share such as "25%"'),
+    (
+        "a budget in words",
+        resource(disruptionBudget={"maxUnavailable": "one"}),
+        "must be a number of replicas",
+    ),
     ("TLS without a Secret", resource(tls={}), "spec.tls.secretName: Required value"),
     (
         "replicas with Builtin",
@@ -178,6 +184,8 @@ ALLOWED: dict[str, Object] = {
         engine={"extraArgs": ['--x={"a": {"b": [1, 2]}, "c": "d e"}', "--y", '{"a": 1}\n']}
     ),
     "a variable in a flag": resource(engine={"extraArgs": ["--api-key=$(API_KEY)", "--seed", "-1"]}),
+    "a budget": resource(disruptionBudget={"maxUnavailable": "25%"}),
+    "a budget in numbers": resource(disruptionBudget={"mode": "Auto", "maxUnavailable": 0}),
     "TLS": resource(tls={"secretName": "m-tls"}),
     "more of resources": resource(
         resources={

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import ssl
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import trustme
-from localcluster.cluster import Cluster, Object
-from sheaf_e2e.deployed import Deployed, manifest
+from localcluster.cluster import ApiError, Cluster, Object
+from sheaf_e2e.deployed import Deployed, evict, manifest
 
 pytestmark = pytest.mark.cluster
 KEY = "a-key-that-nobody-else-may-read"
@@ -131,3 +132,34 @@ def test_tls_from_a_secret(operator: Cluster, namespace: str, model_claim: str) 
         )
         answer = client.send(request)
     assert "Paris" in answer.json()["choices"][0]["text"], answer.text
+
+
+def test_a_drain_takes_one_replica_at_a_time(operator: Cluster, namespace: str, tiny_model: Path) -> None:
+    """The eviction API itself refuses the second, as long as the first one's successor does not serve."""
+    operator.model_volume("smollm2", tiny_model, namespace)
+    two = {"minReplicas": 2, "maxReplicas": 2}
+    kept = apply(operator, "kept", namespace, autoscaling=two)
+    kept.wait_ready(2)
+    operator.api.wait_for(
+        "policy/v1",
+        "PodDisruptionBudget",
+        lambda found: any(o.get("status", {}).get("disruptionsAllowed") == 1 for o in found),
+        namespace=namespace,
+        name="kept-predictor",
+        timeout=30,
+        describe="the budget allows one disruption",
+    )
+    first, second = kept.pod_names()
+    evict(operator, first, namespace)
+    with pytest.raises(ApiError, match="disruption budget"):
+        evict(operator, second, namespace)
+    kept.patch({"autoscaling": {"minReplicas": 1, "maxReplicas": 1}})
+    operator.api.wait_for(
+        "policy/v1",
+        "PodDisruptionBudget",
+        lambda found: not found,
+        namespace=namespace,
+        name="kept-predictor",
+        timeout=60,
+        describe="with a single replica there is no budget",
+    )

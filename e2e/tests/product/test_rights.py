@@ -41,14 +41,17 @@ def used(cluster: LocalCluster) -> set[Right]:
             resource = "/".join(filter(None, (target["resource"], target.get("subresource"))))
             found.add((target.get("apiGroup", ""), resource, event["verb"]))
     # Applying an object that is not there yet is checked as a creation too, and recorded as the patch it is.
-    applied = {right for right in found if right[0] == "serving.kserve.io" and right[2] == "patch"}
+    kinds = ("inferenceservices", "servingruntimes", "poddisruptionbudgets")
+    applied = {right for right in found if right[1] in kinds and right[2] == "patch"}
     return found | {(group, resource, "create") for group, resource, _ in applied}
 
 
 def test_every_right_is_used_and_no_other_is_asked_for(
     operator: Cluster, local_cluster: LocalCluster, namespace: str, tiny_model: Path
 ) -> None:
-    """One model is made, scaled down among ready pods, changed until history is dropped; another is stuck."""
+    """One model is made, scaled down among ready pods, changed until history is dropped, kept to one replica;
+    another is stuck.
+    """
     operator.model_volume("tiny", tiny_model, namespace)
     Deployed(operator, manifest("stuck", namespace, "pvc://absent", 512))
     behavior = {"scaleDown": {"stabilizationWindowSeconds": 0}}
@@ -63,5 +66,6 @@ def test_every_right_is_used_and_no_other_is_asked_for(
     for length in (1024, 1025, 1026, 1027):
         generation = model.patch({"engine": {"maxModelLen": length}})
         model.wait(lambda s, g=generation: s["observedGeneration"] == g, "the change is seen")  # type: ignore[misc]
+    model.patch({"autoscaling": {"maxReplicas": 1}})
     wait_until(lambda: used(local_cluster) >= granted(), 60, "every right is used", every=1.0)
     assert used(local_cluster) - granted() == set()

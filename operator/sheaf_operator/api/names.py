@@ -42,6 +42,11 @@ def predictor_deployment(name: str) -> str:
     return f"{name}-predictor"
 
 
+def budget(name: str) -> str:
+    """The PodDisruptionBudget's name."""
+    return predictor_deployment(name)
+
+
 HOST_LABEL = 63  # characters of one part of a host name (RFC 1123)
 
 

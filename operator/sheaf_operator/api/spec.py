@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from sheaf_operator.api.autoscaling import Autoscaling
 from sheaf_operator.api.fields import ApiModel, Bytes, Cpu, LocalRef, ModelName, ObjectName, rule, rules
@@ -203,6 +203,35 @@ class Parallelism(ApiModel):
     ] = 1
 
 
+class DisruptionBudget(ApiModel):
+    """How many replicas a drain of nodes may take at the same time: a PodDisruptionBudget."""
+
+    mode: Annotated[
+        Literal["Auto", "Disabled"],
+        Field(
+            description="Auto: there is one while more than one replica may run. Disabled: none, for"
+            " those who have their own (Kubernetes refuses to evict pods that have two)."
+        ),
+    ] = "Auto"
+    max_unavailable: Annotated[
+        str,
+        BeforeValidator(str),
+        WithJsonSchema(
+            {
+                "x-kubernetes-int-or-string": True,
+                "maxLength": 4,
+                **rules(
+                    rule(
+                        "string(self).matches('^([0-9]{1,3}|[0-9]{1,2}%|100%)$')",
+                        'must be a number of replicas from 0 to 999, or a share such as "25%"',
+                    )
+                ),
+            }
+        ),
+        Field(description="Replicas that may be missing at the same time, as a number or a share."),
+    ] = "1"
+
+
 class Tls(ApiModel):
     """HTTPS in place of HTTP on the pods' port."""
 
@@ -297,5 +326,8 @@ class LLMDeploymentSpec(ApiModel):
     termination: Termination = Termination()
     rollout: Rollout = Rollout()
     tls: Annotated[Tls | None, Field(description="Serve HTTPS; left out, HTTP.")] = None
+    disruption_budget: Annotated[
+        DisruptionBudget, Field(description="How many replicas a drain of nodes may take at the same time.")
+    ] = DisruptionBudget()
     suspend: Annotated[bool, Field(description="Stop all pods; the configuration stays.")] = False
     pod: Pod = Pod()

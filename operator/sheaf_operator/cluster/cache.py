@@ -98,7 +98,12 @@ class Cache:
             deployment,
             pods,
             replica_sets,
+            budget=self._budget(found),
         )
+
+    def _budget(self, found: Observed) -> Json | None:
+        budget = self.get(kinds.BUDGETS, (found.namespace, names.budget(found.name)))
+        return budget if budget is not None and found.owns(budget) else None
 
     def _chain(self, service: Json) -> tuple[Json | None, tuple[Json, ...], tuple[Json, ...]]:
         """InferenceService → Deployment → ReplicaSets → pods."""

@@ -28,7 +28,11 @@ APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 _EVENTS = "/api/v1/namespaces/{ns}/events"
 PAGE = 500  # objects per answer to a list
-_APPLIED = {"InferenceService": kinds.SERVICES, "ServingRuntime": kinds.RUNTIMES}
+_WRITTEN = {
+    "InferenceService": kinds.SERVICES,
+    "ServingRuntime": kinds.RUNTIMES,
+    "PodDisruptionBudget": kinds.BUDGETS,
+}
 
 
 async def load_configuration() -> client.Configuration:
@@ -87,7 +91,7 @@ class Cluster:
 
     async def apply(self, obj: Json, uid: str | None) -> None:
         """Server-side apply to the object of this uid; None: there must be none of this name yet (409)."""
-        kind, metadata = _APPLIED[obj["kind"]], obj["metadata"]
+        kind, metadata = _WRITTEN[obj["kind"]], obj["metadata"]
         path = kind.path(metadata["namespace"], metadata["name"])
         if uid is None and await self._get(path) is not None:
             raise ApiError(409, "AlreadyExists", f"{obj['kind']} {metadata['name']} exists already")
@@ -117,10 +121,10 @@ class Cluster:
             content_type=APPLY,
         )
 
-    async def delete_runtime(self, namespace: str, name: str, uid: str) -> None:
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         body = {"preconditions": {"uid": uid}}
         try:
-            await self._request("DELETE", kinds.RUNTIMES.path(namespace, name), body=body)
+            await self._request("DELETE", _WRITTEN[kind].path(namespace, name), body=body)
         except ApiError as error:
             if error.code != 404:
                 raise

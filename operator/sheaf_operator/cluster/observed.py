@@ -28,6 +28,7 @@ class Observed:
     pods: tuple[Json, ...] = ()
     replica_sets: tuple[Json, ...] = ()
     events: tuple[Json, ...] = ()
+    budget: Json | None = None
 
     @property
     def name(self) -> str:
@@ -50,13 +51,17 @@ class Observed:
         return self.owner.get("status") or {}
 
     def owns(self, child: Json) -> bool:
-        """Whether this InferenceService or ServingRuntime is ours, or an orphan of ours to take back."""
+        """Whether this child is ours, or an orphan of ours to take back."""
         return owned_by(child, self.uid) or is_orphan(child, self.name)
 
     def uid_of(self, child: Json) -> str | None:
-        """The uid of the InferenceService or ServingRuntime that is there under this child's name."""
+        """The uid of the object of its kind that is there under this child's name."""
+        there = {
+            "ServingRuntime": self.runtimes,
+            "InferenceService": (self.inference_service,),
+            "PodDisruptionBudget": (self.budget,),
+        }[child["kind"]]
         name = child["metadata"]["name"]
-        there = self.runtimes if child["kind"] == "ServingRuntime" else (self.inference_service,)
         return next((o["metadata"]["uid"] for o in there if o and o["metadata"]["name"] == name), None)
 
     @cached_property

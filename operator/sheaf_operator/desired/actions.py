@@ -20,8 +20,9 @@ class Apply:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete our ServingRuntime, provided it is still the one that was observed."""
+    """Delete an object of ours, provided it is still the one that was observed."""
 
+    kind: str
     name: str
     uid: str
 

@@ -60,7 +60,7 @@ def prune(observed: Observed, needed: Iterable[str | None]) -> list[Delete]:
         if len(keep) < HISTORY:
             keep.add(digest)
         else:
-            result.append(Delete(metadata["name"], metadata["uid"]))
+            result.append(Delete("ServingRuntime", metadata["name"], metadata["uid"]))
     return result
 
 

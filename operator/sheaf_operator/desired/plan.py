@@ -7,7 +7,7 @@ from datetime import datetime
 from sheaf_operator.api import names
 from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.cluster.observed import Json, Observed
-from sheaf_operator.desired import history, render, rollback
+from sheaf_operator.desired import budget, history, render, rollback
 from sheaf_operator.desired.actions import Action, Apply, Plan, Progress, Scale
 from sheaf_operator.desired.choice import choose_revision, current_revision
 from sheaf_operator.desired.drift import of_object
@@ -44,6 +44,7 @@ def plan(
     actions += history.forgive(spec, observed)
     actions += history.prune(observed, course.needed)
     actions += _fixed_replicas(spec, observed)
+    actions += budget.actions(spec, observed)
     newer = None if spec.pod.image or wanted.image == default_image else default_image
     left = course.left or rollback.renewal_left(spec, observed, wanted, newer)
     again = min((t for t in (course.again, rollout.again) if t is not None), default=None)

@@ -28,6 +28,7 @@ _NOT_IN_PODS: Any = {
     "autoscaling": True,
     "rollout": {"strategy", "paused", "patience_seconds", "deadline_seconds"},
     "suspend": True,
+    "disruption_budget": True,
     "accelerator": {"memory"},
 }
 

@@ -56,8 +56,9 @@ class Executor:
                     uid = None if action.create else observed.uid_of(action.obj)
                     await self._cluster.apply(action.obj, uid)
                 case Delete():
-                    kind = "ServingRuntime"
-                    await self._cluster.delete_runtime(observed.namespace, action.name, action.uid)
+                    kind = action.kind
+                    log.info("%s: deleting %s %s", where, kind, action.name)
+                    await self._cluster.delete(kind, observed.namespace, action.name, action.uid)
                 case Scale():
                     kind = "Scale"
                     log.info("%s: replicas → %d", where, action.replicas)

@@ -27,8 +27,9 @@ constraints: env ## resolve constraints.txt anew (torch and Triton stay at what 
 	@uv pip compile pyproject.toml --quiet --all-extras --python-version 3.11 --python-platform linux --generate-hashes \
 	  --no-emit-index-url --no-header --no-annotate -c <(printf 'torch==2.11.*\ntriton==3.6.*\n') -o constraints.txt
 
-crds: env ## write the CRD from operator/sheaf_operator/api, and the page of the conditions' reasons
+crds: env ## write the CRD and its field reference from operator/sheaf_operator/api, and the page of reasons
 	@python -m sheaf_operator.api.crd
+	@python -m sheaf_operator.api.reference
 	@python -m sheaf_operator.problems.reasons.page
 
 manifests: crds ## write the dashboards, and the plain manifests from the Helm chart

@@ -1,12 +1,13 @@
 """The generated files are what the models say, and the schema is as tight as it should be."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
-from sheaf_operator.api import crd
+from sheaf_operator.api import crd, reference
 from sheaf_operator.api.flags import OWNED_FLAGS
 
 
@@ -27,6 +28,23 @@ ALL = dict(nodes(SCHEMA))
 @pytest.mark.parametrize("path", crd.PATHS, ids=lambda p: str(p.relative_to(crd.ROOT)))
 def test_generated_files_are_up_to_date(path: Any) -> None:
     assert path.read_text() == crd.text(), "run `python -m sheaf_operator.api.crd`"
+
+
+def test_the_field_reference_is_up_to_date() -> None:
+    assert reference.PATH.read_text() == reference.text(), "run `make crds`"
+
+
+def test_every_field_of_the_schema_is_in_the_field_reference() -> None:
+    """A part that several fields share is described once, so the names are looked for."""
+    told = set(re.findall(r"^\| `(\w+)` \|", reference.text(), re.MULTILINE))
+    known = {name for path in ALL if path.startswith(".spec.") for name in re.findall(r"\.(\w+)", path)}
+    assert known - told == {"spec"}
+
+
+def test_links_of_the_field_reference_lead_somewhere() -> None:
+    text = reference.text()
+    anchors = {re.sub(r"[^a-z0-9]", "", h.lower()) for h in re.findall(r"^## `(.+)`$", text, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#(\w+)\)", text)) <= anchors
 
 
 def test_the_text_is_the_definition() -> None:

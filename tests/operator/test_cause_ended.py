@@ -128,6 +128,18 @@ def test_pods_that_are_evicted_again_and_again_are_a_stall_though_the_next_one_s
     assert "2 pods in a row" in told["Ready"][2]
 
 
+def test_what_ended_before_is_told_where_the_next_one_finds_no_place() -> None:
+    """A node that evicts is tainted, one that lost its card has too few: both are worth knowing."""
+    rejected = {"reason": "UnexpectedAdmissionError", "message": "Allocate failed: GPU is lost"}
+    forgotten = ends("p2")
+    forgotten["metadata"]["creationTimestamp"] = "2026-01-01T00:30:00Z"
+    short = k.unschedulable(f"0/1 nodes are available: 1 Insufficient {GPU}.", OURS)
+    told = said(ends("p1", **rejected), forgotten, short)
+    assert told["Stalled"][:2] == ("True", "InsufficientGPU")
+    assert "ended with UnexpectedAdmissionError (2 pods in a row): Allocate failed" in told["Stalled"][2]
+    assert told["Stalled"][2].endswith("(docs/conditions.md#insufficientgpu)")
+
+
 def test_one_that_ended_is_chance_while_its_successor_starts() -> None:
     next_one = k.pod("p2", OURS)
     next_one["metadata"]["creationTimestamp"] = "2026-01-01T00:59:30Z"

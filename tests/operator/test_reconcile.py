@@ -149,6 +149,28 @@ async def test_a_refused_object_is_stalled_with_the_servers_words() -> None:
     assert "spec.x is wrong" in stalled["message"]
 
 
+@pytest.mark.parametrize(
+    ("said", "stalled", "reconciling"),
+    [
+        (
+            "failed to create typed patch object: .spec.x: field not declared in schema",
+            "Rejected",
+            "Rejected",
+        ),
+        ('failed calling webhook "w": connection refused', "Healthy", "ApplyFailed"),
+    ],
+)
+async def test_a_500_is_a_stall_only_where_repeating_cannot_help(
+    said: str, stalled: str, reconciling: str
+) -> None:
+    world = World(k.spec(), Observed(k.owner()))
+    world.cluster.fail = ApiError(500, "InternalError", said)
+    with pytest.raises(ApiError):
+        await world.run()
+    reasons = {c["type"]: c["reason"] for c in world.cluster.status["conditions"]}
+    assert (reasons["Stalled"], reasons["Reconciling"]) == (stalled, reconciling)
+
+
 async def test_a_server_that_does_not_answer_is_retried_and_not_stalled() -> None:
     world = World(k.spec(), Observed(k.owner()))
     world.cluster.fail = Unreachable("timeout")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from sheaf_operator.cluster.observed import (
@@ -19,11 +19,12 @@ from sheaf_operator.problems.deployment import of_deployment, of_progress
 from sheaf_operator.problems.ended import of_ended
 from sheaf_operator.problems.evidence import newest_first, seconds, turned
 from sheaf_operator.problems.pod import of_pod
-from sheaf_operator.problems.problem import Problem
+from sheaf_operator.problems.problem import MAX_MESSAGE, Problem, clip
 from sheaf_operator.problems.scheduling import claims
 from sheaf_operator.problems.terminating import of_terminating
 
 MOST = 3  # objects to ask about at a time
+HALF = MAX_MESSAGE // 2
 
 
 def cause(observed: Observed, revision: str | None, resource: str, now: datetime) -> Problem | None:
@@ -32,9 +33,14 @@ def cause(observed: Observed, revision: str | None, resource: str, now: datetime
     pods = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     live = [pod for pod in pods if not is_terminating(pod)]
     found = (of_pod(pod, resource, now, observed.events) for pod in live)
+    stuck = _held_up(next((problem for problem in found if problem), None), observed, now)
+    ended = of_ended(pods, now)
+    if stuck and ended:
+        said = f"{clip(stuck.said, HALF)}; before that {clip(ended.said, HALF)}"
+        return replace(stuck, said=said)
     return (
-        _held_up(next((problem for problem in found if problem), None), observed, now)
-        or of_ended(pods, now)
+        stuck
+        or ended
         or of_deployment(observed.deployment, observed.replica_sets)
         or kserve.of_kserve(observed, revision, now)
         or (None if live else of_terminating(list(observed.pods), now))

@@ -53,7 +53,9 @@ def of_ended(pods: list[Json], now: datetime) -> Problem | None:
     if not row:
         return None
     alone = len(row) == 1 and any(not has_ended(pod) for pod in pods)
-    return _one(row[0], len(row), None if alone else created(row[-1]))
+    # A kubelet that cleans up after an end may forget why.
+    speaks = next((pod for pod in row if pod["status"].get("reason")), row[0])
+    return _one(speaks, len(row), None if alone else created(row[-1]))
 
 
 def _one(pod: Json, times: int, since: datetime | None) -> Problem:

@@ -33,5 +33,8 @@ class Memory:
     events: tuple[Json, ...] = ()  # of objects that stand still
     asked_at: float = float("-inf")  # for those
     settled: bool = False  # nothing is on its way and nothing is wrong
+    resting: bool = False  # and every pod serves: no time that passes makes a difference
+    told: tuple[object, ...] = ()  # what the last report was made of, besides `observed`
+    told_of: Observed | None = None
     scraped_at: float = float("-inf")
     marked: tuple[str, float] | None = None  # the pod that should go next, and since when

@@ -91,7 +91,8 @@ class Reconciler:
             return None
         if "deletionTimestamp" in observed.owner["metadata"]:
             return None
-        observed = memory.observed = await self._inquirer.ask(observed, memory)
+        if fresh or not memory.resting:
+            observed = memory.observed = await self._inquirer.ask(observed, memory)
         try:
             spec = memory.spec = memory.spec or LLMDeploymentSpec.model_validate(observed.owner["spec"])
         except ValidationError as error:

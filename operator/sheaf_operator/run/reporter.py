@@ -48,6 +48,11 @@ class Reporter:
         before = observed.status
         now = datetime.now(UTC)
         capacity = capacity_of(memory.readings, before.get("capacity"))
+        contest = memory.contest.problem(self._clock())
+        decision = memory.decision
+        told = (capacity, contest, decision and (decision.desired, decision.limiting, decision.reason))
+        if memory.resting and observed is memory.told_of and told == memory.told:
+            return
         situation = Situation(
             spec,
             observed,
@@ -59,15 +64,17 @@ class Reporter:
             memory.decision,
             self._patience,
             memory.progress,
-            memory.contest.problem(self._clock()),
+            contest,
         )
         memory.settled = situation.settled
+        memory.resting = memory.settled and len(observed.ready_pods) == len(observed.pods)
         status = build_status(situation, self._domain)
         if memory.decision is not None:
             status["autoscaling"] = autoscaling.build(memory.decision, observed, now)
         elif spec.autoscaling.mode != "Disabled" and "autoscaling" in before:
             status["autoscaling"] = before["autoscaling"]
         await self._write(observed, status, memory)
+        memory.told, memory.told_of = told, memory.observed
 
     async def refuse(self, observed: Observed, error: ValidationError, memory: Memory) -> None:
         """A spec that the schema lets through but this operator cannot read, e.g. of a newer version."""

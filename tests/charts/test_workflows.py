@@ -42,6 +42,7 @@ def test_lint() -> None:
 def test_few_rights_and_pinned_actions(name: str) -> None:
     workflow = load(name)
     assert workflow["permissions"] == {"contents": "read"}
+    assert workflow["defaults"] == {"run": {"shell": "bash"}}  # else a failure before a pipe goes unseen
     for step in steps(workflow):
         assert "uses" not in step or re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step["uses"])
 

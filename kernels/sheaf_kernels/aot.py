@@ -30,7 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sheaf_kernels import paged_attention, rms_norm, rope_kv_write, sample, split_kv, swiglu
-from sheaf_kernels.numerics import INTERPRETED, next_power_of_2
+from sheaf_kernels.numerics import INTERPRETED, LOG2_E, next_power_of_2
 
 ARCHS = (80, 90, 100)
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
@@ -66,41 +66,72 @@ class Usage:
     shared: int
 
 
-def attention_shapes() -> Iterator[tuple[torch.dtype, int, int, int, int, bool]]:
-    """(dtype, Q, K, D, B, main)."""
+@dataclass(frozen=True)
+class AttentionShape:
+    """Q, K, D and B; ``window`` in tokens (0: none), ``softcap`` (0: none)."""
+
+    dtype: torch.dtype
+    q: int
+    k: int
+    head_dim: int
+    page: int = 16
+    main: bool = False
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
+
+    @property
+    def label(self) -> str:
+        beside = [f"window {self.window}"] * bool(self.window) + ["cap"] * bool(self.softcap)
+        beside += ["sinks"] * self.sinks
+        shape = f"{SHORT[self.dtype]} Q{self.q} K{self.k} D{self.head_dim} page {self.page}"
+        return " ".join([shape, *beside])
+
+
+def attention_shapes() -> Iterator[AttentionShape]:
     for dtype, head_dim, page in product(POINTER, (64, 96, 128), (16, 32, 64)):
-        yield dtype, 32, 8, head_dim, page, dtype == torch.bfloat16 and head_dim != 96 and page == 16
+        main = dtype == torch.bfloat16 and head_dim != 96 and page == 16
+        yield AttentionShape(dtype, 32, 8, head_dim, page, main)
     for q, k in ((8, 8), (28, 4), (9, 3), (64, 4)):
-        yield torch.bfloat16, q, k, 128, 16, False
+        yield AttentionShape(torch.bfloat16, q, k, 128)
+    for dtype in POINTER:  # Gemma 2 and 3, GPT-OSS, Mistral
+        yield AttentionShape(dtype, 8, 4, 256, main=dtype == torch.bfloat16, window=4096, softcap=50.0)
+        yield AttentionShape(dtype, 8, 4, 256, softcap=50.0)
+        yield AttentionShape(dtype, 4, 1, 256, window=512)
+        yield AttentionShape(dtype, 64, 8, 64, main=dtype == torch.bfloat16, window=128, sinks=True)
+        yield AttentionShape(dtype, 64, 8, 64, sinks=True)
+        yield AttentionShape(dtype, 32, 8, 128, window=4096)
 
 
 def paged_attention_variants() -> Iterator[Variant]:
-    for (dtype, q, k, d, page, main), kind in product(attention_shapes(), paged_attention.PLANS):
-        p = POINTER[dtype]
-        rows = paged_attention.SHORT_ROWS if kind == "short" else paged_attention.long_rows(dtype)
+    for shape, kind in product(attention_shapes(), paged_attention.PLANS):
+        dtype, d, p = shape.dtype, shape.head_dim, POINTER[shape.dtype]
+        rows = paged_attention.SHORT_ROWS if kind == "short" else paged_attention.long_rows(dtype, d)
         yield Variant(
-            paged_attention.paged_attention_kernel, f"{kind} {SHORT[dtype]} Q{q} K{k} D{d} page {page}",
+            paged_attention.paged_attention_kernel, f"{kind} {shape.label}",
             {
                 "q_ptr": p, "k_cache_ptr": p, "v_cache_ptr": p, "block_table_ptr": "*i32",
                 "query_start_ptr": "*i32", "context_len_ptr": "*i32",
                 "first_work_ptr": "*i32", "first_slot_ptr": "*i32", "chunk_ptr": "*i32", "out_ptr": p,
-                "partial_ptr": "*fp32", "lse_ptr": "*fp32",
+                "partial_ptr": "*fp32", "lse_ptr": "*fp32", "sinks_ptr": p,
                 "q_stride": "i32", "out_stride": "i32", "block_table_stride": "i32", "scale_log2": "fp32",
             },
             {
-                "Q": q, "K": k, "B": page, "D": d, "BLOCK_S": 256,
+                "Q": shape.q, "K": shape.k, "B": shape.page, "D": d, "BLOCK_S": 256,
                 "BLOCK_M": rows, "BLOCK_D": next_power_of_2(d),
+                "WINDOW": shape.window, "MULTIPLE": split_kv.CHUNK_MULTIPLE,
+                "CAP_LOG2": shape.softcap * LOG2_E, "SINKS": shape.sinks,
             },
-            main,
+            shape.main,
             unaligned=("block_table_stride",),
             constants_for=partial(paged_attention.launch_options, dtype, d, rows),
-            budget=kind,
+            budget=kind if d <= 128 else f"{kind}_large",
         )  # fmt: skip
 
 
 def split_kv_variants() -> Iterator[Variant]:
-    for (dtype, d), kind in product(product(POINTER, (64, 96, 128)), paged_attention.PLANS):
-        rows = paged_attention.SHORT_ROWS if kind == "short" else paged_attention.long_rows(dtype)
+    for (dtype, d), kind in product(product(POINTER, (64, 96, 128, 256)), paged_attention.PLANS):
+        rows = paged_attention.SHORT_ROWS if kind == "short" else paged_attention.long_rows(dtype, d)
         yield Variant(
             split_kv.merge_kernel, f"{kind} {SHORT[dtype]} Q32 K8 D{d}",
             {
@@ -110,21 +141,22 @@ def split_kv_variants() -> Iterator[Variant]:
             },
             {
                 "Q": 32, "K": 8, "D": d, "BLOCK_S": 256, "BLOCK_M": rows, "BLOCK_D": next_power_of_2(d),
-                **split_kv.merge_options(rows),
+                "WINDOW": 0, "MULTIPLE": split_kv.CHUNK_MULTIPLE, **split_kv.merge_options(rows),
             },
             dtype == torch.bfloat16 and d == 128,
         )  # fmt: skip
-    for seqs, target in ((64, 33), (255, 264), (1023, 33)):
+    for seqs, target, window in ((64, 33, 0), (255, 264, 0), (1023, 33, 0), (255, 264, 128)):
         pointers = ("query_start_ptr", "context_len_ptr", "first_work_ptr", "first_slot_ptr", "chunk_ptr")
         yield Variant(
-            split_kv.plan_kernel, f"{seqs} sequences, target {target}",
+            split_kv.plan_kernel, f"{seqs} sequences, target {target}, window {window}",
             {**dict.fromkeys(pointers, "*i32"), "num_seqs": "i32"},
             {
                 "LEAST": 5, "MOST": paged_attention.NO_LIMIT, "BLOCK_Q": 32,
                 "TARGET": target, "MIN_CHUNK": paged_attention.MIN_CHUNK["long"],
-                "MULTIPLE": split_kv.CHUNK_MULTIPLE, "BLOCK_S": next_power_of_2(seqs + 1), "num_warps": 4,
+                "MULTIPLE": split_kv.CHUNK_MULTIPLE, "BLOCK_S": next_power_of_2(seqs + 1), "WINDOW": window,
+                "num_warps": 4,
             },
-            seqs == 255,
+            seqs == 255 and not window,
             unaligned=("num_seqs",),
         )  # fmt: skip
 
@@ -153,19 +185,23 @@ def rope_kv_write_variants() -> Iterator[Variant]:
 
 def row_variants() -> Iterator[Variant]:
     """RMSNorm and SwiGLU."""
-    for dtype, channels, residual in product(POINTER, (576, 1024, 4096, 8192), (False, True)):
+    widths = product(POINTER, (576, 1024, 4096, 8192), (False, True))
+    wide = [(torch.bfloat16, 4096, True), (torch.float16, 2304, False)]
+    for (dtype, channels, residual), is_wide in [*product(widths, [False]), *product(wide, [True])]:
         p = POINTER[dtype]
         yield Variant(
-            rms_norm.rms_norm_kernel, f"{SHORT[dtype]} C{channels}{' with residual' if residual else ''}",
+            rms_norm.rms_norm_kernel,
+            f"{SHORT[dtype]} C{channels}{' with residual' if residual else ''}{' wide' if is_wide else ''}",
             {
-                "x_ptr": p, "residual_ptr": p, "weight_ptr": p, "y_ptr": p, "h_ptr": p,
-                "x_stride": "i32", "residual_stride": "i32", "eps": "fp32",
+                "x_ptr": p, "residual_ptr": p, "weight_ptr": "*fp32" if is_wide else p,
+                "y_ptr": p, "h_ptr": p, "x_stride": "i32", "residual_stride": "i32", "eps": "fp32",
             },
             {
                 "C": channels, "BLOCK_C": next_power_of_2(channels), "HAS_RESIDUAL": residual,
+                "WIDE": is_wide,
                 **rms_norm.launch_options(channels),
             },
-            dtype == torch.bfloat16 and channels == 4096 and residual,
+            dtype == torch.bfloat16 and channels == 4096 and residual and not is_wide,
         )  # fmt: skip
     for dtype, channels in product(POINTER, (1536, 14336)):
         p = POINTER[dtype]

@@ -1,12 +1,17 @@
 """Causal attention of a step's tokens over keys and values in pages.
 
-    out_t = softmax(scale * q_t @ K[0..p_t]^T) @ V[0..p_t],    p_t = context_len - query_len + t
+    out_t = softmax(scale * q_t @ K[l_t..p_t]^T) @ V[l_t..p_t],    p_t = context_len - query_len + t
+
+l_t is 0, or with a window p_t - window + 1. With a soft cap scores are cap * tanh(score / cap); with sinks
+each head has one more score, whose value is nothing.
 
 A sequence's last ``query_len`` tokens are the queries of this step; their own keys and values are in the
-cache already. A tile's rows are query tokens times the G = Q / K query heads of one key-value head, so that
+cache already.
+
+A tile's rows are query tokens times the G = Q / K query heads of one key-value head, so that
 keys and values are read once for all of them. Keys that every row of the tile may see are read in a loop
-without a mask; the rest (the diagonal, and the ragged end) in a second, masked one. Where there are few
-tiles their keys are split over programs (``split_kv``).
+without a mask; the rest (the window's edge, the diagonal, and the ragged end) in masked ones. Where there are
+few tiles their keys are split over programs (``split_kv``).
 
 One kernel, launched with two plans, each of which leaves the rows of the other alone:
 
@@ -16,7 +21,7 @@ One kernel, launched with two plans, each of which leaves the rows of the other 
 Shapes: T tokens in the step, S sequences, Q query heads, K key-value heads, D head size, P pages, B slots
 a page, L pages a sequence can have.
 q_TQD, out_TQD; k_cache_PKBD, v_cache_PKBD; block_table_SL (int32); query_start [S + 1], context_len_S
-(int32).
+(int32); sinks_Q.
 Source: Dao, FlashAttention-2, arXiv 2307.08691; Kwon et al., PagedAttention, arXiv 2309.06180."""
 
 from __future__ import annotations
@@ -30,7 +35,14 @@ import triton.language as tl
 from sheaf_kernels.checks import FLOATS, Checker
 from sheaf_kernels.numerics import LOG2_E, architecture, dot_operand, next_power_of_2, round_to
 from sheaf_kernels.paging import gather_kv_reference, page_offsets
-from sheaf_kernels.split_kv import SplitPlan, find_sequence, find_tile, merge_kernel, merge_options
+from sheaf_kernels.split_kv import (
+    CHUNK_MULTIPLE,
+    SplitPlan,
+    find_sequence,
+    find_tile,
+    merge_kernel,
+    merge_options,
+)
 
 PlanKind = Literal["short", "long"]
 PLANS: tuple[PlanKind, ...] = ("short", "long")
@@ -39,6 +51,9 @@ SHORT_ROWS = 16
 # the keys and values of 128 tokens.
 MIN_CHUNK: dict[PlanKind, int] = {"short": 256, "long": 512}
 NO_LIMIT = 2**31 - 1
+MAX_HEAD_DIM = 256
+LEAST_SCORE, LEAST_SUM = tl.constexpr(-1e30), tl.constexpr(1e-30)
+_LOG2_E = tl.constexpr(LOG2_E)
 
 
 def paged_attention_reference(
@@ -52,6 +67,10 @@ def paged_attention_reference(
     out_TQD: torch.Tensor,
     least: int = 1,
     most: int = NO_LIMIT,
+    *,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks_Q: torch.Tensor | None = None,
 ) -> None:
     """Writes the rows of out_TQD whose sequences have ``least`` to ``most`` query tokens. float32 inside."""
     for s in range(len(context_len_S)):
@@ -61,22 +80,32 @@ def paged_attention_reference(
         k_CQD, v_CQD = gather_kv_reference(
             k_cache_PKBD, v_cache_PKBD, block_table_SL[s], context, q_TQD.shape[1]
         )
-        score_QTC = torch.einsum("tqd,cqd->qtc", q_TQD[row:end].float(), k_CQD.float()) * scale
         position_T = torch.arange(context - (end - row), context, device=q_TQD.device)
-        hidden_TC = torch.arange(context, device=q_TQD.device)[None, :] > position_T[:, None]
+        key_C = torch.arange(context, device=q_TQD.device)
+        hidden_TC = key_C[None, :] > position_T[:, None]
+        if window:
+            hidden_TC = hidden_TC | (key_C[None, :] <= position_T[:, None] - window)
+            unseen_C11 = hidden_TC.all(0)[:, None, None]  # these may have been given back, and hold anything
+            k_CQD, v_CQD = k_CQD.masked_fill(unseen_C11, 0.0), v_CQD.masked_fill(unseen_C11, 0.0)
+        score_QTC = torch.einsum("tqd,cqd->qtc", q_TQD[row:end].float(), k_CQD.float()) * scale
+        if softcap:
+            score_QTC = softcap * torch.tanh(score_QTC / softcap)
         score_QTC = score_QTC.masked_fill(hidden_TC, float("-inf"))
-        out_TQD[row:end] = torch.einsum("qtc,cqd->tqd", score_QTC.softmax(-1), v_CQD.float()).to(
-            out_TQD.dtype
-        )
+        if sinks_Q is not None:
+            sink_QT1 = sinks_Q.float()[:, None, None].expand(*score_QTC.shape[:2], 1)
+            score_QTC = torch.cat((score_QTC, sink_QT1), dim=-1)
+        weight_QTC = score_QTC.softmax(-1)[..., :context]
+        out_TQD[row:end] = torch.einsum("qtc,cqd->tqd", weight_QTC, v_CQD.float()).to(out_TQD.dtype)
 
 
 @triton.jit
 def attend_tile(
     q, k_head_ptr, v_head_ptr, pages_ptr, tile, end, last_key, scale_log2, row_max, row_sum, acc,
     K: tl.constexpr, B: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr, WINDOW: tl.constexpr, CAP_LOG2: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Fold keys tile .. tile + BLOCK_N into the running softmax. A row sees keys up to ``last_key``."""
+    """Fold keys tile .. tile + BLOCK_N into the running softmax. A row sees the ``WINDOW`` keys up to
+    ``last_key``, or all of them."""
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     valid = tile + n < end
@@ -84,12 +113,21 @@ def attend_tile(
     kv_mask = (d < D)[None, :]
     if MASKED:
         # Slots past the end may hold anything, NaN included: they are read as zero, and scored -inf.
+        if WINDOW > 0:
+            valid = valid & (tile + n > tl.min(last_key, axis=0) - WINDOW)
         kv_mask = kv_mask & valid[:, None]
     k = tl.load(k_head_ptr + offset[:, None] + d[None, :], mask=kv_mask, other=0.0)
     score = tl.dot(q, tl.trans(dot_operand(k)), input_precision=PRECISION) * scale_log2
+    if CAP_LOG2 > 0:
+        score = (2.0 * tl.sigmoid(2.0 * score) - 1.0) * CAP_LOG2  # tanh
     if MASKED:
         score = tl.where((tile + n)[None, :] <= last_key[:, None], score, float("-inf"))
+        if WINDOW > 0:
+            score = tl.where((tile + n)[None, :] > last_key[:, None] - WINDOW, score, float("-inf"))
     new_max = tl.maximum(row_max, tl.max(score, axis=1))
+    if WINDOW > 0:
+        # Before the window's edge a row has seen nothing yet: -inf less -inf would be NaN.
+        new_max = tl.maximum(new_max, LEAST_SCORE)
     p = tl.exp2(score - new_max[:, None])
     decay = tl.exp2(row_max - new_max)
     row_sum = row_sum * decay + tl.sum(p, axis=1)
@@ -103,10 +141,11 @@ def attend_tile(
 @triton.jit(do_not_specialize=["block_table_stride"])
 def paged_attention_kernel(
     q_ptr, k_cache_ptr, v_cache_ptr, block_table_ptr, query_start_ptr, context_len_ptr,
-    first_work_ptr, first_slot_ptr, chunk_ptr, out_ptr, partial_ptr, lse_ptr,
+    first_work_ptr, first_slot_ptr, chunk_ptr, out_ptr, partial_ptr, lse_ptr, sinks_ptr,
     q_stride, out_stride, block_table_stride, scale_log2,
     Q: tl.constexpr, K: tl.constexpr, B: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr, MULTIPLE: tl.constexpr, CAP_LOG2: tl.constexpr, SINKS: tl.constexpr,
     TAIL_STAGES: tl.constexpr,
 ):  # fmt: skip
     """One work item (a tile's split) and one key-value head per program."""
@@ -117,8 +156,8 @@ def paged_attention_kernel(
     if s == BLOCK_S - 1:
         return
     chunk = tl.load(chunk_ptr)
-    first_row, query_len, before, first_query, split, splits = find_tile(
-        query_start_ptr, context_len_ptr, chunk, s, place, BLOCK_Q
+    first_row, query_len, before, first_query, first_key, split, splits = find_tile(
+        query_start_ptr, context_len_ptr, chunk, s, place, BLOCK_Q, WINDOW, MULTIPLE
     )
     if split >= splits:
         return
@@ -136,9 +175,9 @@ def paged_attention_kernel(
     k_head_ptr = k_cache_ptr + kv_head * (B * D)
     v_head_ptr = v_cache_ptr + kv_head * (B * D)
 
-    # Every row sees the first key of every split, rows without a token included: none lacks a finite score.
+    # Every row sees a key of every split, rows without a token included: none lacks a finite score.
     last_key = before + first_query + m // G
-    start = split * chunk
+    start = first_key + split * chunk
     end = before + tl.minimum(first_query + BLOCK_Q, query_len)
     if split < splits - 1:
         end = start + chunk
@@ -147,19 +186,41 @@ def paged_attention_kernel(
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for tile in range(start, masked_from, BLOCK_N):
+    seen_from = start
+    if WINDOW > 0:
+        # From here on keys are in the windows of all rows.
+        seen_from = (before + first_query + BLOCK_Q - WINDOW + BLOCK_N - 1) // BLOCK_N * BLOCK_N
+        seen_from = tl.minimum(tl.maximum(seen_from, start), end)
+        for tile in tl.range(start, seen_from, BLOCK_N, num_stages=TAIL_STAGES):
+            row_max, row_sum, acc = attend_tile(
+                q, k_head_ptr, v_head_ptr, pages_ptr, tile, end, last_key, scale_log2,
+                row_max, row_sum, acc,
+                K, B, D, BLOCK_N, BLOCK_D, PRECISION, WINDOW, CAP_LOG2, MASKED=True,
+            )  # fmt: skip
+        masked_from = tl.maximum(masked_from, seen_from)
+    for tile in range(seen_from, masked_from, BLOCK_N):
         row_max, row_sum, acc = attend_tile(
             q, k_head_ptr, v_head_ptr, pages_ptr, tile, end, last_key, scale_log2,
             row_max, row_sum, acc,
-            K, B, D, BLOCK_N, BLOCK_D, PRECISION, MASKED=False,
+            K, B, D, BLOCK_N, BLOCK_D, PRECISION, WINDOW, CAP_LOG2, MASKED=False,
         )  # fmt: skip
     for tile in tl.range(masked_from, end, BLOCK_N, num_stages=TAIL_STAGES):
         row_max, row_sum, acc = attend_tile(
             q, k_head_ptr, v_head_ptr, pages_ptr, tile, end, last_key, scale_log2,
             row_max, row_sum, acc,
-            K, B, D, BLOCK_N, BLOCK_D, PRECISION, MASKED=True,
+            K, B, D, BLOCK_N, BLOCK_D, PRECISION, WINDOW, CAP_LOG2, MASKED=True,
         )  # fmt: skip
 
+    if SINKS:  # of all splits the first counts it
+        sink = tl.load(sinks_ptr + kv_head * G + m % G).to(tl.float32) * _LOG2_E
+        sink = tl.where(split == 0, sink, float("-inf"))
+        new_max = tl.maximum(row_max, sink)
+        decay = tl.exp2(row_max - new_max)
+        row_sum = row_sum * decay + tl.exp2(sink - new_max)
+        acc = acc * decay[:, None]
+        row_max = new_max
+    if WINDOW > 0:
+        row_sum = tl.maximum(row_sum, LEAST_SUM)  # rows without a token may see no key
     acc = acc / row_sum[:, None]
     if splits == 1:
         to_ptr = out_ptr + row * out_stride + (m // G * out_stride + in_row)[:, None] + d[None, :]
@@ -180,8 +241,8 @@ def launch_options(dtype: torch.dtype, head_dim: int, rows: int, arch: int) -> d
         block_n, stages, precision = (32, 2, "ieee") if short else (16, 1, "ieee")
     else:
         # Without wgmma the accumulator shares the registers with the operands: 64 keys of 128 would spill.
-        block_n = 32 if not short and arch < 90 and head_dim > 64 else 64
-        stages, precision = 3, "tf32"
+        block_n = 32 if head_dim > 128 or (not short and arch < 90 and head_dim > 64) else 64
+        stages, precision = 2 if head_dim > 128 else 3, "tf32"
     return {
         "BLOCK_N": block_n,
         "PRECISION": precision,
@@ -191,9 +252,11 @@ def launch_options(dtype: torch.dtype, head_dim: int, rows: int, arch: int) -> d
     }
 
 
-def long_rows(dtype: torch.dtype) -> int:
-    """Rows of a long tile: 128 compile to wgmma on sm_90."""
-    return 32 if dtype == torch.float32 else 128
+def long_rows(dtype: torch.dtype, head_dim: int) -> int:
+    """Rows of a long tile: 64 and more compile to wgmma on sm_90; 128 of large heads would spill."""
+    if dtype == torch.float32:
+        return 32
+    return 128 if head_dim <= 128 else 64
 
 
 def allocate_plan(
@@ -207,6 +270,7 @@ def allocate_plan(
     device: torch.device | str,
     num_multiprocessors: int | None = None,
     min_chunk: int | None = None,
+    window: int = 0,
 ) -> SplitPlan:
     """A plan for the sequences whose query tokens fill at most one short tile, or for the longer ones.
 
@@ -221,9 +285,10 @@ def allocate_plan(
         num_q_heads=num_q_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        rows=SHORT_ROWS if kind == "short" else long_rows(dtype),
+        rows=SHORT_ROWS if kind == "short" else long_rows(dtype, head_dim),
         least=1 if kind == "short" else short_tokens + 1,
         most=short_tokens if kind == "short" else NO_LIMIT,
+        window=window,
         min_chunk=MIN_CHUNK[kind] if min_chunk is None else min_chunk,
         num_multiprocessors=num_multiprocessors,
         device=device,
@@ -240,8 +305,12 @@ def paged_attention(
     scale: float,
     out_TQD: torch.Tensor,
     plan: SplitPlan,
+    *,
+    softcap: float = 0.0,
+    sinks_Q: torch.Tensor | None = None,
 ) -> None:
-    """Writes the rows of out_TQD whose sequences have as many query tokens as ``plan`` is for.
+    """Writes the rows of out_TQD whose sequences have as many query tokens as ``plan`` is for. The window is
+    the plan's.
 
     ``plan`` must have been updated with this step's query_start and context_len. Page numbers must be inside
     the cache: the device does not check them. Raises TypeError or ValueError naming the argument.
@@ -262,7 +331,10 @@ def paged_attention(
     )
     group = num_q_heads // num_kv_heads
     check.require(group <= SHORT_ROWS, f"at most {SHORT_ROWS} query heads may share a KV head, got {group}")
-    check.require(head_dim in (16, 32, 64, 96, 128), f"head size {head_dim} is not 16, 32, 64, 96 or 128")
+    check.require(
+        head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM,
+        f"head size {head_dim} is no multiple of 8 up to {MAX_HEAD_DIM}",
+    )
     check.require(page_size in (16, 32, 64), f"page size {page_size} is not 16, 32 or 64 tokens")
     for name, x in (("q", q_TQD), ("out", out_TQD)):
         check.require(
@@ -274,10 +346,12 @@ def paged_attention(
         num_q_heads == plan.num_q_heads, f"the plan is for {plan.num_q_heads} query heads, got {num_q_heads}"
     )
     check.require(
-        plan.rows in (SHORT_ROWS, long_rows(q_TQD.dtype)),
+        plan.rows in (SHORT_ROWS, long_rows(q_TQD.dtype, head_dim)),
         f"the plan is for tiles of {plan.rows} rows, q is {str(q_TQD.dtype).removeprefix('torch.')}",
     )
     check.require(num_seqs <= plan.max_seqs, f"the plan is for {plan.max_seqs} sequences, got {num_seqs}")
+    if sinks_Q is not None:
+        check.tensor("sinks", sinks_Q, "Q", FLOATS)
     if num_seqs == 0 or tokens == 0:
         return
     work = plan.max_work(tokens, num_seqs)
@@ -286,9 +360,12 @@ def paged_attention(
     paged_attention_kernel[(work, num_kv_heads)](
         q_TQD, k_cache_PKBD, v_cache_PKBD, block_table_SL, query_start, context_len_S,
         plan.first_work_I, plan.first_slot_I, plan.chunk, out_TQD, plan.partial_NKMD, plan.lse_NKM,
-        q_TQD.stride(0), out_TQD.stride(0), block_table_SL.stride(0), scale * LOG2_E,
+        q_TQD if sinks_Q is None else sinks_Q,
+        q_TQD.stride(0), out_TQD.stride(0), block_table_SL.stride(0),
+        scale / softcap if softcap else scale * LOG2_E,
         Q=num_q_heads, K=num_kv_heads, B=page_size, D=head_dim, BLOCK_S=block_s,
-        BLOCK_M=plan.rows, BLOCK_D=block_d,
+        BLOCK_M=plan.rows, BLOCK_D=block_d, WINDOW=plan.window, MULTIPLE=CHUNK_MULTIPLE,
+        CAP_LOG2=softcap * LOG2_E, SINKS=sinks_Q is not None,
         **launch_options(q_TQD.dtype, head_dim, plan.rows, architecture(q_TQD.device)),
     )  # fmt: skip
     options = merge_options(plan.rows)
@@ -296,5 +373,5 @@ def paged_attention(
         query_start, context_len_S, plan.first_slot_I, plan.chunk, out_TQD, plan.partial_NKMD, plan.lse_NKM,
         out_TQD.stride(0),
         Q=num_q_heads, K=num_kv_heads, D=head_dim, BLOCK_S=block_s, BLOCK_M=plan.rows, BLOCK_D=block_d,
-        **options,
+        WINDOW=plan.window, MULTIPLE=CHUNK_MULTIPLE, **options,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,9 @@ class AttentionCase:
     page_size: int = 16
     num_multiprocessors: int = 4  # what the plan believes, to force splits on a small input
     min_chunk: int = 64
+    window: int = 0
+    softcap: float = 0.0
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class AttentionInputs:
     query_start: Tensor
     context_len_S: Tensor
     scale: float
+    sinks_Q: Tensor | None = None
 
     def args(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float]:
         """In the order of the attention wrappers, up to ``out``."""
@@ -67,6 +72,8 @@ def attention_inputs(
     order = (1 + torch.randperm(num_pages - 1, generator=gen)).tolist()
     block_table = torch.zeros(len(pages_of), max([*pages_of, 1]) + 1, dtype=torch.int32)
     for s, context in enumerate(case.context_lens):
+        # What no query's window reaches may have been given back.
+        first = max(0, context - case.query_lens[s] - case.window + 1) if case.window else 0
         for j in range(pages_of[s]):
             page = order.pop()
             block_table[s, j] = page
@@ -75,6 +82,8 @@ def attention_inputs(
             # Keys that differ in size make scores that differ: a softmax over equal scores hides errors.
             k_cache[page, :, :filled] = 2.0 * torch.randn(slots, generator=gen)
             v_cache[page, :, :filled] = torch.randn(slots, generator=gen)
+            stale = min(max(first - j * case.page_size, 0), filled)
+            k_cache[page, :, :stale] = v_cache[page, :, :stale] = float("nan")
     tokens = sum(case.query_lens)
     # A view with a token stride of its own, as a fused projection gives.
     fused = torch.randn(tokens, case.num_q_heads + 2 * case.num_kv_heads, case.head_dim, generator=gen)
@@ -87,6 +96,7 @@ def attention_inputs(
         query_start=starts.to(device, torch.int32),
         context_len_S=torch.tensor(case.context_lens, dtype=torch.int32, device=device),
         scale=case.head_dim**-0.5,
+        sinks_Q=torch.randn(case.num_q_heads, generator=gen).to(device, dtype) if case.sinks else None,
     )
 
 
@@ -109,7 +119,7 @@ def make_plan(
     plan: SplitPlan = op.allocate_plan(
         kind, max_seqs=len(case.query_lens) + 2, num_q_heads=case.num_q_heads,
         num_kv_heads=case.num_kv_heads, head_dim=case.head_dim, dtype=dtype, device=device,
-        num_multiprocessors=case.num_multiprocessors, min_chunk=case.min_chunk,
+        num_multiprocessors=case.num_multiprocessors, min_chunk=case.min_chunk, window=case.window,
     )  # fmt: skip
     plan.first_work_I.fill_(0)
     plan.first_slot_I.fill_(0)
@@ -132,8 +142,11 @@ def check_paged_attention(
         plan = make_plan(case, kind, dtype, device, op)
         plan.update(x.query_start, x.context_len_S)
         got, want = torch.full_like(x.q_TQD, 7.0), torch.full_like(x.q_TQD, 7.0)
-        op.paged_attention(*x.args(), got, plan)
-        paged_attention.paged_attention_reference(*x.args(), want, plan.least, plan.most)
+        beside: dict[str, Any] = {"softcap": case.softcap, "sinks_Q": x.sinks_Q}
+        op.paged_attention(*x.args(), got, plan, **beside)
+        paged_attention.paged_attention_reference(
+            *x.args(), want, plan.least, plan.most, window=case.window, **beside
+        )
         assert_close(f"paged_attention, {kind}", got, want)
 
 
@@ -188,12 +201,13 @@ def check_rms_norm(
     device: torch.device | str,
     op: ModuleType = rms_norm,
     seed: int = 0,
+    wide: bool = False,
 ) -> None:
     gen = torch.Generator().manual_seed(seed)
     x, r = torch.randn(2, tokens, channels, generator=gen).to(device, dtype)
     x[0] *= 1e-3  # where eps matters
     r[0] *= 1e-3
-    weight = (1 + 0.2 * torch.randn(channels, generator=gen)).to(device, dtype)
+    weight = (1 + 0.2 * torch.randn(channels, generator=gen)).to(device, torch.float32 if wide else dtype)
     got = op.rms_norm(x, weight, 1e-5, r if residual else None)
     want = rms_norm.rms_norm_reference(x, weight, 1e-5, r if residual else None)
     for name, a, b in zip(("y", "h"), got, want, strict=True):

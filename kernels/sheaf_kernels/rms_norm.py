@@ -4,8 +4,8 @@
     y = weight * round(h / sqrt(mean(h^2 over C) + eps))
 
 The sum h is rounded to the dtype before it is squared, because it goes on as the next residual; the mean
-and the quotient are float32; the quotient is rounded before the multiplication, which is Llama's order
-(Gemma's differs).
+and the quotient are float32; the quotient is rounded before the multiplication, which is Llama's order; with
+a weight in float32 it is not (Gemma, OLMo 2, GPT-OSS).
 
 Shapes: T tokens, C channels.  x_TC, residual_TC, y_TC, h_TC; weight_C.
 Source: Zhang & Sennrich, Root Mean Square Layer Normalization, arXiv 1910.07467.
@@ -26,6 +26,8 @@ def rms_norm_reference(
     h_TC = x_TC if residual_TC is None else x_TC + residual_TC
     wide_TC = h_TC.float()
     normed_TC = wide_TC * torch.rsqrt(wide_TC.square().mean(-1, keepdim=True) + eps)
+    if weight_C.dtype != x_TC.dtype:
+        return (weight_C * normed_TC).to(x_TC.dtype), h_TC
     return weight_C * normed_TC.to(x_TC.dtype), h_TC
 
 
@@ -34,6 +36,7 @@ def rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, y_ptr, h_ptr,
     x_stride, residual_stride, eps,
     C: tl.constexpr, BLOCK_C: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """One row per program."""
     dtype = y_ptr.dtype.element_ty
@@ -47,7 +50,9 @@ def rms_norm_kernel(
         tl.store(h_ptr + row * C + c, rounded, mask=mask)
         h = rounded.to(tl.float32)
     rstd = tl.rsqrt(tl.sum(h * h, axis=0) / C + eps)
-    normed = round_to(h * rstd, dtype).to(tl.float32)
+    normed = h * rstd
+    if not WIDE:
+        normed = round_to(normed, dtype).to(tl.float32)
     weight = tl.load(weight_ptr + c, mask=mask, other=0.0).to(tl.float32)
     tl.store(y_ptr + row * C + c, round_to(weight * normed, dtype), mask=mask)
 
@@ -66,7 +71,7 @@ def rms_norm(
     """
     check = Checker("rms_norm")
     check.tensor("x", x_TC, "T C", FLOATS)
-    check.tensor("weight", weight_C, "C", [x_TC.dtype])
+    check.tensor("weight", weight_C, "C", [x_TC.dtype, torch.float32])
     y_TC = torch.empty(x_TC.shape, dtype=x_TC.dtype, device=x_TC.device)
     h_TC = x_TC
     if residual_TC is not None:
@@ -79,6 +84,7 @@ def rms_norm(
         x_TC, residual, weight_C, y_TC, h_TC,
         x_TC.stride(0), residual.stride(0), eps,
         C=check["C"], BLOCK_C=next_power_of_2(check["C"]), HAS_RESIDUAL=residual_TC is not None,
+        WIDE=weight_C.dtype != x_TC.dtype,
         **launch_options(check["C"]),
     )  # fmt: skip
     return y_TC, h_TC

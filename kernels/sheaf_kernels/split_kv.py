@@ -8,8 +8,10 @@ rows. Its keys are cut into splits of ``chunk`` tokens. A split is one work item
 is merged by   out = sum_w 2^(lse_w - max) o_w / sum_w 2^(lse_w - max).  A tile of one split is written
 directly, without a visit to the workspace.
 
-Only keys that all rows of a tile see are cut; the last split takes the tile's causal diagonal along. So every
-row has a key in every split, and no partial result is empty.
+Only keys that all rows of a tile see are cut; the last split takes the tile's causal diagonal along, and with
+a window the first one its edge, which chunks are longer than. So every row has a key in every split, and no
+partial result is empty. A tile's keys begin where the window of its first row does, rounded down to where a
+page and a tile of keys start.
 
 ``plan_kernel`` decides on the device, from the true lengths and the number of programs that fill the card.
 The host launches grids whose sizes depend on the numbers of tokens and sequences alone and reads nothing
@@ -46,6 +48,7 @@ def plan_kernel(
     query_start_ptr, context_len_ptr, first_work_ptr, first_slot_ptr, chunk_ptr, num_seqs,
     LEAST: tl.constexpr, MOST: tl.constexpr, BLOCK_Q: tl.constexpr,
     TARGET: tl.constexpr, MIN_CHUNK: tl.constexpr, MULTIPLE: tl.constexpr, BLOCK_S: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     """One program: each sequence's first work item and first slot. Entries from S on hold the totals."""
     s = tl.arange(0, BLOCK_S)
@@ -54,10 +57,15 @@ def plan_kernel(
     ours = (query_len >= LEAST) & (query_len <= MOST)
     context_len = tl.load(context_len_ptr + s, mask=(s < num_seqs) & ours, other=0)
     tiles = tl.where(ours, (query_len + BLOCK_Q - 1) // BLOCK_Q, 0)
-    total = tl.sum(tiles.to(tl.int64) * context_len, axis=0)
+    keys = context_len
+    if WINDOW > 0:
+        keys = tl.minimum(keys, WINDOW + MULTIPLE)
+    total = tl.sum(tiles.to(tl.int64) * keys, axis=0)
     chunk = tl.maximum((total + TARGET - 1) // TARGET, MIN_CHUNK).to(tl.int32)
     chunk = (chunk + MULTIPLE - 1) // MULTIPLE * MULTIPLE
     last_tile = context_len - query_len + (tiles - 1) * BLOCK_Q
+    if WINDOW > 0:
+        last_tile = tl.minimum(last_tile, WINDOW + MULTIPLE - 2)  # the most keys before a tile's first row
     splits = tl.where(ours, last_tile // chunk + 1, 0)
     work = tiles * splits
     slots = tl.where(splits > 1, work, 0)
@@ -75,18 +83,29 @@ def find_sequence(first_ptr, item, BLOCK_S: tl.constexpr):
 
 
 @triton.jit
-def find_tile(query_start_ptr, context_len_ptr, chunk, s, place, BLOCK_Q: tl.constexpr):
-    """(first_row, query_len, before, first_query, split, splits): which tile and split a work item is.
+def find_tile(
+    query_start_ptr, context_len_ptr, chunk, s, place,
+    BLOCK_Q: tl.constexpr, WINDOW: tl.constexpr, MULTIPLE: tl.constexpr,
+):  # fmt: skip
+    """(first_row, query_len, before, first_query, first_key, split, splits): a work item's tile and split.
 
-    ``before`` is the position of the sequence's first query. All tiles of a sequence have as many work items
-    as its last one; those with ``split >= splits`` have nothing to do.
+    ``before`` is the position of the sequence's first query, ``first_key`` where the tile's keys begin. All
+    tiles of a sequence have as many work items as the one that can have most; those with ``split >= splits``
+    have nothing to do.
     """
     first_row = tl.load(query_start_ptr + s)
     query_len = tl.load(query_start_ptr + s + 1) - first_row
     before = tl.load(context_len_ptr + s) - query_len
-    most_splits = (before + (query_len - 1) // BLOCK_Q * BLOCK_Q) // chunk + 1
+    most_keys = before + (query_len - 1) // BLOCK_Q * BLOCK_Q
+    if WINDOW > 0:
+        most_keys = tl.minimum(most_keys, WINDOW + MULTIPLE - 2)
+    most_splits = most_keys // chunk + 1
     first_query = place // most_splits * BLOCK_Q
-    return first_row, query_len, before, first_query, place % most_splits, (before + first_query) // chunk + 1
+    first_key = before * 0
+    if WINDOW > 0:
+        first_key = tl.maximum(before + first_query - (WINDOW - 1), 0) // MULTIPLE * MULTIPLE
+    splits = (before + first_query - first_key) // chunk + 1
+    return first_row, query_len, before, first_query, first_key, place % most_splits, splits
 
 
 @triton.jit
@@ -94,6 +113,7 @@ def merge_kernel(
     query_start_ptr, context_len_ptr, first_slot_ptr, chunk_ptr, out_ptr, partial_ptr, lse_ptr, out_stride,
     Q: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr, MULTIPLE: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_R rows of a tile per program, BLOCK_W partial results at a time; those of its first slot work."""
     G: tl.constexpr = Q // K
@@ -103,8 +123,8 @@ def merge_kernel(
     s, place = find_sequence(first_slot_ptr, slot, BLOCK_S)
     if s == BLOCK_S - 1:
         return
-    first_row, query_len, _, first_query, split, splits = find_tile(
-        query_start_ptr, context_len_ptr, tl.load(chunk_ptr), s, place, BLOCK_Q
+    first_row, query_len, _, first_query, _, split, splits = find_tile(
+        query_start_ptr, context_len_ptr, tl.load(chunk_ptr), s, place, BLOCK_Q, WINDOW, MULTIPLE
     )
     if (split > 0) | (splits == 1):
         return
@@ -145,7 +165,8 @@ def merge_options(rows: int) -> dict[str, int]:
 class SplitPlan:
     """Device buffers for the attention of sequences with ``least`` to ``most`` query tokens, allocated once.
 
-    ``update`` fills them, once per step; attention reads them, and all layers share the workspace.
+    ``update`` fills them, once per step; attention reads them, and all layers of one window (0: none) share
+    the workspace.
     """
 
     max_seqs: int
@@ -153,6 +174,7 @@ class SplitPlan:
     rows: int  # M
     least: int
     most: int
+    window: int
     target: int  # work items beyond one per tile
     min_chunk: int  # tokens
     first_work_I: torch.Tensor
@@ -172,10 +194,13 @@ class SplitPlan:
         rows: int,
         least: int,
         most: int,
+        window: int,
         min_chunk: int,
         num_multiprocessors: int,
         device: torch.device | str,
     ) -> SplitPlan:
+        if window:
+            min_chunk = max(min_chunk, CHUNK_MULTIPLE + rows // (num_q_heads // num_kv_heads))
         target = max(WAVES * num_multiprocessors // num_kv_heads, 1)
         lse_shape = (2 * target, num_kv_heads, rows)
         entries = next_power_of_2(max_seqs + 1)
@@ -185,6 +210,7 @@ class SplitPlan:
             rows=rows,
             least=least,
             most=most,
+            window=window,
             target=target,
             min_chunk=min_chunk,
             first_work_I=torch.zeros(entries, dtype=torch.int32, device=device),
@@ -217,5 +243,5 @@ class SplitPlan:
             query_start, context_len_S, self.first_work_I, self.first_slot_I, self.chunk, check["S"],
             LEAST=self.least, MOST=self.most, BLOCK_Q=self.tile_tokens,
             TARGET=self.target, MIN_CHUNK=self.min_chunk, MULTIPLE=CHUNK_MULTIPLE,
-            BLOCK_S=len(self.first_work_I), num_warps=4,
+            BLOCK_S=len(self.first_work_I), WINDOW=self.window, num_warps=4,
         )  # fmt: skip

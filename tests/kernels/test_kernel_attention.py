@@ -1,5 +1,7 @@
 """Paged attention against its reference, over odd shapes. Tolerances are ``parity.TOLERANCE``."""
 
+from typing import Any
+
 import pytest
 import torch
 import triton
@@ -72,6 +74,55 @@ def test_chunks_of_any_group_are_split(heads: tuple[int, int]) -> None:
 def test_attention_at_every_head_and_page_size(head_dim: int, page_size: int) -> None:
     case = AttentionCase((1, 9), (150, 90), head_dim=head_dim, page_size=page_size)
     check_paged_attention(case, torch.float16, "cpu")
+
+
+@pytest.mark.parametrize("head_dim", [8, 24, 80, 112, 192, 256])
+def test_attention_of_odd_and_large_heads(head_dim: int) -> None:
+    check_paged_attention(AttentionCase((1, 9), (90, 70), head_dim=head_dim), torch.float32, "cpu")
+
+
+# Shorter and longer than a tile of keys, than a page, than a chunk; and longer than every context.
+@pytest.mark.parametrize("window", [1, 9, 16, 65, 130, 1000])
+@pytest.mark.parametrize("heads", [(4, 2), (7, 1), (3, 3)], ids=str)
+def test_windows(window: int, heads: tuple[int, int]) -> None:
+    """Keys before a window hold NaN; tokens, drafts and chunks, of one split and of several."""
+    case = AttentionCase((1, 3, 40, 1, 70), (5, 200, 150, 300, 70), *heads, head_dim=16, window=window)
+    check_paged_attention(case, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "beside",
+    [{"softcap": 2.0}, {"sinks": True}, {"softcap": 5.0, "sinks": True, "window": 20}],
+    ids=["cap", "sinks", "all"],
+)
+def test_soft_caps_and_sinks(beside: dict[str, Any], dtype: torch.dtype) -> None:
+    """A sink counts once, however many splits a row has."""
+    check_paged_attention(AttentionCase((1, 2, 33), (300, 9, 200), head_dim=16, **beside), dtype, "cpu")
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64])
+def test_windows_at_every_page_size(page_size: int) -> None:
+    check_paged_attention(
+        AttentionCase((1, 20), (150, 90), page_size=page_size, window=37, head_dim=32), torch.float16, "cpu"
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_windows_of_any_chunks(data: st.DataObject) -> None:
+    chunks = data.draw(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 200)), min_size=1, max_size=4))
+    heads = data.draw(st.sampled_from([(2, 2), (4, 2), (5, 1)]))
+    case = AttentionCase(
+        tuple(q for q, _ in chunks),
+        tuple(q + p for q, p in chunks),
+        *heads,
+        head_dim=16,
+        window=data.draw(st.integers(1, 150)),
+        softcap=data.draw(st.sampled_from([0.0, 3.0])),
+        sinks=data.draw(st.booleans()),
+    )
+    check_paged_attention(case, torch.float32, "cpu", seed=data.draw(st.integers(0, 3)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

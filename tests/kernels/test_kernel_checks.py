@@ -63,7 +63,8 @@ def test_attention_refuses(
     [
         (dataclasses.replace(CASE, num_q_heads=3), "3 query heads do not divide among 2 KV heads"),
         (dataclasses.replace(CASE, num_q_heads=34), "at most 16 query heads may share a KV head, got 17"),
-        (dataclasses.replace(CASE, head_dim=80), "head size 80 is not"),
+        (dataclasses.replace(CASE, head_dim=84), "head size 84 is no multiple of 8 up to 256"),
+        (dataclasses.replace(CASE, head_dim=264), "head size 264 is no multiple of 8 up to 256"),
         (dataclasses.replace(CASE, page_size=8), "page size 8 is not 16, 32 or 64 tokens"),
     ],
 )

@@ -18,6 +18,12 @@ def test_rms_norm(channels: int, residual: bool, dtype: torch.dtype) -> None:
     check_rms_norm(3, channels, residual, dtype, "cpu")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+def test_rms_norm_with_a_wide_weight(residual: bool, dtype: torch.dtype) -> None:
+    check_rms_norm(3, 130, residual, dtype, "cpu", wide=True)
+
+
 def test_rms_norm_without_residual_returns_its_input() -> None:
     x = torch.randn(2, 8)
     assert rms_norm(x, torch.ones(8), 1e-5)[1] is x

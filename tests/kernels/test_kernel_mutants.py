@@ -47,6 +47,20 @@ def chunked(op: ModuleType) -> None:
     check_paged_attention(case, F32, "cpu", op, kinds=("long",))
 
 
+def windowed(op: ModuleType) -> None:
+    """Windows with an edge inside a tile, within and before a chunk's; a cap, and sinks over several splits."""
+    case = AttentionCase(
+        (1, 9, 20, 1),
+        (150, 180, 135, 9),
+        head_dim=16,
+        num_multiprocessors=7,
+        window=100,
+        softcap=2.0,
+        sinks=True,
+    )
+    check_paged_attention(case, F32, "cpu", op)
+
+
 def rope(op: ModuleType) -> None:
     check_rope_kv_write(RopeCase(num_q_heads=9), F32, "cpu", op)
 
@@ -99,14 +113,24 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("sum not rescaled", paged_attention, prefill, "row_sum = row_sum * decay", "row_sum = row_sum"),
     ("accumulator not rescaled", paged_attention, prefill, "acc * decay[:, None]", "acc"),
     ("unmasked loop too long", paged_attention, prefill, "(before + first_query + 1) // BLOCK_N", "(before + first_query + BLOCK_N) // BLOCK_N"),
-    ("unmasked loop lost", paged_attention, prefill, "range(start, masked_from, BLOCK_N)", "range(masked_from, masked_from, BLOCK_N)"),
+    ("unmasked loop lost", paged_attention, prefill, "range(seen_from, masked_from, BLOCK_N)", "range(masked_from, masked_from, BLOCK_N)"),
     ("tail lost", paged_attention, prefill, "range(masked_from, end, BLOCK_N,", "range(masked_from, masked_from, BLOCK_N,"),
     ("last token lost", paged_attention, decode, "query_len)\n    if split", "query_len) - 1\n    if split"),
     ("row of another sequence", paged_attention, decode, "row = (first_row + first_query)", "row = (s + first_query)"),
     ("heads of another group", paged_attention, prefill, "in_row = (kv_head * G + m % G) * D", "in_row = (kv_head + m % G * K) * D"),
     ("tokens of a draft swapped with heads", paged_attention, decode, "(m // G * q_stride + in_row)", "(m % G * q_stride + in_row)"),
     ("table of another sequence", paged_attention, prefill, "s.to(tl.int64) * block_table_stride", "(s * 0).to(tl.int64) * block_table_stride"),
-    ("every split starts at zero", paged_attention, chunked, "start = split * chunk", "start = split * 0"),
+    ("every split starts at zero", paged_attention, chunked, "start = first_key + split * chunk", "start = first_key + split * 0"),
+    ("window off by one", paged_attention, windowed, "> last_key[:, None] - WINDOW", ">= last_key[:, None] - WINDOW"),
+    ("window's edge unmasked", paged_attention, windowed, "seen_from = tl.minimum(tl.maximum(seen_from, start), end)", "seen_from = start"),
+    ("window's edge lost", paged_attention, windowed, "range(start, seen_from, BLOCK_N,", "range(seen_from, seen_from, BLOCK_N,"),
+    ("keys before the window read", paged_attention, windowed, "valid = valid & (tile + n > tl.min(last_key, axis=0) - WINDOW)", "pass"),
+    ("cap forgotten", paged_attention, windowed, "if CAP_LOG2 > 0:", "if CAP_LOG2 > 1e9:"),
+    ("sink forgotten", paged_attention, windowed, "if SINKS:  #", "if SINKS & (split < 0):  #"),
+    ("sink in every split", paged_attention, windowed, "sink = tl.where(split == 0, sink, float(\"-inf\"))", "pass"),
+    ("sink of another head", paged_attention, windowed, "tl.load(sinks_ptr + kv_head * G + m % G)", "tl.load(sinks_ptr + m % G)"),
+    ("sink without log2(e)", paged_attention, windowed, ".to(tl.float32) * _LOG2_E", ".to(tl.float32)"),
+    ("window's first key a tile late", split_kv, windowed, "tl.maximum(before + first_query - (WINDOW - 1), 0)", "tl.maximum(before + first_query - (WINDOW - 65), 0)"),
     ("every split runs to the end", paged_attention, chunked, "        end = start + chunk", "        pass"),
     ("splits written without merging", paged_attention, chunked, "if splits == 1:", "if splits >= 1:"),
     ("log-sum-exp without the sum", paged_attention, chunked, "row_max + tl.log2(row_sum)", "row_max"),
@@ -201,13 +225,14 @@ def test_parity_check_kills(
         (paged_attention, decode),
         (paged_attention, prefill),
         (paged_attention, chunked),
+        (paged_attention, windowed),
         (rope_kv_write, rope),
         (rms_norm, norm),
         (sample, sampled),
         (sample, sampled_in_chunks),
         (swiglu, gated),
     ],
-    ids=["decode", "prefill", "chunked", "rope", "norm", "sample", "chunks", "swiglu"],
+    ids=["decode", "prefill", "chunked", "windowed", "rope", "norm", "sample", "chunks", "swiglu"],
 )
 def test_parity_check_passes_the_original(module: ModuleType, check: Callable[[ModuleType], None]) -> None:
     check(module)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Backend = Literal["torch", "triton"]
 
 # What the attention kernels are made for.
-HEAD_DIMS = (16, 32, 64, 96, 128)
+MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 256, 8
 BLOCK_SIZES = (16, 32, 64)
 MAX_GROUP = 16
 
@@ -57,12 +57,13 @@ def _triton_problem(device: torch.device, model: DecoderConfig, block_size: int)
         return f"kernels need CUDA, the device is {device}"
     attention = model.attention
     group = attention.num_heads // attention.num_kv_heads
-    if attention.head_dim not in HEAD_DIMS:
-        return f"the model's head size is {attention.head_dim}, kernels exist for {_listed(HEAD_DIMS)}"
+    if attention.head_dim > MAX_HEAD_DIM or attention.head_dim % HEAD_DIM_MULTIPLE:
+        return (
+            f"the model's head size is {attention.head_dim}, kernels exist for multiples of "
+            f"{HEAD_DIM_MULTIPLE} up to {MAX_HEAD_DIM}"
+        )
     if group > MAX_GROUP:
         return f"{group} query heads share a key/value head, kernels take up to {MAX_GROUP}"
-    if attention.softcap is not None or attention.sinks or any(layer.window for layer in model.layers):
-        return "kernels have no windows, soft caps and sinks yet"
     if block_size not in BLOCK_SIZES:
         return f"--block-size is {block_size}, kernels exist for {_listed(BLOCK_SIZES)}"
     return None

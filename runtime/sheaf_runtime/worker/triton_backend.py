@@ -33,7 +33,8 @@ def triton_ops() -> Ops:
 class TritonAttention:
     """Call ``prepare`` once a step, then ``write_kv`` and ``attend`` for each layer in turn.
 
-    Single query tokens (and few) and longer chunks are two launches, each with a plan of its own.
+    Single query tokens (and few) and longer chunks are two launches, each with a plan of its own, and one for
+    each window.
     """
 
     def __init__(
@@ -48,20 +49,26 @@ class TritonAttention:
         _, self._kv_heads, _, head_dim = caches[0][0].shape
         self._device = caches[0][0].device
         self._scale = config.scale
+        self._softcap = config.softcap or 0.0
         self._group_of = layout.group_of
-        self._plans = [
-            allocate_plan(
-                kind,
-                max_seqs=max_num_seqs,
-                num_q_heads=self._heads,
-                num_kv_heads=self._kv_heads,
-                head_dim=head_dim,
-                dtype=caches[0][0].dtype,
-                device=self._device,
-            )
-            for kind in PLANS
-        ]
-        self._needed: list[SplitPlan] = []
+        self._window_of = [group.window or 0 for group in layout.groups]
+        self._plans = {
+            window: [
+                allocate_plan(
+                    kind,
+                    max_seqs=max_num_seqs,
+                    num_q_heads=self._heads,
+                    num_kv_heads=self._kv_heads,
+                    head_dim=head_dim,
+                    dtype=caches[0][0].dtype,
+                    device=self._device,
+                    window=window,
+                )
+                for kind in PLANS
+            ]
+            for window in dict.fromkeys(self._window_of)
+        }
+        self._needed: dict[int, list[SplitPlan]] = {}
 
     def prepare(self, inputs: StepInputs) -> None:
         queries = np.diff(inputs.query_start)
@@ -69,9 +76,13 @@ class TritonAttention:
         self._context_len = self._to_device(inputs.context_len.astype(np.int32))
         self._block_tables = [self._to_device(np.ascontiguousarray(g.block_table_RP)) for g in inputs.groups]
         self._slot_mappings = [self._to_device(g.slot_mapping_T) for g in inputs.groups]
-        self._needed = [p for p in self._plans if ((queries >= p.least) & (queries <= p.most)).any()]
-        for plan in self._needed:
-            plan.update(self._query_start, self._context_len)
+        self._needed = {
+            window: [plan for plan in plans if ((queries >= plan.least) & (queries <= plan.most)).any()]
+            for window, plans in self._plans.items()
+        }
+        for plans in self._needed.values():
+            for plan in plans:
+                plan.update(self._query_start, self._context_len)
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         q_TQD, k_TKD = qkv_TND[:, : self._heads], qkv_TND[:, self._heads : -self._kv_heads]
@@ -85,10 +96,11 @@ class TritonAttention:
 
     def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor:
         out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
-        table_RM = self._block_tables[self._group_of[layer]]
+        group = self._group_of[layer]
+        table_RM = self._block_tables[group]
         args = (q_TQD, *self._caches[layer], table_RM, self._query_start, self._context_len)
-        for plan in self._needed:
-            paged_attention(*args, self._scale, out_TQD, plan)
+        for plan in self._needed[self._window_of[group]]:
+            paged_attention(*args, self._scale, out_TQD, plan, softcap=self._softcap, sinks_Q=sinks_Q)
         return out_TQD
 
     def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:

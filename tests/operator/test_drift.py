@@ -36,6 +36,7 @@ from sheaf_operator.desired.plan import plan
         ({"imagePullSecrets": [{"name": "x"}, {"name": "y"}]}, {"imagePullSecrets": [{"name": "y"}]}, True),
         ({"tolerations": [{"key": "a"}, {"key": "b"}]}, {"tolerations": [{"key": "b"}]}, True),
         ({"tolerations": [{"key": "b", "effect": "NoSchedule"}]}, {"tolerations": [{"key": "b"}]}, False),
+        ({"matchExpressions": [{"key": "a"}, {"key": "b"}]}, {"matchExpressions": [{"key": "b"}]}, True),
     ],
 )  # fmt: skip
 def test_covers(live: Any, wanted: Any, expected: bool) -> None:

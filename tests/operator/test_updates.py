@@ -18,14 +18,12 @@ NEXT = "sheaf/runtime:next"
 SPEC = k.spec()
 
 
-def imaged(pod: Any, image: str) -> Any:
-    pod["spec"]["containers"][0]["image"] = image
-    return pod
-
-
 def settled(spec: Any = SPEC, **more: Any) -> Observed:
+    """Where admission gives every pod a mirror's image."""
     observed = k.settled(spec, **more)
-    return replace(observed, pods=tuple(imaged(pod, k.IMAGE) for pod in observed.pods))
+    for pod in observed.pods:
+        pod["spec"]["containers"][0]["image"] = "mirror.example/sheaf/runtime:1"
+    return observed
 
 
 def test_the_outdated_image_is_said_and_no_pod_restarts() -> None:
@@ -66,7 +64,7 @@ def test_a_renewal_that_fails_is_rolled_back_and_not_tried_again() -> None:
     before = settled()
     renewed = k.carried_out(before, plan(SPEC, before, NEXT, k.NOW, renew=True))
     new = k.revision_with(SPEC, NEXT)
-    failing = replace(renewed, pods=(*before.pods, imaged(k.crashed("boom", of=new, restarts=3), NEXT)))
+    failing = replace(renewed, pods=(*before.pods, k.crashed("boom", of=new, restarts=3)))
     result = plan(SPEC, failing, NEXT, k.NOW)
     assert state_of(SPEC, failing, result) == "Failed"
     back = replace(k.carried_out(failing, result), pods=before.pods)
@@ -86,7 +84,7 @@ def test_while_old_pods_are_left_it_is_updating() -> None:
     result = plan(SPEC, renewed, NEXT, k.NOW)
     assert state_of(SPEC, renewed, result) == "Updating"
     new = k.revision_with(SPEC, NEXT)
-    done = replace(renewed, pods=(imaged(k.pod("p9", new, ready=True), NEXT),))
+    done = replace(renewed, pods=(k.pod("p9", new, ready=True),))
     assert state_of(SPEC, done, plan(SPEC, done, NEXT, k.NOW)) == "Current"
 
 

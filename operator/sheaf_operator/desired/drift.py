@@ -26,6 +26,7 @@ _KEYS: dict[str, Path] = {
     "supportedModelFormats": ("name", "version"),
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
     "tolerations": (),
+    "matchExpressions": (),
 }
 
 

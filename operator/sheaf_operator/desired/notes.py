@@ -13,7 +13,7 @@ from sheaf_operator.api import names
 from sheaf_operator.cluster.observed import Json
 from sheaf_operator.problems.problem import Problem, clip
 
-MAX_MESSAGE = 400  # characters of the failing pod's words that are kept
+MAX_MESSAGE = 200  # characters of the failing pod's words that are kept: three conditions repeat them
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from sheaf_operator.api import names
 from sheaf_operator.api.spec import LLMDeploymentSpec
-from sheaf_operator.cluster.observed import Json, Observed, is_ready
+from sheaf_operator.cluster.observed import Observed, is_ready, revision_of
 from sheaf_operator.desired.actions import Plan
+from sheaf_operator.desired.choice import recorded
 
 # Held: outdated and not to be touched, as it is paused, rolled back or serves nobody anyway.
 State = Literal["Current", "Outdated", "Held", "Updating", "Failed"]
@@ -24,8 +24,9 @@ def state_of(spec: LLMDeploymentSpec, observed: Observed, plan: Plan) -> State:
     if progress is None or wanted is None:
         return "Held"
     if progress.newer_image is None:
-        others = any(_image(pod) not in (None, wanted.image) for pod in observed.live_pods)
-        return "Updating" if others and not spec.suspend else "Current"
+        # By the revision, not by the pod's image: admission may have put a mirror's address there.
+        left = [recorded(observed, revision_of(pod)) for pod in observed.live_pods]
+        return "Updating" if any(r and r.image != wanted.image for r in left) else "Current"
     if progress.left is not None:
         return "Failed" if progress.left[0].image == progress.newer_image else "Held"
     if spec.rollout.paused or not wanted.serves(spec):
@@ -40,8 +41,3 @@ def next_up(states: Mapping[Key, State], keys: list[Key], at_once: int) -> Key |
     if any(key not in states for key in keys) or "Failed" in seen or seen.count("Updating") >= at_once:
         return None
     return min((key for key, state in states.items() if state == "Outdated"), default=None)
-
-
-def _image(pod: Json) -> str | None:
-    containers = pod.get("spec", {}).get("containers", [])
-    return next((c.get("image") for c in containers if c["name"] == names.CONTAINER), None)

@@ -90,3 +90,11 @@ def test_kserve_2650_a_conflict_that_kserve_repeats_is_no_complaint() -> None:
     conflict = event("InferenceService", "m", "InternalError", "the object has been modified; please apply")
     observed = k.settled(k.spec(), pods=(), deployment=None, inference_service=service, events=(conflict,))
     assert cause(observed, OURS.hash, GPU, after(30)) is None
+
+
+def test_a_model_that_is_suspended_is_at_rest() -> None:
+    service = k.service(OURS, suspend=True)
+    service["metadata"]["creationTimestamp"] = "2026-01-01T00:00:10Z"
+    observed = k.settled(k.spec(suspend=True), pods=(), deployment=None, inference_service=service)
+    assert questions(observed, OURS.hash, after(3600)) == []
+    assert cause(observed, OURS.hash, GPU, after(3600)) is None

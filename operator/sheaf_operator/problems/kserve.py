@@ -42,6 +42,10 @@ def of_kserve(observed: Observed, revision: str | None, now: datetime) -> Proble
 
 
 def _carried_out(observed: Observed, revision: str) -> bool:
+    """A service that is stopped has no Deployment, as it should be."""
+    annotations = (observed.inference_service or {})["metadata"].get("annotations", {})
+    if annotations.get(names.KSERVE_STOP) == "true":
+        return True
     if observed.deployment is None:
         return False
     made = (observed.deployment, *observed.replica_sets, *observed.pods)

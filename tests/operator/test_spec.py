@@ -15,6 +15,7 @@ from sheaf_operator.api.fields import ApiModel
 from sheaf_operator.api.spec import LLMDeploymentSpec
 from sheaf_operator.desired import containers
 from sheaf_operator.desired import revision as revisions
+from sheaf_runtime.server import options
 
 PARTS = ["engine", "accelerator", "resources", "parallelism", "replicas", "autoscaling", "termination", "pod"]
 
@@ -103,10 +104,22 @@ def test_no_field_takes_anything() -> None:
     assert loose(LLMDeploymentSpec, set()) == []
 
 
-def test_the_users_flags_come_before_the_operators_own_so_that_these_count() -> None:
-    args = containers.args("m", k.spec(engine={"extraArgs": ["--port", "1", "--seed=3"]}))
-    assert args[:4] == ["/mnt/models", "--port", "1", "--seed=3"]
-    assert args[4:6] == ["--port", "8000"]
+OVERRIDES = [
+    ["--port", "1"],
+    ["--port=1", "--served-model-name", "other", "one", "more"],
+    ["--drain-timeout=1", "--seed=3"],
+    ["--ssl-certfile", "/nowhere"],
+]
+
+
+@pytest.mark.parametrize("given", OVERRIDES, ids=" ".join)
+def test_the_operators_flags_count_for_the_runtime_whatever_gets_past_the_schema(given: list[str]) -> None:
+    spec = k.spec(
+        engine={"extraArgs": given}, tls={"secretName": "t"}, termination={"drainTimeoutSeconds": 77}
+    )
+    engine, server = options.parse(containers.args("m", spec))
+    assert (engine.model, server.port, server.served_model_name) == ("/mnt/models", 8000, ("m",))
+    assert (server.drain_timeout, server.ssl_certfile) == (77, "/etc/sheaf/tls/tls.crt")
 
 
 RANDOM = random.Random(1)  # text that hardly compresses, as certificates are

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from localcluster.cluster import ApiError, Cluster, Object
+from sheaf_e2e.deployed import Deployed, conditions
 from sheaf_e2e.llmdeployments import judged, resource
 
 pytestmark = pytest.mark.cluster
@@ -303,3 +304,36 @@ ALLOWED: dict[str, Object] = {
 @pytest.mark.parametrize("obj", ALLOWED.values(), ids=list(ALLOWED))
 def test_it_is_allowed(operator: Cluster, obj: Object) -> None:
     judged(operator, obj)
+
+
+NULLS: Object = {
+    "model": {"uri": "hf://a/b", "servedName": None, "credentialsSecretRef": None},
+    "engine": None,
+    "tls": None,
+    "disruptionBudget": None,
+    "resources": {"cpu": None, "sharedMemory": None},
+    "autoscaling": {"mode": "Disabled", "metrics": None, "behavior": {"scaleDown": {"policies": None}}},
+    "pod": {
+        "labels": None,
+        "volumes": None,
+        "initContainers": None,
+        "sidecars": [{"name": "a", "image": "b", "args": None, "resources": None, "volumeMounts": None}],
+        "securityContext": {"fsGroup": None},
+        "tolerations": [{"key": None, "operator": "Exists"}],
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": None}},
+    },
+}
+
+
+def test_nulls_survive_server_side_apply(operator: Cluster, namespace: str) -> None:
+    """Helm 4 applies a chart's empty values that way; nothing drops them before the operator reads them."""
+    obj = resource("nulls", **NULLS)
+    obj["metadata"]["namespace"] = namespace
+    for _ in range(2):
+        applied = operator.api.apply(obj, field_manager="helm")
+    assert applied["spec"]["resources"]["cpu"] == "1"
+    operator.kubectl("scale", "-n", namespace, "llmd/nulls", "--replicas=0")
+    obj["spec"]["replicas"] = 0
+    deployed = Deployed(operator, obj)
+    deployed.wait(lambda status: status.get("conditions"), "the operator has read it")
+    assert conditions(deployed.get()["status"])["Ready"]["reason"] != "InvalidSpec"

@@ -15,9 +15,9 @@ PATH = Path(__file__).parents[3] / "docs" / "reference.md"
 _HEAD = f"""<!-- Generated from operator/sheaf_operator/api by `make crds`. Do not edit. -->
 # Field reference: {KIND} ({API_VERSION})
 
-Every field, what it may hold and what it is when left out; `null` counts as left out. `kubectl explain
-llmd.spec --recursive` shows the same on a cluster. `kubectl apply` refuses what is listed under "Refused",
-with these words.
+Every field, what it may hold and what it is when left out; `null` counts as left out (but for `replicas` in a
+server-side apply, which the API server itself refuses). `kubectl explain llmd.spec --recursive` shows
+the same on a cluster. `kubectl apply` refuses what is listed under "Refused", with these words.
 
 A field that is not here is refused too, with its path, wherever the API server is asked to validate strictly,
 as kubectl does. With `--validate=false` it is dropped in silence; tools that leave the choice to the API

@@ -54,15 +54,19 @@ class Observed:
         """Whether this child is ours, or an orphan of ours to take back."""
         return owned_by(child, self.uid) or is_orphan(child, self.name)
 
-    def uid_of(self, child: Json) -> str | None:
-        """The uid of the object of its kind that is there under this child's name."""
+    def there(self, child: Json) -> Json | None:
+        """The object of its kind that is there under this child's name."""
         there = {
             "ServingRuntime": self.runtimes,
             "InferenceService": (self.inference_service,),
             "PodDisruptionBudget": (self.budget,),
         }[child["kind"]]
         name = child["metadata"]["name"]
-        return next((o["metadata"]["uid"] for o in there if o and o["metadata"]["name"] == name), None)
+        return next((o for o in there if o and o["metadata"]["name"] == name), None)
+
+    def uid_of(self, child: Json) -> str | None:
+        there = self.there(child)
+        return str(there["metadata"]["uid"]) if there else None
 
     @cached_property
     def live_pods(self) -> list[Json]:

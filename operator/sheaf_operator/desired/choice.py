@@ -40,10 +40,7 @@ def choose_revision(
 
 def runtime_of(observed: Observed, revision: Revision) -> Json | None:
     """The ServingRuntime in which a revision is recorded."""
-    return runtime_by_name(observed, names.runtime_name(observed.name, revision.hash))
-
-
-def runtime_by_name(observed: Observed, name: str) -> Json | None:
+    name = names.runtime_name(observed.name, revision.hash)
     return next((r for r in observed.runtimes if r["metadata"]["name"] == name), None)
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from sheaf_operator.api import names
 from sheaf_operator.cluster.observed import Json, Observed
 from sheaf_operator.desired.actions import Action, Apply, Scale
-from sheaf_operator.desired.choice import runtime_by_name
 from sheaf_operator.desired.drift import of_object
 from sheaf_operator.problems.problem import Problem
 
@@ -56,7 +55,7 @@ class Contest:
         fights = dict(self.fights)
         for action in actions:
             if isinstance(action, Apply) and (fight := fights.get(_key(action))):
-                live = _live(observed, action)
+                live = observed.there(action.obj)
                 if live is not None and fight.wrote == _digest(action):
                     where = ", ".join(of_object(live, action.obj)[:3])
                     fights[_key(action)] = _undone(fight, now, _last_writer(live), where)
@@ -118,12 +117,6 @@ def _key(action: Apply) -> str:
 
 def _digest(action: Apply) -> str:
     return hashlib.sha256(json.dumps(action.obj, sort_keys=True).encode()).hexdigest()
-
-
-def _live(observed: Observed, action: Apply) -> Json | None:
-    if action.obj["kind"] == "InferenceService":
-        return observed.inference_service
-    return runtime_by_name(observed, action.obj["metadata"]["name"])
 
 
 def _last_writer(obj: Json, count: bool = False) -> str:

@@ -164,7 +164,8 @@ class Resources(ApiModel):
         )
     )
     cpu: Annotated[
-        Cpu, Field(description="CPU of each replica; on the CPU, whole cores are compute threads.")
+        Cpu,
+        Field(description="CPU of each replica; a fraction in quotes. On the CPU, whole cores are threads."),
     ] = "1"
     cpu_limit: Annotated[
         Cpu | None,

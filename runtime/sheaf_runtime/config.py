@@ -50,7 +50,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     served_model_name: tuple[str, ...] = ()
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
-    api_key: str | None = None
+    api_key: tuple[str, ...] = ()
+    api_key_file: str | None = None
+    allowed_origins: tuple[str, ...] = ("*",)
+    max_body_size: int = 16 * 2**20
+    access_log: bool = True
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     lame_duck: float = 10.0

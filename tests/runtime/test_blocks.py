@@ -156,3 +156,19 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_what_is_forgotten_is_not_found_and_comes_back_when_it_is_freed():
+    pool = BlockPool(5)
+    kept, freed = pool.allocate(2)
+    pool.publish(kept, b"kept")
+    pool.publish(freed, b"freed")
+    pool.free([freed])
+    pool.forget()
+    pool.check_integrity()
+    assert pool.lookup(b"kept") is None
+    assert pool.lookup(b"freed") is None
+    assert (pool.num_live, pool.num_cached, pool.num_free) == (1, 0, 3)
+    pool.free([kept])
+    pool.check_integrity()
+    assert pool.num_free == 4

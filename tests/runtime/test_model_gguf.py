@@ -15,8 +15,9 @@ from gguf.quants import dequantize as ggml_dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sheaf_runtime import LLM, SamplingParams
+from sheaf_runtime.gguf.errors import GGUFError
 from sheaf_runtime.gguf.folder import find_gguf, model_folder, write_folder
-from sheaf_runtime.gguf.reader import BLOCKS, GGUFError, GGUFFile
+from sheaf_runtime.gguf.reader import BLOCKS, GGUFFile
 from sheaf_runtime.gguf.tokenizer import _PRE
 from sheaf_runtime.models.gguf_quants import dequantize
 from sheaf_runtime.text.tokenizer import Tokenizer

@@ -97,7 +97,7 @@ def test_every_flag_arrives() -> None:
         host="::1",
         port=81,
         served_model_name=("a", "b"),
-        api_key="k",
+        api_key=("k",),
         chat_template="t.jinja",
         drain_timeout=1.5,
         lame_duck=0,
@@ -171,7 +171,7 @@ def test_of_a_flag_given_twice_the_last_counts() -> None:
 
 def test_texts_with_blanks_are_values() -> None:
     _, server = parse(["m", "--chat-template", "{{ a }} - b", "--api-key=k 1"])
-    assert (server.chat_template, server.api_key) == ("{{ a }} - b", "k 1")
+    assert (server.chat_template, server.api_key) == ("{{ a }} - b", ("k 1",))
 
 
 def test_a_folder_that_is_none_is_a_configuration_error(

@@ -135,6 +135,13 @@ class BlockPool:
             block.key = key
             self._by_key[key] = block
 
+    def forget(self) -> None:
+        """No page is found any more, whoever holds it."""
+        for block in self._by_key.values():
+            block.key = None
+        self._by_key.clear()
+        self._num_cached = 0
+
     def lookup(self, key: bytes) -> int | None:
         block = self._by_key.get(key)
         return None if block is None else block.block_id

@@ -112,6 +112,10 @@ class EngineCore:
             if request is not None:
                 self.scheduler.abort(request)
 
+    def reset_prefix_cache(self) -> None:
+        """Later requests find nothing of what was computed so far."""
+        self.scheduler.kv.pool.forget()
+
     # --- the loop's body ------------------------------------------------------------------------------
 
     @property

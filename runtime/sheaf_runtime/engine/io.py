@@ -21,6 +21,7 @@ from sheaf_runtime.protocol.messages import (
     Hello,
     Rejected,
     RequestOutput,
+    ResetPrefixCache,
     StepOutput,
     decode_client,
     encode,
@@ -127,6 +128,8 @@ class EngineServer:
             elif isinstance(message, AbortRequests):
                 aborted = aborted or self._core.has_requests
                 self._core.abort(client, message.request_ids)
+            elif isinstance(message, ResetPrefixCache):
+                self._core.reset_prefix_cache()
             elif isinstance(message, Hello):
                 self._channel.send(client, self._core.ready)
         if aborted and not self._core.has_requests:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sheaf_runtime.gguf.reader import GGUFError, GGUFFile
+from sheaf_runtime.gguf.errors import GGUFError
+from sheaf_runtime.gguf.reader import GGUFFile
 
 # End tokens by their text: the file names one, chat models stop at others too.
 END_TOKENS = frozenset(

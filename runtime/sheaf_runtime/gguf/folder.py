@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sheaf_runtime.gguf.config import generation_config, model_config
-from sheaf_runtime.gguf.reader import MAGIC, GGUFError, GGUFFile
-from sheaf_runtime.gguf.tokenizer import tokenizer_files
+from sheaf_runtime.gguf.errors import MAGIC, GGUFError
 
 WEIGHTS = "model.gguf"
 
@@ -50,6 +48,11 @@ def model_folder(model: str) -> Iterator[str]:
 
 def write_folder(path: Path, folder: Path) -> None:
     """Raises ``GGUFError``."""
+    # Only here: they need numpy, which the API process of any other model goes without.
+    from sheaf_runtime.gguf.config import generation_config, model_config
+    from sheaf_runtime.gguf.reader import GGUFFile
+    from sheaf_runtime.gguf.tokenizer import tokenizer_files
+
     file = GGUFFile(path)
     if "token_embd.weight" not in file.tensors:
         raise GGUFError(f"{path} has no token_embd.weight: it is no language model")

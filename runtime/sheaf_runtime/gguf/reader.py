@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-MAGIC = b"GGUF"
+from sheaf_runtime.gguf.errors import MAGIC, GGUFError
+
 _SCALARS = {
     0: "<B",
     1: "<b",
@@ -38,10 +39,6 @@ BLOCKS = {
     "Q8_0": (32, 34), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q4_K": (256, 144), "Q6_K": (256, 210),
 }  # fmt: skip
 _TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 12: "Q4_K", 14: "Q6_K", 30: "BF16"}
-
-
-class GGUFError(ValueError):
-    """The file cannot be served; the message says why."""
 
 
 @dataclass(frozen=True)

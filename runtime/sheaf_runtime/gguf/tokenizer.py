@@ -16,7 +16,8 @@ from tokenizers import (
 )
 
 from sheaf_runtime.gguf.config import CONTROL, USER_DEFINED
-from sheaf_runtime.gguf.reader import GGUFError, GGUFFile
+from sheaf_runtime.gguf.errors import GGUFError
+from sheaf_runtime.gguf.reader import GGUFFile
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sheaf_runtime.gguf.config import family_of
-from sheaf_runtime.gguf.reader import GGUFError, GGUFFile
+from sheaf_runtime.gguf.errors import GGUFError
+from sheaf_runtime.gguf.reader import GGUFFile
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.gguf_quants import dequantize
 

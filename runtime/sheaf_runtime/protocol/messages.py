@@ -51,6 +51,10 @@ class AbortRequests(Message, frozen=True, kw_only=True):
     request_ids: list[str]
 
 
+class ResetPrefixCache(Message, frozen=True, kw_only=True):
+    """Requests after this message find no page of those before it."""
+
+
 class Hello(Message, frozen=True, kw_only=True):
     """First message of a client; answered by ``EngineReady`` once warm-up is over."""
 
@@ -153,7 +157,7 @@ class EngineFailed(Message, frozen=True, kw_only=True):
     message: str
 
 
-ClientMessage = Hello | AddRequest | AbortRequests
+ClientMessage = Hello | AddRequest | AbortRequests | ResetPrefixCache
 CoreMessage = EngineReady | Accepted | Rejected | StepOutput | EngineFailed
 
 encode = msgspec.msgpack.Encoder().encode

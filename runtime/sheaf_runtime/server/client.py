@@ -21,6 +21,7 @@ from sheaf_runtime.protocol.messages import (
     Hello,
     Rejected,
     RequestOutput,
+    ResetPrefixCache,
     StepOutput,
     decode_core,
     encode,
@@ -156,6 +157,11 @@ class EngineClient:
         known = [id_ for id_ in request_ids if self._forget(id_)]
         if known and self.failure is None:
             self._send(AbortRequests(request_ids=known))
+
+    def reset_prefix_cache(self) -> None:
+        """Requests that are added from now on find no page of earlier ones."""
+        if self.failure is None:
+            self._send(ResetPrefixCache())
 
     def abort_all(self) -> None:
         """Ends everything in flight; each request's reader sees finish reason ``abort``. Later ones, which

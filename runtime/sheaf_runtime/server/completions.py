@@ -56,6 +56,7 @@ def completion_routes(service: Service) -> APIRouter:
         generation = Generation(service, _new_id("cmpl"), prompts, body, arrival)
         await generation.start(request.receive)
         answer = CompletionAnswer(generation, service.folder.tokenizer, arrival, model, body)
+        generation.facts = request.scope["facts"]
         return await _answer(generation, answer, stream=body.stream)
 
     @router.post("/chat/completions", response_model=None)
@@ -78,6 +79,7 @@ def completion_routes(service: Service) -> APIRouter:
         generation = Generation(service, _new_id("chatcmpl"), [(ids, sampling)], body, arrival)
         await generation.start(request.receive)
         answer = ChatAnswer(generation, service.folder.tokenizer, arrival, model, body)
+        generation.facts = request.scope["facts"]
         return await _answer(generation, answer, stream=body.stream)
 
     return router

@@ -1,12 +1,17 @@
-"""The outermost ASGI layer: API key, body size, and the ``Connection: close`` of a draining server."""
+"""The outermost ASGI layer: API keys, body size, request ids, access log, and ``Connection: close`` of a
+draining server."""
 
 from __future__ import annotations
 
-import hmac
+import logging
+import time
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from sheaf_runtime.config import ServerConfig
 from sheaf_runtime.server.errors import ApiError, error_response
+from sheaf_runtime.server.keys import ApiKeys
 from sheaf_runtime.server.lifecycle import Lifecycle
 
 Scope = MutableMapping[str, Any]
@@ -15,70 +20,98 @@ Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-# A million token ids, or a text far beyond any context, fit.
-MAX_BODY_BYTES = 16 * 2**20
 CLOSE = (b"connection", b"close")
-PROTECTED = ("/v1", "/tokenize", "/detokenize")
+PROTECTED = ("/v1", "/tokenize", "/detokenize", "/reset_prefix_cache")
+UNLOGGED = ("/health", "/ready", "/metrics")  # asked all the time
+REQUEST_ID = b"x-request-id"
+access = logging.getLogger("sheaf.access")
 
 
 class Edge:
     """Wraps the application without touching the bytes that stream through."""
 
-    def __init__(self, app: App, lifecycle: Lifecycle, api_key: str | None) -> None:
+    def __init__(self, app: App, lifecycle: Lifecycle, config: ServerConfig) -> None:
         self._app = app
         self._lifecycle = lifecycle
-        self._authorization = f"Bearer {api_key}".encode() if api_key else None
+        self._keys = ApiKeys(config.api_key, config.api_key_file)
+        self._max_body = config.max_body_size
+        self._log = config.access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        headers = dict(scope["headers"])
+        request_id = _request_id(headers.get(REQUEST_ID, b""))
+        began = time.monotonic()
+        facts: dict[str, Any] = scope.setdefault("facts", {})
+        status = 0
 
-        async def closing_send(event: Event) -> None:
-            if event["type"] == "http.response.start" and self._lifecycle.draining:
-                event["headers"] = [*event.get("headers", ()), CLOSE]
+        async def sent(event: Event) -> None:
+            nonlocal status
+            if event["type"] == "http.response.start":
+                status = event["status"]
+                event["headers"] = [*event.get("headers", ()), (REQUEST_ID, request_id)]
+                if self._lifecycle.draining:
+                    event["headers"].append(CLOSE)
             await send(event)
 
-        headers = dict(scope["headers"])
-        if error := self._refusal(scope["path"], headers):
-            await error_response(error)(scope, receive, closing_send)
-            return
-        await self._app(scope, _limited(receive), closing_send)
+        try:
+            if error := self._refusal(scope["path"], headers):
+                await error_response(error)(scope, receive, sent)
+            else:
+                await self._app(scope, self._limited(receive), sent)
+        finally:
+            if self._log and scope["path"] not in UNLOGGED:
+                took = (time.monotonic() - began) * 1000
+                facts = {"request_id": request_id.decode(), **facts}
+                words = " ".join(f"{name}={value}" for name, value in facts.items())
+                access.info("%s %s %d %.0f ms %s", scope["method"], _shown(scope), status, took, words)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
-        if self._authorization and path.startswith(PROTECTED):
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._authorization):
-                return ApiError(
-                    401,
-                    "missing or wrong API key: send it as 'Authorization: Bearer KEY'",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+        protected = self._keys.required and path.startswith(PROTECTED)
+        if protected and not self._keys.accept(headers.get(b"authorization", b"")):
+            return ApiError(
+                401,
+                "missing or wrong API key: send it as 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         coding = headers.get(b"content-encoding", b"identity")
         if coding.lower() != b"identity":
             return ApiError(415, "the body is compressed; send it without Content-Encoding")
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > MAX_BODY_BYTES:
-            return _too_large()
+        if length.isdigit() and int(length[:20]) > self._max_body:
+            return self._too_large()
         return None
 
+    def _limited(self, receive: Receive) -> Receive:
+        """Counts the body as it arrives, for those that do not say how long it is."""
+        size = 0
 
-def _limited(receive: Receive) -> Receive:
-    """Counts the body as it arrives, for those that do not say how long it is."""
-    size = 0
+        async def limited() -> Event:
+            nonlocal size
+            event = await receive()
+            if event["type"] == "http.request":
+                size += len(event.get("body", b""))
+                if size > self._max_body:
+                    raise self._too_large()
+            return event
 
-    async def limited() -> Event:
-        nonlocal size
-        event = await receive()
-        if event["type"] == "http.request":
-            size += len(event.get("body", b""))
-            if size > MAX_BODY_BYTES:
-                raise _too_large()
-        return event
+        return limited
 
-    return limited
+    def _too_large(self) -> ApiError:
+        problem = f"the body is larger than {self._max_body} bytes (--max-body-size)"
+        return ApiError(413, problem, headers={"Connection": "close"})
 
 
-def _too_large() -> ApiError:
-    limit = MAX_BODY_BYTES // 2**20
-    return ApiError(413, f"the body is larger than {limit} MiB", headers={"Connection": "close"})
+def _request_id(given: bytes) -> bytes:
+    """The client's own, if it can be written into a header and a log, else a new one."""
+    if 0 < len(given) <= 128 and given.isascii() and given.decode().isprintable() and b" " not in given:
+        return given
+    return uuid.uuid4().hex.encode()
+
+
+def _shown(scope: Scope) -> str:
+    """The path as it was sent: escapes cannot break a line of the log."""
+    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    return raw.decode("ascii", "replace")[:200]

@@ -71,6 +71,7 @@ class Generation:
         self._service = service
         self._queue = OutputQueue()
         self._arrival = arrival
+        self.facts: dict[str, Any] = {}  # for the access log, complete once it is closed
         self._watcher: asyncio.Task[None] | None = None
         # Each token is news then, though it may add no text yet.
         self._tokens_wanted = body.num_logprobs is not None or body.return_token_ids
@@ -109,6 +110,13 @@ class Generation:
         for choice in self.choices:
             if not choice.ended:
                 self._end(choice, reason)
+        first = min((choice.first for choice in self.choices if choice.first is not None), default=None)
+        self.facts["prompt_tokens"], self.facts["completion_tokens"] = (
+            self.prompt_tokens,
+            self.completion_tokens,
+        )
+        if first is not None:
+            self.facts["first_token_ms"] = round((first - self._arrival) * 1000)
 
     async def start(self, receive: Receive) -> None:
         """Returns when the engine has accepted every choice. From here on a disconnect ends the request.

@@ -8,8 +8,9 @@ import sys
 
 import msgspec
 
+from sheaf_runtime.gguf.errors import GGUFError
 from sheaf_runtime.gguf.folder import model_folder
-from sheaf_runtime.gguf.reader import GGUFError
+from sheaf_runtime.server.keys import ApiKeys, KeyFileError
 from sheaf_runtime.server.model_folder import ModelFolderError, check_folder
 from sheaf_runtime.server.options import OptionError, parse
 from sheaf_runtime.server.tls import Certificate, CertificateError
@@ -25,8 +26,9 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
     try:
         engine, server = parse(argv)
         check_folder(engine.model)
+        ApiKeys(server.api_key, server.api_key_file)
         certificate = Certificate(server.ssl_certfile, server.ssl_keyfile) if server.ssl_certfile else None
-    except (OptionError, ModelFolderError, CertificateError) as error:
+    except (OptionError, ModelFolderError, CertificateError, KeyFileError) as error:
         return _refuse(str(error))
     logging.basicConfig(
         level=server.log_level.upper(),

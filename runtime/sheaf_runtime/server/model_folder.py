@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sheaf_runtime.gguf.errors import GGUFError
 from sheaf_runtime.gguf.folder import find_gguf
-from sheaf_runtime.gguf.reader import GGUFError
 from sheaf_runtime.protocol.limits import BOUNDS
 from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError
 from sheaf_runtime.text.tokenizer import read_json, read_text

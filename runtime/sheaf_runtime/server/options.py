@@ -31,7 +31,8 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     given = vars(_parser().parse_args(argv))
     _refuse_missing_features(given)
     given["dtype"] = {"float": "float32", "half": "float16"}.get(given["dtype"], given["dtype"])
-    given["served_model_name"] = tuple(given["served_model_name"])
+    for name in ("served_model_name", "api_key", "allowed_origins"):
+        given[name] = tuple(given[name])
     engine = EngineConfig(**{name: given[name] for name in EngineConfig.__struct_fields__})
     server = ServerConfig(**{name: given[name] for name in ServerConfig.__struct_fields__})
     if engine.max_num_batched_tokens < engine.max_num_seqs:
@@ -89,7 +90,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--ssl-certfile", metavar="FILE", help="serve TLS with this PEM certificate (chain)")
     add("--ssl-keyfile", metavar="FILE", help="its key, if the certificate's file does not hold it")
-    add("--api-key", help="require it as a bearer token on /v1")
+    add("--api-key", nargs="+", default=[], metavar="KEY", help="require one of them as a bearer token")
+    add("--api-key-file", metavar="FILE", help="more keys, one a line, read again when the file changes")
+    add(
+        "--allowed-origins",
+        nargs="*",
+        default=server.allowed_origins,
+        metavar="ORIGIN",
+        help="web pages that may call (CORS); the flag without any: none",
+    )
+    add("--max-body-size", type=byte_size, default=server.max_body_size, metavar="SIZE")
+    add("--access-log", action=argparse.BooleanOptionalAction, default=server.access_log)
     add("--chat-template", help="file or text, in place of the model's own")
     add(
         "--trust-request-chat-template",

@@ -83,6 +83,19 @@ def tokenizer_routes(service: Service) -> APIRouter:
     return router
 
 
+def cache_routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["operations"])
+
+    @router.post("/reset_prefix_cache", response_model=None)
+    async def reset_prefix_cache() -> Response:
+        """Forget what earlier requests computed; those that run go on."""
+        service.admit()
+        service.client.reset_prefix_cache()
+        return Response(status_code=200)
+
+    return router
+
+
 def probe_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["operations"])
 

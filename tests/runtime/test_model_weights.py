@@ -233,3 +233,10 @@ def test_weights_are_in_memory_once(tiny_llama: Callable[..., Path]) -> None:
     assert weights > 200e6
     assert resident < 1.15 * weights
     assert peak < 1.15 * weights + 45e6
+
+
+def test_a_missing_head_is_named_where_the_config_does_not_tie(folder: Path) -> None:
+    """QwenLM/Qwen3-VL-Embedding#89: transformers would go on with a random one."""
+    rewrite(shard_of(folder, "lm_head.weight"), lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(UnsupportedModelError, match=r"lacks the tensors lm_head\.weight"):
+        load(folder)

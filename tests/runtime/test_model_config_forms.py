@@ -1,0 +1,112 @@
+"""Configurations as people have them, each from a public report of another engine that read it wrongly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sheaf_runtime.models.config import ModelConfig
+from sheaf_runtime.models.errors import UnsupportedModelError
+from sheaf_runtime.models.parse import parse_model_config
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
+
+
+def parse(architecture: str, **fields: Any) -> ModelConfig:
+    return parse_model_config({"architectures": [architecture], **SIZES, **fields}, {})
+
+
+def windows(config: ModelConfig) -> list[int | None]:
+    return [layer.window for layer in config.layers]
+
+
+def test_a_window_that_is_null_is_none() -> None:
+    """axolotl-ai-cloud/axolotl#1047, ModelTC/LightLLM#273: without the key 4096 holds."""
+    assert windows(parse("MistralForCausalLM", sliding_window=None)) == [None] * 6
+    assert windows(parse("MistralForCausalLM")) == [4096] * 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"use_sliding_window": False, "max_window_layers": 2}, [None] * 6),
+        ({"use_sliding_window": True, "max_window_layers": 6}, [None] * 6),
+        ({"use_sliding_window": True, "max_window_layers": 4}, [None] * 4 + [32] * 2),
+        ({"use_sliding_window": False, "layer_types": ["sliding_attention"] * 6}, [None] * 6),
+    ],
+)
+def test_qwens_switch_and_first_windowed_layer(fields: dict[str, Any], expected: list[int | None]) -> None:
+    """vllm-project/vllm#17772, huggingface/transformers#40126."""
+    assert windows(parse("Qwen2ForCausalLM", sliding_window=32, **fields)) == expected
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "linear", "factor": 8.0},  # huggingface/transformers#32167
+        {"rope_type": "linear", "factor": 8.0},  # vllm-project/vllm#9481
+        {"type": "linear", "rope_type": "linear", "factor": 8},
+    ],
+)
+def test_either_name_of_the_rope_type(scaling: dict[str, Any]) -> None:
+    rope = parse("LlamaForCausalLM", rope_scaling=scaling, rope_theta=1e5).layers[0].rope
+    assert rope is not None
+    assert (rope.kind, rope.factor, rope.theta) == ("linear", 8.0, 1e5)
+
+
+def test_gemma_3s_old_and_new_rope() -> None:
+    """runpod-workers/worker-vllm#257: one rope for windowed layers, one for full ones, in two spellings."""
+    old = parse(
+        "Gemma3ForCausalLM",
+        rope_theta=1e6,
+        rope_local_base_freq=1e4,
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        sliding_window_pattern=3,
+    )
+    new = parse(
+        "Gemma3ForCausalLM",
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    )
+    assert old == new
+    assert [layer.rope.factor for layer in old.layers if layer.rope] == [1.0, 1.0, 8.0] * 2
+
+
+def test_phi_3s_first_name_of_longrope() -> None:
+    """Its files say "su"; the length before stretching is beside the scaling, not in it."""
+    factors = [1.0] * 8
+    config = parse(
+        "Phi3ForCausalLM",
+        original_max_position_embeddings=1024,
+        rope_scaling={"type": "su", "short_factor": factors, "long_factor": factors},
+    )
+    assert config.rope_switch == 1024
+
+
+def test_a_multimodal_rope_is_refused_by_name() -> None:
+    """vllm-project/vllm#8388."""
+    with pytest.raises(UnsupportedModelError, match="unsupported rope type 'mrope'"):
+        parse("Qwen2ForCausalLM", rope_scaling={"type": "mrope", "mrope_section": [2, 3, 3]})
+
+
+def test_keys_of_other_families_mean_nothing() -> None:
+    """Fine-tuning tools leave them behind; transformers' class of this family does not read them."""
+    plain = parse("LlamaForCausalLM")
+    assert parse("LlamaForCausalLM", logit_scale=0.5, clip_qkv=1.0, use_sliding_window=True) == plain
+
+
+@pytest.mark.parametrize(("architecture", "tied"), [("Gemma2ForCausalLM", True), ("LlamaForCausalLM", False)])
+def test_a_family_ties_by_default_or_not(architecture: str, tied: bool) -> None:
+    """vllm-project/vllm#5621, sgl-project/sglang#1508: files of tied families lack the key."""
+    assert parse(architecture).tie_word_embeddings is tied

@@ -2,7 +2,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sheaf_operator.cluster.reading import Sample
 from sheaf_operator.scaling.behavior import Limits, RatePolicy, Recommendation
@@ -255,6 +255,7 @@ def test_more_load_never_asks_for_less(
     assert decide(policy, heavier, history, 0.0).desired >= decide(policy, samples, history, 0.0).desired
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.floats(0, 6), st.integers(1, 32), st.integers(1, 16), st.integers(1, 12))
 def test_a_constant_load_does_not_swing(
     total: int, kv_total: float, slots: int, target: int, start: int
@@ -298,6 +299,7 @@ def test_every_kv_target_can_scale_up_before_the_cache_is_full(target: int, repl
     assert wish(target / 100 * replicas, replicas) == replicas
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 40))
 def test_a_slow_start_is_not_asked_for_twice(waiting: int, steps: int) -> None:
     """While new replicas load, the same queue never asks for more than it did at first."""

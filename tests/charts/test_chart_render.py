@@ -198,7 +198,7 @@ def test_network_policies_select_the_pods_and_name_their_ports() -> None:
     models = [o for o in objects if o["metadata"]["name"] == "sheaf-models" and o["kind"] == "NetworkPolicy"]
     assert [o["metadata"]["namespace"] for o in models] == ["ml", "nlp"]
     (rule,) = models[0]["spec"]["ingress"]
-    assert rule["ports"] == [{"port": "http"}]
+    assert rule["ports"] == [{"port": names.PORT}]
     itself, *others = rule["from"]
     assert itself["podSelector"]["matchLabels"].items() <= labels.items()
     assert itself["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "sheaf-system"}
@@ -298,7 +298,7 @@ def test_the_operator_has_no_right_that_reaches_too_far() -> None:
         assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
         assert not {"secrets", "configmaps", "roles", "clusterroles"} & set(rule["resources"])
     deletable = [rule["resources"] for rule in rules if "delete" in rule["verbs"]]
-    assert deletable == [["servingruntimes"]]
+    assert sorted(deletable) == [["poddisruptionbudgets"], ["servingruntimes"]]
     owners = [r for r in rules if r["resources"] == ["llmdeployments"]]
     assert [r["verbs"] for r in owners] == [["list", "watch"]]
 
@@ -341,9 +341,8 @@ def test_monitors_select_what_there_is() -> None:
     assert monitor["metadata"]["labels"]["release"] == "prom"
     assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
     assert chart.only(objects, "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
-    (pods,) = chart.only(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
-    (relabeling,) = pods["relabelings"]
-    assert relabeling["sourceLabels"] == ["__meta_kubernetes_pod_annotation_prometheus_io_scheme"]
+    plain, tls = chart.only(objects, "PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert (plain["port"], tls["port"], tls["scheme"]) == (names.scheme(False), names.scheme(True), "https")
     namespaced = chart.only(chart.render({**values, "watch": {"namespaces": ["ml"]}}), "PodMonitor")
     assert namespaced["spec"]["namespaceSelector"] == {"matchNames": ["ml"]}
 

@@ -31,8 +31,7 @@ def _spread(name: str, spec: LLMDeploymentSpec) -> list[Json]:
 
 def _predictor(name: str, spec: LLMDeploymentSpec, revision: str) -> Json:
     pod = spec.pod
-    # Prometheus learns from the annotation that it is not HTTP; see the chart's PodMonitor.
-    annotations = {**({"prometheus.io/scheme": "https"} if spec.tls else {}), **pod.annotations}
+    annotations = dict(pod.annotations)
     if secret := spec.model.credentials_secret_ref:
         # Which of the two KServe reads depends on how it was installed (its config map names the key).
         annotations["serving.kserve.io/storageSecretName"] = secret.name

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+MOST_CHARACTERS = 800
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -47,6 +48,8 @@ class ApiError(HTTPException):
 def error_body(
     status: int, message: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
+    # What was sent may be quoted, but megabytes of it need not come back.
+    message, param = message[:MOST_CHARACTERS], param and param[:MOST_CHARACTERS]
     kind = TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 

@@ -13,7 +13,7 @@ from sheaf_runtime.protocol.limits import BOUNDS
 MAX_STOPS = 64
 MAX_PROMPTS = 1024
 MAX_IDS = 1024  # of a list that is kept for as long as the request lives
-MAX_WORDS = 256
+MAX_WORDS, MAX_WORD = 256, 256
 Prompt = str | list[int]
 _PROMPT = "must be a string, a list of strings, a list of token ids or a list of such lists"
 
@@ -48,8 +48,8 @@ def _stop_list(value: Any) -> list[str]:
 def _words(value: Any) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(word, str) and word.strip() for word in value):
         raise ValueError("must be a list of words")
-    if len(value) > MAX_WORDS:
-        raise ValueError(f"takes at most {MAX_WORDS} words")
+    if len(value) > MAX_WORDS or max(map(len, value), default=0) > MAX_WORD:
+        raise ValueError(f"takes at most {MAX_WORDS} words of at most {MAX_WORD} characters")
     return value
 
 
@@ -71,6 +71,8 @@ def _ids(ids: Any) -> list[int]:
 def _bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise ValueError('must be an object of token ids and numbers: {"50256": -100}')
+    if len(value) > MAX_IDS:
+        raise ValueError(f"takes at most {MAX_IDS} token ids")
     biases = {}
     for key, bias in value.items():
         text = str(key)

@@ -1,0 +1,202 @@
+"""What no client of good will sends: everybody else's answers stay as they were.
+
+Bodies come from schemathesis, which reads our /openapi.json, and from a list of hostile ones. The engine is
+the real one with a tiny random model.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from serving import Served, serving, wait_for
+from sheaf_runtime.protocol.limits import BOUNDS
+
+FLAGS = ("--served-model-name", "tiny", "--num-gpu-blocks-override", "300", "--max-model-len", "128")
+GREEDY = {"prompt": "the pages of a sheaf", "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+DEEP = json.loads("[" * 200 + "]" * 200)
+HI = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def served(tiny_llama: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tiny_llama(), tmp_path_factory.mktemp("out"), *FLAGS, real=True) as server:
+        server.wait_ready()
+        yield server
+        assert "Traceback" not in server.output()
+
+
+@pytest.fixture(scope="module")
+def before(served: Served) -> str:
+    return greedy(served)
+
+
+@pytest.fixture(autouse=True)
+def unharmed(served: Served, before: str) -> Iterator[None]:
+    """After each test: the same greedy answer, nothing left in the engine."""
+    yield
+    wait_for(lambda: served.metric("vllm:num_requests_running") == 0, "requests to end")
+    assert greedy(served) == before
+    wait_for(lambda: served.metric("sheaf:blocks_live") == 0, "blocks to be given back")
+    assert served.status("/health") == 200
+
+
+def greedy(served: Served) -> str:
+    answer = httpx.post(f"{served.url}/v1/completions", json=GREEDY, timeout=60)
+    assert answer.status_code == 200
+    text: str = answer.json()["choices"][0]["text"]
+    return text
+
+
+def post(served: Served, path: str, body: Any) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    return httpx.post(served.url + path, content=content, headers=headers, timeout=60)
+
+
+# Each endpoint's own schema says what may be sent; what is in it may still be refused, but never with a 5xx.
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+def test_bodies_made_from_the_schema(served: Served, path: str) -> None:
+    schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+    operation = schema[path]["POST"]
+    statuses = set()
+
+    @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(case=operation.as_strategy())
+    def run(case: Any) -> None:
+        response = case.call(base_url=served.url, timeout=60)
+        statuses.add(response.status_code)
+        assert response.status_code < 500, response.text
+
+    run()
+    assert statuses <= {200, 400, 404, 413, 415, 422, 429}
+
+
+NUMBERS = ["1" + "0" * 30, "-1" + "0" * 30, "9223372036854775808", "18446744073709551616", "2147483648"]
+NUMBERS += ["1e400", "-1e308", "NaN", "Infinity", "1e-400", "0.5", "true", '"7"', "[]", "{}", "-0"]
+
+
+@pytest.mark.parametrize("name", sorted(set(BOUNDS) - {"token id", "logit_bias"}))
+def test_any_number_in_any_field(served: Served, name: str) -> None:
+    for number in NUMBERS:
+        for path, start in (
+            ("/v1/completions", '{"prompt": "a"'),
+            ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "a"}]'),
+        ):
+            bound = ', "max_tokens": 2' if "max" not in name else ""
+            response = post(served, path, f'{start}{bound}, "{name}": {number}}}'.encode())
+            assert response.status_code in (200, 400), (number, response.text)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+        (
+            "/v1/chat/completions",
+            {"messages": HI, "chat_template_kwargs": {"a": json.loads("[" * 200 + "]" * 200)}},
+        ),
+        ("/v1/completions", b'{"prompt": "\xff\xfe"}'),
+        ("/v1/completions", b'{"prompt": "\\ud800"}'),
+        ("/v1/completions", {"prompt": "x" * 10_000_000}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "y" * 10_000_000}]}),
+        ("/v1/completions", {"prompt": [5] * 1_000_000}),
+        ("/v1/completions", {"prompt": [2**31 - 1]}),
+        ("/v1/completions", {"prompt": [2**63]}),
+        ("/v1/completions", {"prompt": "a", "logit_bias": {str(i): 1 for i in range(100_000)}}),
+        ("/v1/completions", {"prompt": "a", "bad_words": ["b" * 1_000_000]}),
+        ("/v1/completions", {"prompt": "a", "stop": ["c" * 1_000_000] * 64, "max_tokens": 2}),
+        ("/v1/completions", {"prompt": "a", "stop_token_ids": [5] * 100_000}),
+        ("/v1/completions", {"prompt": ["a"] * 1024, "n": 128}),
+        ("/v1/completions", {"prompt": "a", "cache_salt": "\u0000", "max_tokens": 2}),
+        ("/v1/completions", {"prompt": "\u0000" * 50, "max_tokens": 2}),
+        ("/v1/completions", {"prompt": "a", "model": "x" * 100_000}),
+        ("/v1/completions", {"prompt": "a", "x" * 100_000: 1}),
+        ("/v1/completions", b"\x00" * 1000),
+        ("/v1/completions", b"[" * 1_000_000),
+        ("/v1/completions", b""),
+        ("/v1/completions", b"null"),
+        ("/tokenize", {"prompt": "z" * 10_000_000}),
+        ("/detokenize", {"tokens": [2**31 - 1] * 100_000}),
+        ("/detokenize", {"tokens": [10**30]}),
+    ],
+    ids=range(25),
+)
+def test_hostile_bodies(served: Served, path: str, body: Any) -> None:
+    began = threading.Event()
+    neighbour: list[httpx.Response] = []
+
+    def stream() -> None:
+        began.set()
+        neighbour.append(httpx.post(f"{served.url}/v1/completions", json=GREEDY, timeout=60))
+
+    thread = threading.Thread(target=stream)
+    thread.start()
+    began.wait()
+    response = post(served, path, body)
+    assert response.status_code in (200, 400, 404, 413), response.text[:300]
+    if response.status_code >= 400:
+        assert len(response.content) < 2000, "an error that repeats what was sent"
+    thread.join()
+    assert neighbour[0].status_code == 200
+
+
+def test_slow_and_half_closed_clients(served: Served) -> None:
+    body = json.dumps(GREEDY).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+    open_ = []
+    for part in (b"", head[:20], head + b"%d\r\n\r\n" % len(body) + body[:10]):
+        sock = socket.create_connection(("127.0.0.1", served.port))
+        sock.sendall(part)
+        open_.append(sock)  # says no more
+    for cut in (len(head) + 5, 10):
+        with socket.create_connection(("127.0.0.1", served.port)) as sock:
+            sock.sendall((head + b"%d\r\n\r\n" % len(body) + body)[:cut])
+            sock.shutdown(socket.SHUT_WR)
+    assert greedy(served)
+    for sock in open_:
+        sock.close()
+
+
+def test_an_output_that_cannot_be_read_ends_that_request() -> None:
+    """A failure in the tokenizer is one request's own."""
+    from sheaf_runtime.protocol.messages import AddRequest, RequestOutput
+    from sheaf_runtime.protocol.sampling import SamplingParams
+    from sheaf_runtime.server.generation import Choice, Generation
+
+    class Broken:
+        num_tokens = 0
+        stop_string = None
+
+        def push(self, *_: Any, **__: Any) -> str:
+            raise RuntimeError("no such thing")
+
+    generation = object.__new__(Generation)
+    aborted: list[str] = []
+
+    class Service:
+        class client:
+            abort = staticmethod(aborted.extend)
+
+        class metrics:
+            on_finished = staticmethod(lambda *_, **__: None)
+
+    generation._service = Service  # type: ignore[assignment]
+    generation._only_scores = generation._tokens_wanted = False
+    generation._arrival = 0.0
+    request = AddRequest(request_id="r", prompt_token_ids=[1], sampling=SamplingParams(), arrival_time=0.0)
+    choice = Choice(request, Broken(), copy=0)  # type: ignore[arg-type]
+    generation.choices = [choice]
+    piece = generation._take(0, choice, RequestOutput(request_id="r", token_ids=[]), 0.0)
+    assert piece is not None
+    assert piece.finish_reason == "error"
+    assert aborted == ["r"]
+    assert "no such thing" in str(generation.error)

@@ -240,3 +240,13 @@ def test_a_missing_head_is_named_where_the_config_does_not_tie(folder: Path) -> 
     rewrite(shard_of(folder, "lm_head.weight"), lambda t: t.pop("lm_head.weight"))
     with pytest.raises(UnsupportedModelError, match=r"lacks the tensors lm_head\.weight"):
         load(folder)
+
+
+def test_the_tokenizers_end_token_counts_too(folder: Path) -> None:
+    """Blaizzy/mlx-vlm#2112, vllm-project/vllm#4180: config.json keeps the base model's end."""
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 0}))
+    assert load(folder).eos_token_ids == (0, 2)  # <|im_end|> is what the tokenizer names
+    (folder / "tokenizer.json").unlink()
+    assert load(folder).eos_token_ids == (0,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from sheaf_runtime.models.gguf_checkpoint import GGUFCheckpoint
 from sheaf_runtime.models.layers import Attention
 from sheaf_runtime.models.parse import is_native, load_model_config, read_config
 from sheaf_runtime.models.weights import load_weights, untie_if_different
+from sheaf_runtime.text.tokenizer import Tokenizer, TokenizerError
 from sheaf_runtime.worker.backend import Backend, make_ops, resolve_backend
 from sheaf_runtime.worker.kv_layout import KVLayout, kv_layout
 
@@ -48,6 +49,7 @@ class LoadedModel:
     max_model_len: int
     weights_bytes: int
     backend: Backend
+    eos_token_ids: tuple[int, ...]
 
     @property
     def config(self) -> DecoderConfig:
@@ -72,6 +74,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
     raw = read_config(folder)
     native = config.model_impl == "native" or (config.model_impl == "auto" and is_native(raw))
     model = (_load_native if native else _load_transformers)(folder, raw, config, device)
+    ends = [id_ for id_ in _tokenizers_end(folder) if id_ < model.config.vocab_size]
+    model = replace(model, eos_token_ids=tuple(dict.fromkeys((*model.eos_token_ids, *ends))))
     if device.type == "cpu" and model.dtype == torch.float16:
         logger.warning("float16 is slow on most CPUs; --dtype bfloat16 or float32 is several times faster")
     logger.info(
@@ -104,7 +108,20 @@ def _load_native(
     )
     weights_bytes = load_weights(checkpoint, decoder.targets(), ignore=decoder.ignored())
     decoder.finish()
-    return LoadedModel(decoder, device, dtype, max_model_len, weights_bytes, backend)
+    ends = model_config.eos_token_ids
+    return LoadedModel(decoder, device, dtype, max_model_len, weights_bytes, backend, ends)
+
+
+def _tokenizers_end(folder: Path) -> list[int]:
+    """The end token that the tokenizer names: chat models end their turns with it, and often nobody else says
+    so. Nothing where there is no tokenizer, which is the API process's trouble."""
+    try:
+        tokenizer = Tokenizer.from_folder(folder)
+    except TokenizerError:
+        return []
+    named = tokenizer.special_tokens.get("eos_token")
+    ids = tokenizer.encode(named, add_special_tokens=False) if named else []
+    return ids if len(ids) == 1 else []
 
 
 def _open_checkpoint(folder: Path, head_dim: int) -> Checkpoint:
@@ -123,7 +140,8 @@ def _load_transformers(
     decoder = TransformersDecoder(folder, raw, dtype=dtype, device=device)
     max_model_len = resolve_max_model_len(config.max_model_len, decoder.config.max_position_embeddings)
     backend = resolve_backend(config.attention_backend, device, decoder.config, config.block_size)
-    return LoadedModel(decoder, device, dtype, max_model_len, decoder.weights_bytes, backend)
+    ends = decoder.config.eos_token_ids
+    return LoadedModel(decoder, device, dtype, max_model_len, decoder.weights_bytes, backend, ends)
 
 
 def resolve_device(name: str) -> torch.device:

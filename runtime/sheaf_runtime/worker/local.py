@@ -69,7 +69,7 @@ class LocalExecutor:
         self.info = LocalModelInfo(
             vocab_size=c.vocab_size,
             max_model_len=model.max_model_len,
-            eos_token_ids=c.eos_token_ids,
+            eos_token_ids=model.eos_token_ids,
             rope_switch=c.rope_switch,
             weights_bytes=model.weights_bytes,
             kv_groups=layout.groups,

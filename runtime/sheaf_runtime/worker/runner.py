@@ -102,7 +102,7 @@ class Runner:
             vocab_size=model.config.vocab_size,
             block_size=config.block_size,
             num_groups=len(layout.groups),
-            eos_token_ids=model.config.eos_token_ids,
+            eos_token_ids=model.eos_token_ids,
             device=model.device,
         )
         self._plan: StepPlan | None = None

@@ -13,6 +13,7 @@ from contextlib import suppress
 _VERSION = 3
 _SYN_STREAM, _SYN_REPLY, _RST_STREAM, _PING = 1, 2, 3, 6
 _FIN = 1
+_CANCEL = 5  # a reason to reset a stream
 _LARGEST_FRAME = 64 * 1024
 
 # With what both sides prime the compression of headers, as the protocol has it.
@@ -63,6 +64,12 @@ class Stream:
             self._open = False
             self._send(b"", _FIN)
 
+    def abort(self) -> None:
+        """Tell the client that no more will come, and that this is not how it should end."""
+        if self._open:
+            self._open = False
+            self._connection.send_control(_RST_STREAM, struct.pack(">II", self._number, _CANCEL))
+
     def feed(self, data: bytes) -> None:
         self._received.put_nowait(data)
 
@@ -91,6 +98,9 @@ class Connection:
     def send(self, frame: bytes) -> None:
         if not self._writer.is_closing():
             self._writer.write(frame)
+
+    def send_control(self, kind: int, body: bytes) -> None:
+        self.send(struct.pack(">II", 1 << 31 | _VERSION << 16 | kind, len(body)) + body)
 
     async def drain(self) -> None:
         """Wait until the client has taken most of what was written."""
@@ -121,17 +131,14 @@ class Connection:
             number = struct.unpack_from(">I", body)[0]
             stream = self._streams[number] = Stream(self, number, self._headers(body[10:]))
             block = self._compress.compress(struct.pack(">I", 0)) + self._compress.flush(zlib.Z_SYNC_FLUSH)
-            self._send_control(_SYN_REPLY, struct.pack(">I", number) + block)
+            self.send_control(_SYN_REPLY, struct.pack(">I", number) + block)
             if flags & _FIN:
                 stream.feed(b"")
             self._on_stream(stream)
         elif kind == _RST_STREAM and (found := self._streams.get(struct.unpack_from(">I", body)[0])):
             found.reset()
         elif kind == _PING:
-            self._send_control(_PING, body)
-
-    def _send_control(self, kind: int, body: bytes) -> None:
-        self.send(struct.pack(">II", 1 << 31 | _VERSION << 16 | kind, len(body)) + body)
+            self.send_control(_PING, body)
 
     def _headers(self, block: bytes) -> dict[str, str]:
         text = self._decompress.decompress(block)

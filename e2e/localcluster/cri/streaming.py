@@ -237,8 +237,8 @@ async def _carry(
             while received := await reader.read(_READ):
                 data.write(received)
                 await connection.drain()
-        except OSError as reason:
-            error.write(f"the connection to port {port} was lost: {reason.strerror}".encode())
+        except OSError:  # the pod has broken it; an error would end the client's other connections too
+            data.abort()
         finally:
             sending.cancel()
             writer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,13 @@ from localcluster.cluster.workloads import pod
 
 pytestmark = pytest.mark.cluster
 ECHO = """
-import socket, threading
+import socket, struct, threading
 def serve(connection):
     while data := connection.recv(65536):
         connection.sendall(data)
+        if data == b'break':
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+            return connection.close()
     connection.sendall(b' end')
     connection.close()
 server = socket.create_server(('127.0.0.1', 8000))  # of the pod alone: no other address leads there
@@ -102,6 +106,27 @@ def test_input_to_its_end(local_cluster: Cluster, shell: tuple[str, str]) -> Non
     assert run(local_cluster, shell, "head", "-n", "1", input=text) == "0\n"
 
 
+def test_output_comes_whole_however_much_it_is(local_cluster: Cluster, shell: tuple[str, str]) -> None:
+    for _ in range(3):
+        lines = run(local_cluster, shell, "seq", "1", "500000").splitlines()
+        assert (len(lines), lines[-1]) == (500_000, "500000")
+
+
+def test_a_command_that_reads_nothing_ends_though_its_input_does_not(
+    local_cluster: LocalCluster, shell: tuple[str, str]
+) -> None:
+    namespace, name = shell
+    with subprocess.Popen(
+        [local_cluster.kubectl_program, "exec", "-i", "-n", namespace, name, "--", "echo", "done"],
+        env={**os.environ, "KUBECONFIG": str(local_cluster.kubeconfig)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.wait(20) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == b"done\n"
+
+
 def test_a_terminal(local_cluster: LocalCluster, shell: tuple[str, str]) -> None:
     namespace, name = shell
     ours, theirs = os.openpty()
@@ -169,6 +194,32 @@ def test_a_port_of_the_pods_own_localhost(local_cluster: LocalCluster, shell: tu
                 while piece := connection.recv(1 << 16):
                     received += piece
             assert bytes(received) == data + b" end"
+
+
+def test_a_forward_outlives_connections_that_break(
+    local_cluster: LocalCluster, shell: tuple[str, str]
+) -> None:
+    namespace, name = shell
+    with forwarded(local_cluster, namespace, name, 8000) as port:
+
+        def connect() -> socket.socket:
+            return socket.create_connection(("127.0.0.1", port), timeout=20)
+
+        with connect() as broken_by_the_pod:
+            broken_by_the_pod.sendall(b"break")
+            while broken_by_the_pod.recv(100):
+                pass
+        for _ in range(30):
+            with connect() as broken_by_us:
+                broken_by_us.sendall(b"x" * 1000)
+                broken_by_us.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with connect() as last:
+            last.sendall(b"still")
+            last.shutdown(socket.SHUT_WR)
+            received = b""
+            while piece := last.recv(100):
+                received += piece
+            assert received == b"still end"
 
 
 def test_a_port_where_nobody_listens_is_said(local_cluster: LocalCluster, shell: tuple[str, str]) -> None:

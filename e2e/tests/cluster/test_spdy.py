@@ -106,6 +106,18 @@ async def test_pings_are_answered_and_what_is_written_comes_in_frames() -> None:
         ]
 
 
+async def test_what_breaks_is_a_reset_and_not_an_end() -> None:
+    opened: list[Stream] = []
+    async with connected(opened.append) as client:
+        client.writer.write(client.open(1, {"streamtype": "data"}))
+        await client.frame()
+        opened[0].abort()
+        opened[0].end()  # says no more
+        assert await client.frame() == (3, 0, struct.pack(">II", 1, 5))
+        client.writer.write(client.control(6, b"\0\0\0\5"))
+        assert (await client.frame())[0] == 6
+
+
 @pytest.mark.parametrize("how", ["reset", "gone"])
 async def test_a_stream_ends_with_its_client(how: str) -> None:
     opened: list[Stream] = []

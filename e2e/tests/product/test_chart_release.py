@@ -153,17 +153,17 @@ def test_a_model_answers_through_upgrade_rollback_and_uninstall(
         now = columns(operator)
 
         release.deploy({"operator": {"apiRequests": 2}}, older_chart(tmp_path))
-        assert environment(operator)["SHEAF_WORKERS"] == "2"
+        assert environment(operator)["SHEAF_API_REQUESTS"] == "2"
         assert columns(operator) == now[1:]
         before = release.revisions()[-1]["revision"]
 
         release.deploy({"operator": {"apiRequests": 8}})
-        assert environment(operator)["SHEAF_WORKERS"] == "8"
+        assert environment(operator)["SHEAF_API_REQUESTS"] == "8"
         assert columns(operator) == now
         asking.more()
 
         release.rollback(before)
-        assert environment(operator)["SHEAF_WORKERS"] == "2"
+        assert environment(operator)["SHEAF_API_REQUESTS"] == "2"
         assert columns(operator) == now[1:]
         asking.more()
 

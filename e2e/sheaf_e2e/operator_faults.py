@@ -33,12 +33,20 @@ class OperatorFaults(Faults):
         try:
             yield
         finally:
-            self._scale_operator(1)
+            self._scale_operator(None)
             self.cluster.wait_deployment(OPERATOR, OPERATOR_NAMESPACE, timeout)
 
-    def _scale_operator(self, replicas: int) -> None:
-        patch = {"spec": {"replicas": replicas}}
-        self.cluster.api.patch("apps/v1", "Deployment", OPERATOR, patch, OPERATOR_NAMESPACE)
+    def _scale_operator(self, replicas: int | None) -> None:
+        """None gives the field back, to its default of 1: who keeps it would be in Helm's way later."""
+        self.cluster.api.apply(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {"name": OPERATOR, "namespace": OPERATOR_NAMESPACE},
+                "spec": {} if replicas is None else {"replicas": replicas},
+            },
+            field_manager="without-operator",
+        )
 
     def _operator_pods(self) -> list[Object]:
         return self.cluster.api.list_objects("v1", "Pod", OPERATOR_NAMESPACE, labels=OPERATOR_LABELS)

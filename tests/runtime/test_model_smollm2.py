@@ -128,7 +128,7 @@ def test_it_answers(llm: LLM) -> None:
     (completion,) = llm.generate(chat, SamplingParams(temperature=0.0, max_tokens=32))
     assert "Paris" in completion.text
     assert completion.finish_reason == "stop"
-    assert completion.stop_reason == 2
+    assert completion.stop_reason is None  # its own end, as vLLM says it
 
 
 def test_numbers_are_split_into_digits(llm: LLM) -> None:

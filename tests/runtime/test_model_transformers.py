@@ -103,7 +103,12 @@ def test_native_families_run_that_way_too(family: str, tmp_path: Path) -> None:
     tokens = {}
     for impl in ("native", "transformers"):
         with LLM(
-            str(folder), model_impl=impl, block_size=4, num_gpu_blocks_override=300, max_num_batched_tokens=24
+            str(folder),
+            model_impl=impl,
+            block_size=4,
+            num_gpu_blocks_override=300,
+            max_num_seqs=12,
+            max_num_batched_tokens=24,
         ) as llm:
             tokens[impl] = [c.token_ids for c in llm.generate(prompts, params)]
             (hit,) = llm.generate([prompts[1]], params)
@@ -122,6 +127,7 @@ def test_greedy_tokens_of_a_batch(depth: int, tmp_path: Path) -> None:
         pipeline_depth=depth,
         block_size=4,
         num_gpu_blocks_override=400,
+        max_num_seqs=12,
         max_num_batched_tokens=24,
     ) as llm:
         completions = llm.generate(prompts, params)

@@ -51,7 +51,12 @@ def test_pages_outside_the_window_are_freed(tmp_path: Path, depth: int) -> None:
     window, size, budget = 9, 4, 16
     folder = write_tiny(tmp_path, "gemma2", tokenizer=True, sliding_window=window, num_hidden_layers=4)
     params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True)
-    options: dict[str, Any] = {"block_size": size, "max_num_batched_tokens": budget, "pipeline_depth": depth}
+    options: dict[str, Any] = {
+        "block_size": size,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": budget,
+        "pipeline_depth": depth,
+    }
     with LLM(str(folder), num_gpu_blocks_override=200, enable_prefix_caching=False, **options) as llm:
         held: list[tuple[int, int, int]] = []
         step = llm._core.step

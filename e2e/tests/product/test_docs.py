@@ -15,7 +15,7 @@ import yaml
 from doc_blocks import Command
 from localcluster.cluster import Cluster
 from sheaf_e2e.checkout import CHECKOUT
-from sheaf_e2e.deployed import Deployed, manifest
+from sheaf_e2e.deployed import KIND, Deployed, manifest
 
 pytestmark = pytest.mark.cluster
 WRITES = {"apply", "create", "delete", "label", "annotate", "patch", "scale"}
@@ -66,7 +66,7 @@ def test_kubectl(model: Deployed, command: Command) -> None:
 
 
 def documents() -> list[doc_blocks.Block]:
-    return [b for b in doc_blocks.blocks() if b.language == "yaml" and "kind: LLMDeployment" in b.text]
+    return [b for b in doc_blocks.blocks() if b.language == "yaml" and b.text.partition("kind: ")[2].startswith(KIND)]
 
 
 @pytest.mark.parametrize("block", documents(), ids=lambda b: b.place)

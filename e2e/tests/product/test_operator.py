@@ -10,7 +10,7 @@ import httpx
 import pytest
 import yaml
 from localcluster.cluster import Cluster, LocalCluster, Object, wait_until
-from sheaf_e2e.checkout import CHECKOUT
+from sheaf_e2e.checkout import CHECKOUT, image_table
 from sheaf_e2e.deployed import API, KIND, Deployed, conditions, manifest
 from sheaf_e2e.operator_faults import OperatorFaults
 from sheaf_e2e.release import OPERATOR, OPERATOR_NAMESPACE, install_operator
@@ -276,7 +276,7 @@ def test_the_role_is_enough_and_no_more(operator: Cluster) -> None:
 
 
 def test_kserve_may_come_later() -> None:
-    with LocalCluster(with_kserve=False) as cluster:
+    with LocalCluster(image_table(), with_kserve=False) as cluster:
         install_operator(cluster)
         early = apply(cluster, "early", "default", pod=NO_IMAGE)
         assert "install KServe" in early.wait_condition("Stalled", "True", "KServeMissing")["message"]

@@ -19,6 +19,10 @@ QUICK = {"scaleDown": {"stabilizationWindowSeconds": 0}}
 
 def serve(cluster: Cluster, name: str, namespace: str, tiny: Path, **spec: Any) -> Deployed:
     cluster.model_volume("tiny", tiny, namespace)
+    return deploy(cluster, name, namespace, **spec)
+
+
+def deploy(cluster: Cluster, name: str, namespace: str, **spec: Any) -> Deployed:
     spec = {"termination": {"drainTimeoutSeconds": 10}, "resources": {"cpu": "100m", "memory": "1Gi"}, **spec}
     return Deployed(
         cluster, manifest(name, namespace, "pvc://tiny", 4096, "--kv-cache-memory", "16MiB", **spec)
@@ -197,7 +201,7 @@ def test_what_admission_adds_is_left_and_what_somebody_changes_is_repaired(
 def test_a_fleet_takes_up_the_newer_image_one_after_another(
     operator: Cluster, namespace: str, tiny_model: Path
 ) -> None:
-    models = [serve(operator, name, namespace, tiny_model) for name in ("one", "two")]
+    models = [serve(operator, "one", namespace, tiny_model), deploy(operator, "two", namespace)]
     for model in models:
         model.wait_ready(1)
     pods = [model.pod_names() for model in models]

@@ -66,7 +66,11 @@ def test_kubectl(model: Deployed, command: Command) -> None:
 
 
 def documents() -> list[doc_blocks.Block]:
-    return [b for b in doc_blocks.blocks() if b.language == "yaml" and b.text.partition("kind: ")[2].startswith(KIND)]
+    return [
+        b
+        for b in doc_blocks.blocks()
+        if b.language == "yaml" and b.text.partition("kind: ")[2].startswith(KIND)
+    ]
 
 
 @pytest.mark.parametrize("block", documents(), ids=lambda b: b.place)

@@ -116,7 +116,7 @@ def test_status_with_few_rights(model: Deployed, tmp_path: Path) -> None:
     seen = status(cluster, NAME, *where, kubeconfig=as_account(cluster, model.namespace, "view", tmp_path))
     assert seen.returncode == 0, seen.stderr
     assert "Serving" in seen.stdout
-    assert "forbidden" in seen.stdout
+    assert "(Forbidden)" in seen.stdout
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,13 @@ def _nullable(node: dict[str, Any]) -> dict[str, Any]:
             *(n for n, sub in node["properties"].items() if "default" in sub),
         }
         out["properties"] = {
-            name: _nullable(sub) if name in needed else {"nullable": True, **_nullable(sub)}
+            name: _nullable(sub)
+            if name in needed or "nullable" in sub
+            else {"nullable": True, **_nullable(sub)}
             for name, sub in node["properties"].items()
         }
+    if out.get("nullable") is False:  # the API server keeps no False: it would differ from what is applied
+        del out["nullable"]
     return {**out, "items": _nullable(node["items"])} if "items" in node else out
 
 

@@ -231,7 +231,7 @@ def test_defaults_are_filled_in_and_short(crd: Cluster) -> None:
     assert spec["autoscaling"]["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
     assert spec["termination"] == {"drainTimeoutSeconds": 120}
     assert "replicas" not in spec
-    assert "pod" not in spec
+    assert spec["pod"] == {"probes": {"livenessSeconds": 60, "startupSeconds": 3600}}
 
 
 def test_defaults_fill_a_part_that_is_given(crd: Cluster) -> None:

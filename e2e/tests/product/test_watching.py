@@ -18,8 +18,8 @@ import yaml
 from dashboards import __main__ as dashboards
 from localcluster.cluster import Cluster, wait_until
 from sheaf_e2e.deployed import Deployed, manifest
+from sheaf_e2e.operator_faults import OperatorFaults
 from sheaf_e2e.prometheus import MISSING, RULES, prometheus
-from sheaf_e2e.release import OPERATOR, OPERATOR_NAMESPACE, install_operator
 
 pytestmark = pytest.mark.cluster
 NAME = "watched"
@@ -78,17 +78,9 @@ def test_status_as_json(model: Deployed) -> None:
     assert {c["type"] for c in shown["conditions"]} >= {"Ready", "Stalled"}
 
 
-def test_status_needs_no_operator(model: Deployed) -> None:
-    cluster = model.cluster
-    try:
-        none = {"spec": {"replicas": 0}}
-        cluster.api.patch("apps/v1", "Deployment", OPERATOR, none, OPERATOR_NAMESPACE)
-        cluster.wait_deployment(OPERATOR, OPERATOR_NAMESPACE)
-        assert "Serving" in status(cluster, NAME, "-n", model.namespace).stdout
-    finally:
-        one = {"spec": {"replicas": 1}}
-        cluster.api.patch("apps/v1", "Deployment", OPERATOR, one, OPERATOR_NAMESPACE)
-        install_operator(cluster)
+def test_status_needs_no_operator(model: Deployed, faults: OperatorFaults) -> None:
+    with faults.without_operator():
+        assert "Serving" in status(model.cluster, NAME, "-n", model.namespace).stdout
 
 
 def as_account(cluster: Cluster, namespace: str, role: str | None, folder: Path) -> Path:

@@ -1,0 +1,23 @@
+"""From the text of a model to thoughts, content and tool calls: small incremental parsers, one per format.
+
+A leaf without any I/O. Every parser takes text in pieces of any size and gives events; what is no thought and
+no call is content.
+"""
+
+from sheaf_runtime.parsers.events import Arguments, CallBegun, CallBroken, Event, Parser, Text, Thought
+from sheaf_runtime.parsers.families import REASONING, TOOLS, guess_tool_parser, output_parser, visible_marks
+
+__all__ = [
+    "REASONING",
+    "TOOLS",
+    "Arguments",
+    "CallBegun",
+    "CallBroken",
+    "Event",
+    "Parser",
+    "Text",
+    "Thought",
+    "guess_tool_parser",
+    "output_parser",
+    "visible_marks",
+]

@@ -1,0 +1,124 @@
+"""Which parser reads which family's answers, under vLLM's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+from sheaf_runtime.parsers import harmony
+from sheaf_runtime.parsers.events import Parser
+from sheaf_runtime.parsers.json_calls import Format, JsonCalls
+from sheaf_runtime.parsers.plain import Plain
+from sheaf_runtime.parsers.qwen3_coder import Qwen3Coder
+from sheaf_runtime.parsers.reasoning import Marks, Thinking
+
+Schemas = Mapping[str, Any]  # the parameters of each tool, by its name
+
+
+@dataclass(frozen=True)
+class Tools:
+    """``marks`` have to stay in the text, though the tokenizer may call them special. ``told_by``: what the
+    chat template of such a model says. ``id_length``: of the ids of calls, where templates insist on one."""
+
+    make: Callable[[Schemas], Parser]
+    marks: tuple[str, ...] = ()
+    told_by: tuple[str, ...] = ()
+    id_length: int | None = None
+
+
+def _json(*opens: str, closes: tuple[str, ...] = (), bare: bool = False, named: bool = False) -> Any:
+    return partial(JsonCalls, Format(opens, closes, bare=bare, named=named))
+
+
+HERMES = Tools(
+    _json("<tool_call>", closes=("</tool_call>",)),
+    ("<tool_call>", "</tool_call>"),
+    ("<tool_call>", '"arguments"'),
+)
+GRANITE = Tools(
+    _json("<|tool_call|>", "<tool_call>", closes=("</tool_call>",)),
+    ("<|tool_call|>", "<tool_call>", "</tool_call>"),
+    ("<|tool_call|>",),
+)
+LLAMA = Tools(_json("<|python_tag|>", bare=True), ("<|python_tag|>",), ("<|python_tag|>",))
+MISTRAL = Tools(
+    _json("[TOOL_CALLS]", named=True), ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"), ("[TOOL_CALLS]",), id_length=9
+)
+QWEN3_CODER = Tools(Qwen3Coder, ("<tool_call>", "</tool_call>"), ("<function=", "<parameter="))
+OPENAI = Tools(lambda _: harmony.Harmony(with_calls=True), harmony.MARKS, ("<|channel|>", "<|message|>"))
+
+# The order is that of guessing: what says more comes first.
+TOOLS: Mapping[str, Tools] = MappingProxyType(
+    {
+        "openai": OPENAI,
+        "mistral": MISTRAL,
+        "qwen3_coder": QWEN3_CODER,
+        "qwen3_xml": QWEN3_CODER,
+        "granite": GRANITE,
+        "granite-20b-fc": Tools(_json("<function_call>"), ("<function_call>",), ("<function_call>",)),
+        "phi4_mini_json": Tools(_json("functools"), told_by=("functools[",)),
+        "jamba": Tools(
+            _json("<tool_calls>", closes=("</tool_calls>",)),
+            ("<tool_calls>", "</tool_calls>"),
+            ("<tool_calls>",),
+        ),
+        "hermes": HERMES,
+        "granite4": HERMES,
+        "llama3_json": LLAMA,
+        "llama4_json": LLAMA,
+        "json": Tools(_json(bare=True)),
+    }
+)
+
+GRANITE_MARKS = Marks(
+    begins=("Here is my thought process:", "Here's my thought process:"),
+    ends=("Here is my response:", "Here's my response:"),
+)
+THINK = Marks()
+REASONING: Mapping[str, Marks | None] = MappingProxyType(
+    {
+        "deepseek_r1": Marks(assumed=True),
+        "deepseek_v3": THINK,
+        "glm45": THINK,
+        "granite": GRANITE_MARKS,
+        "mistral": Marks(("[THINK]",), ("[/THINK]",)),
+        "olmo3": THINK,
+        "openai_gptoss": None,  # told by its channels
+        "qwen3": Marks(calls=("<tool_call>\n<function=",)),
+        "seed_oss": Marks(("<seed:think>",), ("</seed:think>",)),
+    }
+)
+
+
+def guess_tool_parser(template: str) -> str | None:
+    """The name of the parser for the answers to prompts of this chat template."""
+    return next(
+        (
+            name
+            for name, tools in TOOLS.items()
+            if tools.told_by and all(mark in template for mark in tools.told_by)
+        ),
+        None,
+    )
+
+
+def visible_marks(tool_parser: str | None, reasoning_parser: str | None) -> tuple[str, ...]:
+    """Special tokens that have to stay in the text to be parsed."""
+    marks = TOOLS[tool_parser].marks if tool_parser else ()
+    if reasoning_parser is None:
+        return marks
+    thoughts = REASONING[reasoning_parser]
+    return (*marks, *(harmony.MARKS if thoughts is None else thoughts.begins + thoughts.ends))
+
+
+def output_parser(reasoning_parser: str | None, calls: Parser | None, prompt: str) -> Parser | None:
+    """The parser of one answer to ``prompt``: thoughts first, if the family has any, then ``calls``."""
+    if reasoning_parser is None or isinstance(calls, harmony.Harmony):
+        return calls
+    marks = REASONING[reasoning_parser]
+    if marks is None:
+        return harmony.Harmony(with_calls=False)
+    return Thinking(marks, calls or Plain(), opened=marks.opened_by(prompt))

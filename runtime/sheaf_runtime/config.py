@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -43,7 +43,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything the API process needs beside ``EngineConfig``. Times are seconds."""
+    """Everything the API process needs beside ``EngineConfig``. Times are seconds.
+
+    Without ``tool_call_parser`` the chat template tells which one reads the model's calls;
+    ``enable_auto_tool_choice`` insists that one is found.
+    """
 
     host: str = "0.0.0.0"
     port: int = 8000
@@ -57,6 +61,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     access_log: bool = True
     chat_template: str | None = None
     trust_request_chat_template: bool = False
+    tool_call_parser: str | None = None
+    enable_auto_tool_choice: bool = False
+    exclude_tools_when_tool_choice_none: bool = False
+    reasoning_parser: str | None = None
+    default_chat_template_kwargs: dict[str, Any] = {}
     lame_duck: float = 10.0
     drain_timeout: float = 120.0
     stall_timeout: float = 120.0

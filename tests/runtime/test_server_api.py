@@ -370,13 +370,17 @@ CHAT: dict[str, Any] = {"messages": HI}
         (CHAT, {"messages": [{"role": "user"}]}, "messages.0"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
         (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
-        (CHAT, {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0"),
+        (
+            CHAT,
+            {"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]},
+            "messages.0.tool_calls.0.function",
+        ),
         (CHAT, {"logprobs": 1}, "logprobs"),
         (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         (CHAT, {"top_logprobs": 2}, "top_logprobs"),
         (CHAT, {"max_tokens": 0}, "max_tokens"),
         (CHAT, {"chat_template": "{{ messages }}"}, "chat_template"),
-        (CHAT, {"tools": [{"type": "function"}]}, "tools"),
+        (CHAT, {"tools": [{"type": "function"}]}, "tools.0.function"),
         (CHAT, {"tool_choice": "required"}, "tool_choice"),
         (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
         (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
@@ -419,7 +423,7 @@ def test_neutral_values_are_accepted(http: httpx.Client, neutral: dict[str, Any]
 
 
 def test_neutral_values_are_accepted_in_chat(http: httpx.Client) -> None:
-    neutral: dict[str, Any] = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}}
+    neutral: dict[str, Any] = {"tool_choice": "none", "response_format": {"type": "text"}}
     neutral |= {"logprobs": False, "top_logprobs": 0, "echo": False, "add_special_tokens": False}
     assert http.post("/v1/chat/completions", json=CHAT | neutral).status_code == 200
 

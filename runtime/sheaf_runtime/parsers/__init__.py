@@ -4,7 +4,16 @@ A leaf without any I/O. Every parser takes text in pieces of any size and gives 
 no call is content.
 """
 
-from sheaf_runtime.parsers.events import Arguments, CallBegun, CallBroken, Event, Parser, Text, Thought
+from sheaf_runtime.parsers.events import (
+    Arguments,
+    CallBegun,
+    CallBroken,
+    Event,
+    Parser,
+    Text,
+    Thought,
+    joined,
+)
 from sheaf_runtime.parsers.families import REASONING, TOOLS, guess_tool_parser, output_parser, visible_marks
 
 __all__ = [
@@ -18,6 +27,7 @@ __all__ = [
     "Text",
     "Thought",
     "guess_tool_parser",
+    "joined",
     "output_parser",
     "visible_marks",
 ]

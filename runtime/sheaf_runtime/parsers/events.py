@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 
@@ -34,6 +35,18 @@ class CallBroken(NamedTuple):
 
 
 Event = Text | Thought | CallBegun | Arguments | CallBroken
+
+
+def joined(events: Iterable[Event]) -> list[Event]:
+    """The same in as few events as possible."""
+    found: list[Event] = []
+    for event in events:
+        last = found[-1] if found else None
+        if isinstance(last, Text | Thought | Arguments) and type(event) is type(last):
+            found[-1] = type(last)(last.text + event.text)
+        else:
+            found.append(event)
+    return found
 
 
 class Parser(Protocol):

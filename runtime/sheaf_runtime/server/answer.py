@@ -1,4 +1,4 @@
-"""Pieces of a generation as the answers of the two endpoints, whole or in chunks."""
+"""Pieces of a generation as an answer, whole or in chunks; completions here, chats in ``chat_answer``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from msgspec.structs import replace
 
 from sheaf_runtime.protocol.messages import FinishReason, TokenLogprobs
 from sheaf_runtime.server import answers
-from sheaf_runtime.server.answers import Usage, encode
+from sheaf_runtime.server.answers import PromptTokensDetails, Usage, encode
+from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import Generation, Piece
 from sheaf_runtime.server.logprobs import CompletionLogprobs, LogprobsWriter, PromptLogprobs
-from sheaf_runtime.server.schemas import ChatCompletionRequest, CompletionRequest, Generate, StreamOptions
-from sheaf_runtime.server.stream import event, usage
+from sheaf_runtime.server.schemas import CompletionRequest, Generate, StreamOptions
+from sheaf_runtime.server.stream import DONE, error_event, event
 from sheaf_runtime.text import Tokenizer
 
 
@@ -32,14 +33,15 @@ class Collected:
 
 
 class Answer(ABC):
-    """``take`` every piece and ask for the ``body``, or send the ``chunk`` of each."""
+    """``take`` every piece and ask for the ``body``; or send the ``opening``, the ``chunk`` of each piece and
+    the ``closing``."""
 
     def __init__(
         self, generation: Generation, tokenizer: Tokenizer, created: float, model: str, body: Generate
     ) -> None:
         self.id, self.created, self.model = generation.request_id, int(created), model
         options = body.stream_options or StreamOptions()
-        self.include_usage = options.include_usage
+        self._include_usage = options.include_usage
         self._continuous = options.include_usage and options.continuous_usage_stats
         self._generation = generation
         self._with_logprobs = body.num_logprobs is not None
@@ -65,14 +67,36 @@ class Answer(ABC):
     def chunk(self, piece: Piece) -> bytes: ...
 
     @abstractmethod
-    def usage_chunk(self, total: Usage) -> bytes: ...
+    def usage_chunk(self) -> bytes:
+        """The last one, if it was asked for."""
+
+    @property
+    def opening(self) -> bytes:
+        return b""
+
+    @property
+    def closing(self) -> bytes:
+        end = DONE
+        if self._generation.error is not None:
+            end = error_event(ApiError(500, self._generation.error, code="request_failed")) + end
+        return self.usage_chunk() + end if self._include_usage else end
+
+    def failure(self, error: ApiError) -> bytes:
+        """In place of the ``closing``: the engine is lost."""
+        return error_event(error)
+
+    @property
+    def _usage(self) -> Usage:
+        prompt, completion = self._generation.prompt_tokens, self._generation.completion_tokens
+        details = PromptTokensDetails(self._generation.cached_tokens)
+        return Usage(prompt, completion, prompt + completion, details)
 
     @property
     def _usage_so_far(self) -> Usage | UnsetType | None:
         """What a chunk says about usage. OpenAI: with ``include_usage``, null in every chunk but the last."""
         if self._continuous:
-            return usage(self._generation)
-        return None if self.include_usage else UNSET
+            return self._usage
+        return None if self._include_usage else UNSET
 
     @property
     def _error(self) -> answers.Error | UnsetType:
@@ -131,8 +155,8 @@ class CompletionAnswer(Answer):
         )
         return self._event([choice], self._usage_so_far)
 
-    def usage_chunk(self, total: Usage) -> bytes:
-        return self._event([], total)
+    def usage_chunk(self) -> bytes:
+        return self._event([], self._usage)
 
     def _event(self, choices: list[answers.CompletionChoice], total: Usage | UnsetType | None) -> bytes:
         return event(answers.Completion(self.id, self.created, self.model, choices, usage=total))
@@ -151,9 +175,11 @@ class CompletionAnswer(Answer):
             )
             for index, choice in enumerate(self._collected)
         ]
-        total = usage(self._generation)
-        made = answers.Completion(self.id, self.created, self.model, choices, usage=total, error=self._error)
-        return encode(made)
+        return encode(
+            answers.Completion(
+                self.id, self.created, self.model, choices, usage=self._usage, error=self._error
+            )
+        )
 
     def _logprobs(
         self, index: int, entries: Sequence[TokenLogprobs], scored: Sequence[TokenLogprobs], *, begins: bool
@@ -172,73 +198,3 @@ class CompletionAnswer(Answer):
         made = self._writer.completion(entries, offset=self._offsets[index], first=first)
         self._offsets[index] += sum(map(len, made.tokens))
         return made
-
-
-class ChatAnswer(Answer):
-    def __init__(
-        self,
-        generation: Generation,
-        tokenizer: Tokenizer,
-        created: float,
-        model: str,
-        body: ChatCompletionRequest,
-    ) -> None:
-        super().__init__(generation, tokenizer, created, model, body)
-        self._begun: set[int] = set()
-
-    def chunk(self, piece: Piece) -> bytes:
-        index, events = piece.choice, b""
-        if index not in self._begun:
-            prompt_ids = self._prompt_ids(index) if not self._begun else UNSET
-            self._begun.add(index)
-            opening = answers.ChunkChoice(index, answers.Delta(role="assistant", content=""))
-            events = self._event(opening, prompt_ids)
-        logprobs = self._writer.chat(piece.logprobs) if self._with_logprobs and piece.logprobs else None
-        if piece.text or piece.logprobs or (self._with_ids and piece.token_ids):
-            ids = self._ids([*piece.token_ids])
-            delta = answers.Delta(content=piece.text or None)
-            events += self._event(answers.ChunkChoice(index, delta, logprobs=logprobs, token_ids=ids))
-        if piece.finish_reason is not None:
-            end = answers.ChunkChoice(index, answers.Delta(), piece.finish_reason, piece.stop_reason)
-            events += self._event(end)
-        return events
-
-    def _event(self, choice: answers.ChunkChoice, prompt_ids: list[int] | UnsetType = UNSET) -> bytes:
-        return event(
-            answers.ChatChunk(
-                self.id,
-                self.created,
-                self.model,
-                [choice],
-                usage=self._usage_so_far,
-                prompt_token_ids=prompt_ids,
-            )
-        )
-
-    def usage_chunk(self, total: Usage) -> bytes:
-        return event(answers.ChatChunk(self.id, self.created, self.model, [], usage=total))
-
-    def body(self) -> bytes:
-        choices = [
-            answers.ChatChoice(
-                index,
-                answers.ChatMessage(choice.text),
-                choice.finish_reason,
-                choice.stop_reason,
-                logprobs=self._writer.chat(choice.logprobs) if self._with_logprobs else None,
-                token_ids=self._ids(choice.token_ids),
-            )
-            for index, choice in enumerate(self._collected)
-        ]
-        return encode(
-            answers.ChatCompletion(
-                self.id,
-                self.created,
-                self.model,
-                choices,
-                usage(self._generation),
-                prompt_logprobs=self._prompt_logprobs(0),
-                prompt_token_ids=self._prompt_ids(0),
-                error=self._error,
-            )
-        )

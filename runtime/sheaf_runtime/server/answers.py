@@ -17,11 +17,16 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class Error(msgspec.Struct):
@@ -55,16 +60,35 @@ class Completion(msgspec.Struct, tag_field="object", tag="text_completion"):
     error: Error | UnsetType = UNSET
 
 
+class Function(msgspec.Struct, omit_defaults=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCall(msgspec.Struct):
+    """Whole in an answer; in a stream ``index`` tells which call a piece of arguments belongs to."""
+
+    function: Function
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class ChatMessage(msgspec.Struct):
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+
+
+ChatFinishReason = FinishReason | Literal["tool_calls"]
 
 
 class ChatChoice(msgspec.Struct):
     index: int
     message: ChatMessage
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     stop_reason: str | int | None = None
     logprobs: ChatLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
@@ -84,12 +108,14 @@ class ChatCompletion(msgspec.Struct, tag_field="object", tag="chat.completion"):
 class Delta(msgspec.Struct, omit_defaults=True):
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChunkChoice(msgspec.Struct):
     index: int
     delta: Delta
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
     stop_reason: str | int | UnsetType | None = UNSET
     logprobs: ChatLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET

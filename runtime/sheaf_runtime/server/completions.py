@@ -8,13 +8,15 @@ import uuid
 from fastapi import APIRouter, Request, Response
 
 from sheaf_runtime.protocol.sampling import SamplingParams
-from sheaf_runtime.server.answer import Answer, ChatAnswer, CompletionAnswer
+from sheaf_runtime.server.answer import Answer, CompletionAnswer
+from sheaf_runtime.server.chat_answer import ChatAnswer
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.fields import MAX_PROMPTS
 from sheaf_runtime.server.generation import ClientDisconnected, Generation
 from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.prompts import encode as encode_prompt
 from sheaf_runtime.server.prompts import finish_prompt, render_chat
+from sheaf_runtime.server.reading import Reading
 from sheaf_runtime.server.sampling import sampling_params
 from sheaf_runtime.server.schemas import ChatCompletionRequest, CompletionRequest
 from sheaf_runtime.server.service import Service
@@ -72,13 +74,22 @@ def completion_routes(service: Service) -> APIRouter:
             service, text, add_special_tokens=body.add_special_tokens, param="messages", keep=keep
         )
         ids = finish_prompt(service, ids, "messages", keep=keep)
+        reading = Reading(service, body, text)
         max_tokens = body.max_completion_tokens or body.max_tokens
         sampling = sampling_params(
             service, body, len(ids), max_tokens=max_tokens, default=None, param="messages"
         )
-        generation = Generation(service, _new_id("chatcmpl"), [(ids, sampling)], body, arrival)
+        generation = Generation(
+            service,
+            _new_id("chatcmpl"),
+            [(ids, sampling)],
+            body,
+            arrival,
+            visible=reading.visible,
+            counts_tokens=reading.tells_thoughts,
+        )
         await generation.start(request.receive)
-        answer = ChatAnswer(generation, service.folder.tokenizer, arrival, model, body)
+        answer = ChatAnswer(generation, service.folder.tokenizer, arrival, model, body, reading)
         generation.facts = request.scope["facts"]
         return await _answer(generation, answer, stream=body.stream)
 
@@ -87,7 +98,7 @@ def completion_routes(service: Service) -> APIRouter:
 
 async def _answer(generation: Generation, answer: Answer, *, stream: bool) -> Response:
     if stream:
-        return EventStream(generation, answer.chunk, answer.usage_chunk if answer.include_usage else None)
+        return EventStream(generation, answer)
     try:
         async for pieces in generation.pieces():
             for piece in pieces:

@@ -66,7 +66,11 @@ class Generation:
         prompts: Sequence[tuple[list[int], SamplingParams]],
         body: Generate,
         arrival: float,
+        *,
+        visible: frozenset[int] = frozenset(),
+        counts_tokens: bool = False,
     ) -> None:
+        """``visible`` special tokens are part of the text. ``counts_tokens``: those without text are told."""
         self.request_id = request_id
         self._service = service
         self._queue = OutputQueue()
@@ -74,7 +78,7 @@ class Generation:
         self.facts: dict[str, Any] = {}  # for the access log, complete once it is closed
         self._watcher: asyncio.Task[None] | None = None
         # Each token is news then, though it may add no text yet.
-        self._tokens_wanted = body.num_logprobs is not None or body.return_token_ids
+        self._tokens_wanted = counts_tokens or body.num_logprobs is not None or body.return_token_ids
         self._only_scores = body.max_tokens == 0
         self._prompt_tokens = sum(len(ids) for ids, _ in prompts)
         self.choices: list[Choice] = []
@@ -97,6 +101,7 @@ class Generation:
                     stop=body.stop,
                     include_stop=body.include_stop_str_in_output,
                     skip_special_tokens=body.skip_special_tokens,
+                    visible=visible,
                     min_tokens=body.min_tokens,
                 )
                 self._index[request.request_id] = index

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sheaf_runtime.gguf.errors import GGUFError
 from sheaf_runtime.gguf.folder import find_gguf
+from sheaf_runtime.parsers import guess_tool_parser
 from sheaf_runtime.protocol.limits import BOUNDS
 from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError
 from sheaf_runtime.text.tokenizer import read_json, read_text
@@ -44,6 +46,11 @@ class ModelFolder:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+    @cached_property
+    def tool_parser(self) -> str | None:
+        """The name of the parser that reads the calls of models with this chat template, if it tells."""
+        return None if self.chat_template is None else guess_tool_parser(self.chat_template.source)
 
 
 def check_folder(path: str) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sheaf_runtime.config import EngineConfig, ServerConfig
+from sheaf_runtime.parsers import REASONING, TOOLS
 from sheaf_runtime.server.option_values import (
     byte_size,
     count,
     fraction,
+    json_object,
     port,
     positive,
     seconds,
@@ -106,6 +108,35 @@ def _parser() -> argparse.ArgumentParser:
         "--trust-request-chat-template",
         action="store_true",
         help="run chat templates that requests bring",
+    )
+    add(
+        "--tool-call-parser",
+        choices=sorted(TOOLS),
+        metavar="NAME",
+        help=f"how the model writes tool calls: {', '.join(sorted(TOOLS))} (default: as its template tells)",
+    )
+    add(
+        "--enable-auto-tool-choice",
+        action="store_true",
+        help="do not start where neither the template nor --tool-call-parser tells how calls are written",
+    )
+    add(
+        "--exclude-tools-when-tool-choice-none",
+        action="store_true",
+        help="leave the tools out of the prompt where a request forbids to call them",
+    )
+    add(
+        "--reasoning-parser",
+        choices=sorted(REASONING),
+        metavar="NAME",
+        help=f"tell the model's thoughts from its answer: {', '.join(sorted(REASONING))}",
+    )
+    add(
+        "--default-chat-template-kwargs",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="the template's own options, where a request does not set them",
     )
     add(
         "--lame-duck",

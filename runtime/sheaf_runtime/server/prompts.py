@@ -9,8 +9,9 @@ from typing import TypeVar
 from sheaf_runtime.protocol.limits import refuse_ids, refuse_length
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.sampling import refuse
-from sheaf_runtime.server.schemas import ChatInput
+from sheaf_runtime.server.schemas import ChatCompletionRequest, ChatInput
 from sheaf_runtime.server.service import Service
+from sheaf_runtime.server.tools import for_template
 from sheaf_runtime.text import ChatTemplate, ChatTemplateError, left_out
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ async def encode(
     )
 
 
-async def render_chat(service: Service, body: ChatInput) -> str:
+async def render_chat(service: Service, body: ChatInput, *, param: str = "messages") -> str:
     """The prompt of a chat as text. Raises ``ApiError`` 400."""
     template = service.folder.chat_template
     if body.chat_template is not None:
@@ -57,6 +58,15 @@ async def render_chat(service: Service, body: ChatInput) -> str:
     plain = [message.for_template() for message in body.messages]
     continues = body.continue_final_message
     generation = not continues if body.add_generation_prompt is None else body.add_generation_prompt
+    tools = for_template(body.tools)
+    variables = service.server_config.default_chat_template_kwargs | (body.chat_template_kwargs or {})
+    if isinstance(body, ChatCompletionRequest):
+        if body.choice_of_tools == "none" and service.server_config.exclude_tools_when_tool_choice_none:
+            tools = None
+        if body.reasoning_effort is not None:
+            # Two families of templates: some read the effort, some whether to think at all.
+            thinks = body.reasoning_effort != "none"
+            variables = {"enable_thinking": thinks, **variables, "reasoning_effort": body.reasoning_effort}
     chosen = template
 
     def render() -> tuple[str, int | None]:
@@ -64,8 +74,9 @@ async def render_chat(service: Service, body: ChatInput) -> str:
             plain,
             add_generation_prompt=generation,
             continue_final_message=continues,
+            tools=tools,
             documents=body.documents,
-            variables=body.chat_template_kwargs,
+            variables=variables,
         )
         return text, left_out(plain, text)
 
@@ -73,9 +84,9 @@ async def render_chat(service: Service, body: ChatInput) -> str:
         size = sum(len(message["content"]) for message in plain)
         text, silent = await _off_loop(service, size, render)
     except ChatTemplateError as error:
-        raise ApiError(400, str(error), param="messages") from error
+        raise ApiError(400, str(error), param=param) from error
     if silent is not None:
-        name = f"messages.{silent}"
+        name = f"{param}.{silent}"
         raise ApiError(
             400,
             f"{name}: the chat template has no place for this message (role {plain[silent]['role']}); "

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sheaf_runtime.server.fields import (
     AnyTokenIds,
-    Content,
     LogitBias,
     Number,
     Prompts,
@@ -16,9 +15,12 @@ from sheaf_runtime.server.fields import (
     TokenIds,
     Words,
 )
+from sheaf_runtime.server.messages import Message
+from sheaf_runtime.server.tools import NamedTool, ToolChoice, ToolMode, Tools, check_choice
 from sheaf_runtime.server.unsupported import ParameterError, refuse_unsupported
 
 Truncation = Annotated[int | None, Number("truncate_prompt_tokens")]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class Body(BaseModel):
@@ -101,28 +103,6 @@ class CompletionRequest(Generate):
         return self.logprobs
 
 
-class Message(BaseModel):
-    """``content`` and whatever else the template of the model reads (``name``, ``reasoning_content``)."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Content = None
-
-    @model_validator(mode="after")
-    def _supported(self) -> Message:
-        extra = self.model_extra or {}
-        if extra.get("tool_calls") or extra.get("function_call"):
-            raise ValueError("tool calls are not supported yet")
-        if self.content is None:
-            raise ValueError("content must be a string or a list of text parts")
-        return self
-
-    def for_template(self) -> dict[str, Any]:
-        extra = {key: value for key, value in (self.model_extra or {}).items() if value is not None}
-        return {"role": self.role, "content": self.content, **extra}
-
-
 class ChatInput(Body):
     """What becomes the prompt of a chat."""
 
@@ -133,15 +113,21 @@ class ChatInput(Body):
     chat_template_kwargs: dict[str, Any] | None = None
     documents: list[dict[str, Any]] | None = None
     add_special_tokens: bool = False
+    tools: Tools | None = None
 
 
 class ChatCompletionRequest(Generate, ChatInput):
     max_completion_tokens: Annotated[int | None, Number("max_completion_tokens")] = None
     logprobs: bool = False
     top_logprobs: Annotated[int | None, Number("top_logprobs")] = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    reasoning_effort: ReasoningEffort | None = None
+    include_reasoning: bool = True
 
     @model_validator(mode="after")
     def _asked(self) -> ChatCompletionRequest:
+        check_choice(self.tools, self.tool_choice)
         if self.top_logprobs and not self.logprobs:
             raise ParameterError("top_logprobs", "only allowed with logprobs=true")
         if self.max_tokens == 0:
@@ -151,6 +137,11 @@ class ChatCompletionRequest(Generate, ChatInput):
     @property
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def choice_of_tools(self) -> ToolMode | NamedTool:
+        """What holds where the request says nothing: auto if there are tools."""
+        return self.tool_choice or ("auto" if self.tools else "none")
 
 
 class TokenizeRequest(ChatInput):

@@ -11,7 +11,7 @@ from sheaf_runtime.server.client import EngineClient
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.lifecycle import Lifecycle
 from sheaf_runtime.server.metrics import Metrics
-from sheaf_runtime.server.model_folder import ModelFolder
+from sheaf_runtime.server.model_folder import ModelFolder, ModelFolderError
 
 
 class Service:
@@ -34,6 +34,12 @@ class Service:
         self.metrics.seconds_since_progress = lambda: client.seconds_since_progress
 
     def set_folder(self, folder: ModelFolder) -> None:
+        """Raises ``ModelFolderError`` for one that does not go with the flags."""
+        if self.server_config.enable_auto_tool_choice and self._tool_parser_of(folder) is None:
+            raise ModelFolderError(
+                "--enable-auto-tool-choice: the chat template does not tell how the model writes its calls; "
+                "name a --tool-call-parser"
+            )
         self._folder = folder
         self._ready_if_complete()
 
@@ -61,6 +67,14 @@ class Service:
         if self._folder is None:
             raise self.lifecycle.refusal() or ApiError(503, "the tokenizer is still loading", code="loading")
         return self._folder
+
+    @property
+    def tool_parser(self) -> str | None:
+        """The name of the parser of the model's calls, if one is known."""
+        return self._tool_parser_of(self.folder)
+
+    def _tool_parser_of(self, folder: ModelFolder) -> str | None:
+        return self.server_config.tool_call_parser or folder.tool_parser
 
     @property
     def max_model_len(self) -> int | None:

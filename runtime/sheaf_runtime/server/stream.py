@@ -2,70 +2,65 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import orjson
 from starlette.responses import Response
 
-from sheaf_runtime.server.answers import PromptTokensDetails, Usage, encode
+from sheaf_runtime.server.answers import encode
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import ClientDisconnected, Generation, Piece
 
-logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+
+
+class Chunks(Protocol):
+    """What an answer is as a stream: bytes of whole events."""
+
+    @property
+    def opening(self) -> bytes: ...
+
+    def chunk(self, piece: Piece) -> bytes: ...
+
+    @property
+    def closing(self) -> bytes: ...
+
+    def failure(self, error: ApiError) -> bytes: ...
 
 
 def event(body: msgspec.Struct) -> bytes:
     return b"data: " + encode(body) + b"\n\n"
 
 
+def error_event(error: ApiError) -> bytes:
+    return b"data: " + orjson.dumps(error.body) + b"\n\n"
+
+
 class EventStream(Response):
-    """Answers with the pieces of a started generation; owns it from construction on.
+    """Answers with the pieces of a started generation; owns it from construction on."""
 
-    ``chunks(piece)`` gives the events of one piece, ``usage_chunk(usage)`` the last one if it was asked for.
-    """
-
-    def __init__(
-        self,
-        generation: Generation,
-        chunks: Callable[[Piece], bytes],
-        usage_chunk: Callable[[Usage], bytes] | None,
-    ) -> None:
+    def __init__(self, generation: Generation, answer: Chunks) -> None:
         self.background = None
         self.status_code = 200
         self._generation = generation
-        self._chunks = chunks
-        self._usage_chunk = usage_chunk
+        self._answer = answer
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        generation, chunks = self._generation, self._chunks
+        generation, answer = self._generation, self._answer
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            if opening := answer.opening:
+                await send({"type": "http.response.body", "body": opening, "more_body": True})
             async for pieces in generation.pieces():
-                body = b"".join(map(chunks, pieces))
+                body = b"".join(map(answer.chunk, pieces))
                 await send({"type": "http.response.body", "body": body, "more_body": True})
-            end = DONE
-            if generation.error is not None:
-                error = ApiError(500, generation.error, code="request_failed")
-                end = b"data: " + orjson.dumps(error.body) + b"\n\n" + DONE
-            if self._usage_chunk is not None:
-                end = self._usage_chunk(usage(generation)) + end
-            await send({"type": "http.response.body", "body": end})
+            await send({"type": "http.response.body", "body": answer.closing})
         except ClientDisconnected:
             return
         except ApiError as error:
             generation.close("error")
-            body = b"data: " + orjson.dumps(error.body) + b"\n\n"
-            await send({"type": "http.response.body", "body": body})
+            await send({"type": "http.response.body", "body": answer.failure(error)})
         finally:
             generation.close()
-
-
-def usage(generation: Generation) -> Usage:
-    prompt, completion = generation.prompt_tokens, generation.completion_tokens
-    details = PromptTokensDetails(generation.cached_tokens)
-    return Usage(prompt, completion, prompt + completion, details)

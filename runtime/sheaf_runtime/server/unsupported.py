@@ -10,24 +10,25 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
     "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": (),
     "web_search_options": (),
     "verbosity": (),
     # vLLM's
     "use_beam_search": (False,),
     "length_penalty": (1,),
-    "include_reasoning": (True,),
     "structured_outputs": (),
     # the other endpoint's
     "top_logprobs": (0,),
     "echo": (False,),
+    "tools": (),
+    "tool_choice": ("none",),
+    "parallel_tool_calls": (True, False),
+    "reasoning_effort": ("none",),
+    "include_reasoning": (True,),
 }
 # Bookkeeping of OpenAI's own service; nothing about the answer depends on it.
 HARMLESS = frozenset(
@@ -39,7 +40,6 @@ HARMLESS = frozenset(
         "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_retention",
-        "parallel_tool_calls",
     }
 )
 

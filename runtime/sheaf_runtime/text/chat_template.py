@@ -28,9 +28,18 @@ class ChatTemplateError(ValueError):
 
 
 class ChatTemplate:
-    """A compiled template, rendered with the tokenizer's special tokens."""
+    """A compiled template, rendered with the tokenizer's special tokens.
 
-    def __init__(self, source: str, special_tokens: Mapping[str, Any] | None = None) -> None:
+    ``for_tools`` takes its place where a chat has tools, if the model brings one of its own for that.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, Any] | None = None,
+        *,
+        for_tools: str | None = None,
+    ) -> None:
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
@@ -38,7 +47,10 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._in_parts = False
         self._in_parts = self._reads_parts()
+        self._arguments_as_text = self._writes_arguments_itself()
         self._knows_developer = "developer" in source
+        self._for_tools = None if for_tools is None else ChatTemplate(for_tools, special_tokens)
+        self.source = source if for_tools is None else source + for_tools
 
     @classmethod
     def from_folder(cls, folder: str | Path, special_tokens: Mapping[str, Any]) -> ChatTemplate | None:
@@ -47,9 +59,11 @@ class ChatTemplate:
         if path.is_file():
             return cls(read_text(path), special_tokens)
         source = read_json(Path(folder) / "tokenizer_config.json").get("chat_template")
+        for_tools = None
         if isinstance(source, list):  # several, by name
-            source = {entry["name"]: entry["template"] for entry in source}.get("default")
-        return cls(source, special_tokens) if isinstance(source, str) else None
+            named = {entry["name"]: entry["template"] for entry in source}
+            source, for_tools = named.get("default"), named.get("tool_use")
+        return cls(source, special_tokens, for_tools=for_tools) if isinstance(source, str) else None
 
     def render(
         self,
@@ -57,18 +71,32 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt as text, special tokens included: encode it without adding them again.
 
         ``continue_final_message`` leaves the last message open, so that the model goes on writing it.
-        ``documents`` are what templates for retrieval quote from, ``variables`` the template's own options.
-        Raises ``ChatTemplateError``.
+        ``tools`` are the functions that the model may call, ``documents`` what templates for retrieval quote
+        from, ``variables`` the template's own options. Raises ``ChatTemplateError``.
         """
+        if tools and self._for_tools is not None:
+            return self._for_tools.render(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                documents=documents,
+                variables=variables,
+            )
         if reserved := RESERVED & (variables or {}).keys():
             raise ChatTemplateError(f"{sorted(reserved)[0]!r} cannot be set as a template variable")
-        variables = {"tools": None, "documents": list(documents) if documents else None, **(variables or {})}
+        variables = {
+            "tools": list(tools) if tools else None,
+            "documents": list(documents) if documents else None,
+            **(variables or {}),
+        }
         messages = [self._in_its_terms(message) for message in messages]
         if continue_final_message:
             if add_generation_prompt:
@@ -80,6 +108,8 @@ class ChatTemplate:
         """A template that has never heard of "developer", OpenAI's newer name for the system, skips it."""
         if message["role"] == "developer" and not self._knows_developer:
             return {**message, "role": "system"}
+        if self._arguments_as_text and "tool_calls" in message:
+            return {**message, "tool_calls": [_with_text_arguments(call) for call in message["tool_calls"]]}
         return message
 
     def _reads_parts(self) -> bool:
@@ -92,6 +122,23 @@ class ChatTemplate:
                 return False
 
         return not seen(_MARK) and seen(_parts(_MARK))
+
+    def _writes_arguments_itself(self) -> bool:
+        """Whether it wants the arguments of a call as JSON text: it then writes an object as Python does."""
+        call = {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": {_MARK: 1}}}
+        user: Message = {"role": "user", "content": "a"}
+        called = {"role": "assistant", "content": ""}
+
+        def written(call: Message) -> str:
+            try:
+                return self._render([user, {**called, "tool_calls": [call]}], False, {"tools": None})
+            except ChatTemplateError:
+                return ""
+
+        as_object = written(call)
+        if f"{{'{_MARK}'" in as_object:
+            return True
+        return not as_object and _MARK in written(_with_text_arguments(call))
 
     def _render(self, messages: Sequence[Message], generation: bool, variables: Mapping[str, Any]) -> str:
         names = {**self._special_tokens, **variables}
@@ -124,6 +171,13 @@ class ChatTemplate:
 
 def _parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
+
+
+def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = function["arguments"]
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": text}}
 
 
 def left_out(messages: Sequence[Message], prompt: str) -> int | None:

@@ -27,9 +27,16 @@ class Detokenizer:
     longer than ``LONGEST_BYTE_RUN`` is not UTF-8 in the end).
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        visible: frozenset[int] = frozenset(),
+    ) -> None:
+        """``visible`` special tokens are never skipped."""
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
+        self._skipped = tokenizer.special_ids - visible if skip_special_tokens else frozenset[int]()
         self._window: list[int] = []
         self._given = 0  # characters of the window's text that were handed out
         self._byte_run = 0  # trailing byte-fallback tokens in the window

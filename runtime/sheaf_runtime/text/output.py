@@ -25,9 +25,10 @@ class OutputText:
         stop: Sequence[str] = (),
         include_stop: bool = False,
         skip_special_tokens: bool = True,
+        visible: frozenset[int] = frozenset(),
         min_tokens: int = 0,
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens, visible=visible)
         self._stops = StopStrings(stop, include=include_stop) if stop else None
         self._include_stop = include_stop
         self._min_tokens = min_tokens

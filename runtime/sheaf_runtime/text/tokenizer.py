@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,10 @@ class Tokenizer:
         """Whether text that shows special tokens has blanks between them."""
         some = sorted(self.special_ids)[:1] * 2
         return len(some) == 2 and " " in self.decode(some, skip_special_tokens=False).strip()
+
+    def special_ids_of(self, texts: Iterable[str]) -> frozenset[int]:
+        """Ids of those texts that are special tokens."""
+        return self.special_ids & {self._rust.token_to_id(text) for text in texts}
 
     def token(self, id_: int) -> str | None:
         """The vocabulary's own spelling of one id."""

@@ -10,7 +10,7 @@ from sheaf_runtime.protocol.limits import BOUNDS
 from sheaf_runtime.server.app import create_app
 from sheaf_runtime.server.schemas import ChatCompletionRequest, CompletionRequest, Generate
 from sheaf_runtime.server.service import Service
-from sheaf_runtime.server.unsupported import HARMLESS, UNSUPPORTED
+from sheaf_runtime.server.unsupported import HARMLESS, REPLACED, UNSUPPORTED
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
@@ -48,5 +48,5 @@ def test_every_field_is_listed_with_its_bounds() -> None:
 
 def test_what_is_not_supported_is_listed() -> None:
     text = PAGE.read_text().partition("\n## Not supported\n")[2]
-    for name in UNSUPPORTED.keys() | HARMLESS:
+    for name in UNSUPPORTED.keys() | REPLACED.keys() | HARMLESS:
         assert f"`{name}`" in text, name

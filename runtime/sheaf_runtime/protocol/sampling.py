@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from sheaf_runtime.protocol.grammar import Grammar
+
 # Below this temperature the distribution is a single token in float32: treat it as greedy.
 GREEDY_BELOW = 1e-5
 
@@ -35,6 +37,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         logprobs: report the log-probability of each output token and of this many of the likeliest tokens at
             its place, by the model's own logits; None reports nothing.
         prompt_logprobs: the same for the tokens of the prompt.
+        grammar: what the text has to look like; an end token comes only where it may end.
     """
 
     temperature: float = 1.0
@@ -54,6 +57,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     @property
     def greedy(self) -> bool:

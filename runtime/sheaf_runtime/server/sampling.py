@@ -7,6 +7,7 @@ from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.schemas import CompletionRequest, Generate
 from sheaf_runtime.server.service import Service
+from sheaf_runtime.server.structured import constraint
 from sheaf_runtime.text import Tokenizer
 
 
@@ -77,6 +78,7 @@ def sampling_params(
         ignore_eos=body.ignore_eos,
         logprobs=body.num_logprobs,
         prompt_logprobs=scored,
+        grammar=constraint(body),
     )
 
 

@@ -16,6 +16,7 @@ from sheaf_runtime.server.fields import (
     Words,
 )
 from sheaf_runtime.server.messages import Message
+from sheaf_runtime.server.structured import ResponseFormat, StructuredOutputs
 from sheaf_runtime.server.tools import NamedTool, ToolChoice, ToolMode, Tools, check_choice
 from sheaf_runtime.server.unsupported import ParameterError, refuse_unsupported
 
@@ -71,6 +72,8 @@ class Generate(Body):
     truncate_prompt_tokens: Truncation = None
     priority: Annotated[int, Number("priority")] = 0
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
+    response_format: ResponseFormat = None
+    structured_outputs: StructuredOutputs = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Generate:
@@ -78,6 +81,8 @@ class Generate(Body):
             raise ParameterError("stream_options", "only allowed with stream=true")
         if self.stream and self.prompt_logprobs is not None:
             raise ParameterError("prompt_logprobs", "not available with stream=true")
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise ParameterError("structured_outputs", "not beside response_format; give one of them")
         return self
 
     @property

@@ -9,7 +9,6 @@ from typing import Any
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
-    "response_format": ({"type": "text"},),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -20,7 +19,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     # vLLM's
     "use_beam_search": (False,),
     "length_penalty": (1,),
-    "structured_outputs": (),
     # the other endpoint's
     "top_logprobs": (0,),
     "echo": (False,),
@@ -29,6 +27,16 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "reasoning_effort": ("none",),
     "include_reasoning": (True,),
+}
+# vLLM had them up to 0.11; what to write now.
+REPLACED: Mapping[str, str] = {
+    "guided_json": 'write "structured_outputs": {"json": ...}',
+    "guided_regex": 'write "structured_outputs": {"regex": ...}',
+    "guided_choice": 'write "structured_outputs": {"choice": ...}',
+    "guided_grammar": 'write "structured_outputs": {"grammar": ...}',
+    "structural_tag": 'write "structured_outputs": {"structural_tag": ...}',
+    "guided_whitespace_pattern": "leave it out: blanks between the parts of JSON are few as it is",
+    "guided_decoding_backend": "leave it out: there is one",
 }
 # Bookkeeping of OpenAI's own service; nothing about the answer depends on it.
 HARMLESS = frozenset(
@@ -60,6 +68,8 @@ def refuse_unsupported(data: Any, known: Any) -> Any:
     for name, value in data.items():
         if value is None or name in HARMLESS:
             continue
+        if name in REPLACED:
+            raise ParameterError(name, f"not supported; {REPLACED[name]}")
         if name in known or name not in UNSUPPORTED:
             kept[name] = value  # pydantic says which are unknown
         elif not any(_same(value, neutral) for neutral in UNSUPPORTED[name]):

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sheaf_runtime.worker.sampler import SamplingRows, sample, uniform
+from sheaf_runtime.worker.sampler import SamplingRows, as_seed, sample, uniform
 
 DRAWS = 6000
 
@@ -25,8 +25,12 @@ def rows(
         top_k=np.full(count, top_k, dtype=np.int64),
         top_p=np.full(count, top_p, dtype=np.float64),
         min_p=np.full(count, min_p, dtype=np.float32),
-        uniform=uniform(seeds or list(range(count)), [0] * count),
+        uniform=numbers(seeds or list(range(count)), [0] * count),
     )
+
+
+def numbers(seeds: list[int], positions: list[int]) -> npt.NDArray[np.float64]:
+    return uniform(np.array([as_seed(seed) for seed in seeds], np.uint64), np.array(positions))
 
 
 def joined(*parts: SamplingRows) -> SamplingRows:
@@ -159,17 +163,17 @@ def test_the_ends_of_the_unit_interval(params: dict[str, float], point: float) -
 
 
 def test_uniform_numbers_are_uniform_and_unrelated() -> None:
-    by_position = uniform([3] * 50000, list(range(50000)))
-    by_seed = uniform(list(range(50000)), [0] * 50000)
-    for numbers in (by_position, by_seed):
-        assert numbers.min() >= 0
-        assert numbers.max() < 1
-        assert chi_square(np.histogram(numbers, 64, (0, 1))[0], np.full(64, 1 / 64)) < 4
-        assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.02
+    by_position = numbers([3] * 50000, list(range(50000)))
+    by_seed = numbers(list(range(50000)), [0] * 50000)
+    for drawn in (by_position, by_seed):
+        assert drawn.min() >= 0
+        assert drawn.max() < 1
+        assert chi_square(np.histogram(drawn, 64, (0, 1))[0], np.full(64, 1 / 64)) < 4
+        assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.02
     assert abs(np.corrcoef(by_position, by_seed)[0, 1]) < 0.02
-    shifted = uniform([4] * 50000, list(range(50000)))
+    shifted = numbers([4] * 50000, list(range(50000)))
     assert abs(np.corrcoef(by_position, shifted)[0, 1]) < 0.02
 
 
 def test_any_integer_is_a_seed() -> None:
-    assert len(set(uniform([-1, 2**64 - 2, 2**70 + 5, 0], [0] * 4))) == 4
+    assert len(set(numbers([-1, 2**64 - 2, 2**70 + 5, 0], [0] * 4))) == 4

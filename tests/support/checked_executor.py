@@ -15,6 +15,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.worker.masks import TokenMasks
 from sheaf_runtime.worker.plan import KVGroup, SampledTokens, StepPlan, StepResult
 
 FULL = KVGroup(kind="full", layers=(0,), page_bytes=1)
@@ -104,7 +105,7 @@ class CheckedExecutor:
         self.launched.append((plan, False))
         self.steps.append(plan)
 
-    def sample(self) -> None:
+    def sample(self, masks: TokenMasks | None = None) -> None:
         plan, sampled = self.launched.pop()
         assert not sampled
         self.launched.append((plan, True))

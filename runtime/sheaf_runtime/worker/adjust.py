@@ -1,103 +1,109 @@
-"""What requests want of their logits before temperature: biases, bans, penalties. One pass over the
-step's rows, on whichever device they are; rows that ask for nothing are not touched.
+"""What requests want of their logits before temperature: biases, bans, masks, penalties, in plain torch.
 
-The order is vLLM's: masks and biases, then penalties. Penalties work on the tokens of the worker's mirror, so
-that a token which the host has not seen yet counts, and nothing depends on preemption or the cut of steps.
+The order is vLLM's: masks and biases, then penalties. All of it lives on the device: penalties work on the
+tokens of the worker's mirror and the counts of ``worker.sampling_state``, so that a token which the host has
+not seen yet counts. A penalty touches the tokens of the history alone: a vocabulary is much longer.
 
-Legend: S requests that get a token, V vocabulary, H penalised tokens, W bad words, L their length but one.
+Legend: R rows of the mirror, S requests that get a token, M of them with a mask, V vocabulary, L tokens of a
+row, H penalised tokens, B biased rows, W words of a packed mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.worker.bad_words import BadWords, ban
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Penalised:
-    """Tokens of S rows' histories: ``rows_H`` says whose, ``cells_H`` where they are in the mirror."""
-
-    rows_H: Int64
-    cells_H: Int64
-
-
-@dataclass(frozen=True)
-class BadWords:
-    """``last_W`` must not follow ``prefix_WL``, the tokens now in ``cells_WL`` (-1: no token, matches)."""
-
-    rows_W: Int64
-    last_W: Int64
-    prefix_WL: Int64
-    cells_WL: Int64
+Bool = npt.NDArray[np.bool_]
+IN_PROMPT = 1 << 30  # a bit above every count
 
 
 @dataclass(frozen=True)
 class Adjustments:
-    """Row numbers are those of S. ``banned`` lists (row, token ids), ``bias`` (row, logits to add [V])."""
+    """Of S rows of the step, ``rows_S`` of the mirror. ``history_RV`` counts where ``penalised_S`` says so,
+    ``bias_RV`` where ``biased_S`` does; penalised are the tokens in the mirror from ``first_S`` to
+    ``length_S``. ``masked`` rows of S may only get what ``bits_MW`` allow."""
 
-    banned: Sequence[tuple[int, tuple[int, ...]]] = ()
-    bias: Sequence[tuple[int, Tensor]] = ()
-    bad_words: BadWords | None = None
-    seen: Penalised | None = None  # prompt and output, for the repetition penalty
-    generated: Penalised | None = None  # output, for the other two
-    repetition_S: Float32 = field(default_factory=lambda: np.ones(0, np.float32))
-    frequency_S: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
-    presence_S: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
+    mirror_RL: Tensor
+    history_RV: Tensor
+    bias_RV: Tensor
+    rows_S: Int64
+    biased_S: Bool
+    penalised_S: Bool
+    repetition_S: Float32
+    frequency_S: Float32
+    presence_S: Float32
+    first_S: Int64
+    length_S: Int64
+    bad_words: BadWords | None
+    masked: Int64
+    bits_MW: npt.NDArray[np.int32] | None
+
+    @property
+    def none(self) -> bool:
+        """Nobody wants anything."""
+        some = self.biased_S.any() or self.penalised_S.any()
+        return not some and self.bad_words is None and self.bits_MW is None
 
 
-def token_bias(sampling: SamplingParams, vocab: int, device: torch.device) -> Tensor | None:
-    """What is added to each token's logit for as long as the request lives, or None. Float32 [V]."""
-    forbidden = [word[0] for word in sampling.bad_words if len(word) == 1]
-    if not sampling.logit_bias and not forbidden and sampling.allowed_token_ids is None:
-        return None
-    bias = np.zeros(vocab, np.float32)
-    if sampling.allowed_token_ids is not None:
-        bias[:] = -np.inf
-        bias[list(sampling.allowed_token_ids)] = 0
-    for token, value in sampling.logit_bias.items():
-        bias[token] += value
-    bias[forbidden] = -np.inf
-    return torch.from_numpy(bias).to(device)
-
-
-def adjust(logits_SV: Tensor, mirror: Tensor, wanted: Adjustments) -> Tensor:
-    """The adjusted logits; ``logits_SV`` may be overwritten. ``mirror`` holds token ids by cell."""
-    device, vocab = logits_SV.device, logits_SV.shape[1]
-
-    def there(array: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    if wanted.bias or wanted.seen or wanted.generated:
-        logits_SV = logits_SV.float().contiguous()  # sums must not round as bfloat16 does
-    if wanted.bias:
-        rows = there(np.array([row for row, _ in wanted.bias]))
-        logits_SV.index_add_(0, rows, torch.stack([bias for _, bias in wanted.bias]))
-    if (words := wanted.bad_words) is not None:
-        want, cells = there(words.prefix_WL), there(words.cells_WL)
-        found = mirror[cells.clamp(min=0)].long()
-        ends = ((found == want) | (cells < 0)).all(-1)
-        ban_W = torch.where(ends, -torch.inf, 0.0).to(logits_SV.dtype)
-        logits_SV.index_put_((there(words.rows_W), there(words.last_W)), ban_W, accumulate=True)
-    for row, ids in wanted.banned:
-        logits_SV[row, list(ids)] = -torch.inf
-    flat = logits_SV.view(-1)
-    if (seen := wanted.seen) is not None:
-        at = there(seen.rows_H) * vocab + mirror[there(seen.cells_H)]
-        value, by = flat[at], there(wanted.repetition_S[seen.rows_H])
-        # A token that is there twice is written twice, with the same value.
-        flat[at] = torch.where(value > 0, value / by, value * by)
-    if (generated := wanted.generated) is not None:
-        at = there(generated.rows_H) * vocab + mirror[there(generated.cells_H)]
-        flat.index_put_((at,), -there(wanted.frequency_S[generated.rows_H]), accumulate=True)
-        flat[at] = flat[at] - there(wanted.presence_S[generated.rows_H])
+def adjust(logits_SV: Tensor, wanted: Adjustments) -> Tensor:
+    """The adjusted logits; ``logits_SV`` may be overwritten. Rows that want nothing keep their values."""
+    if wanted.none:
+        return logits_SV
+    logits_SV = logits_SV.float().contiguous()  # sums must not round as bfloat16 does
+    biased = np.flatnonzero(wanted.biased_S)
+    if biased.size:
+        bias_BV = wanted.bias_RV.index_select(0, _there(wanted.rows_S[biased], logits_SV))
+        logits_SV.index_add_(0, _there(biased, logits_SV), bias_BV)
+    if wanted.bits_MW is not None:
+        rows = _there(wanted.masked, logits_SV)
+        banned_MV = _banned(wanted.bits_MW, logits_SV)
+        logits_SV[rows] = logits_SV.index_select(0, rows).masked_fill_(banned_MV, -torch.inf)
+    if wanted.bad_words is not None:
+        ban(logits_SV, wanted.mirror_RL.view(-1), wanted.bad_words)
+    penalised = np.flatnonzero(wanted.penalised_S)
+    if penalised.size:
+        _penalise(logits_SV, penalised, wanted)
     return logits_SV
+
+
+def _penalise(logits_SV: Tensor, chosen: Int64, wanted: Adjustments) -> None:
+    """A token that is there twice is written twice, with the same value."""
+    vocab, width = logits_SV.shape[1], wanted.mirror_RL.shape[1]
+    first, rows = wanted.first_S[chosen], wanted.rows_S[chosen]
+    count = wanted.length_S[chosen] - first
+    owner_H = np.repeat(np.arange(len(chosen)), count)
+    begin = np.cumsum(count) - count
+    cells_H = np.arange(len(owner_H)) + (rows * width + first - begin)[owner_H]
+    token_H = wanted.mirror_RL.view(-1)[_there(cells_H, logits_SV)]
+    history_H = wanted.history_RV.view(-1)[_there((rows * vocab)[owner_H], logits_SV) + token_H]
+    count_H = history_H & (IN_PROMPT - 1)
+    repetition_H, frequency_H, presence_H = (
+        _there(values[chosen][owner_H], logits_SV)
+        for values in (wanted.repetition_S, wanted.frequency_S, wanted.presence_S)
+    )
+    flat, at = logits_SV.view(-1), _there((chosen * vocab)[owner_H], logits_SV) + token_H
+    value = flat[at]
+    value = torch.where(value > 0, value / repetition_H, value * repetition_H)
+    flat[at] = value - frequency_H * count_H - presence_H * (count_H > 0)
+
+
+def _banned(bits_MW: npt.NDArray[np.int32], like: Tensor) -> Tensor:
+    """Bool [M, V]: what a packed mask does not allow."""
+    if like.is_cuda:
+        shift = torch.arange(32, device=like.device, dtype=torch.int32)
+        bits = (_there(bits_MW, like)[:, :, None] >> shift) & 1
+        return bits.view(len(bits_MW), -1)[:, : like.shape[1]] == 0
+    banned = np.unpackbits((~bits_MW).view(np.uint8), axis=1, count=like.shape[1], bitorder="little")
+    return torch.from_numpy(banned).view(torch.bool)
+
+
+def _there(array: npt.NDArray[np.generic], like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like.device, non_blocking=True)

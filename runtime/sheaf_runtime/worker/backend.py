@@ -12,6 +12,7 @@ from torch import Tensor
 from sheaf_runtime.config import AttentionBackend
 from sheaf_runtime.models.config import AttentionConfig, DecoderConfig
 from sheaf_runtime.models.layers import TORCH_OPS, Ops
+from sheaf_runtime.worker.adjust import Adjustments, adjust
 from sheaf_runtime.worker.attention import TorchAttention
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
@@ -96,10 +97,10 @@ def make_attention(
     return TritonAttention(caches, layout, config, max_num_seqs)
 
 
-def sample_tokens(backend: Backend, logits_SV: Tensor, rows: SamplingRows) -> Tensor:
-    """Token ids [S] (int64). ``logits_SV`` may be overwritten."""
+def choose_tokens(backend: Backend, logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows) -> Tensor:
+    """Token ids [S] (int64), -1 where there is nothing to choose from. ``logits_SV`` may be overwritten."""
     if backend == "torch":
-        return sample(logits_SV, rows)
-    from sheaf_runtime.worker.triton_backend import sample_with_triton
+        return sample(adjust(logits_SV, wanted), rows)
+    from sheaf_runtime.worker.triton_backend import choose_with_triton
 
-    return sample_with_triton(logits_SV, rows)
+    return choose_with_triton(logits_SV, wanted, rows)

@@ -16,10 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sheaf_runtime.protocol.sampling import SamplingParams
-from sheaf_runtime.worker.adjust import Adjustments, BadWords, Penalised, adjust, token_bias
+from sheaf_runtime.worker.failures import is_device_failure
 from sheaf_runtime.worker.plan import NewRequest, Scheduled, StepPlan
-from sheaf_runtime.worker.sampler import SamplingRows, uniform
+from sheaf_runtime.worker.sampling_state import SamplingState
 
 logger = logging.getLogger(__name__)
 Int32 = npt.NDArray[np.int32]
@@ -56,43 +55,46 @@ class StepInputs:
 class SampleTargets:
     """The requests of the step that get a token: S of them.
 
-    ``logit_rows_S`` are rows of T; ``cells_S`` is where each token goes in the mirror. ``logprobs`` has what
-    each request asked for. ``failed`` names rows that could not be prepared, and why.
+    ``rows_S`` are rows of the mirror that hold ``length_S`` tokens so far; ``logit_rows_S`` are rows of T.
+    ``logprobs`` has what each request asked for.
     """
 
     requests: list[Scheduled]
+    rows_S: Int64
+    length_S: Int64
     logit_rows_S: Tensor
-    cells_S: Tensor
-    sampling: SamplingRows
-    adjustments: Adjustments
     logprobs: list[int | None]
-    failed: dict[int, str]
+
+    def one(self, index: int) -> SampleTargets:
+        part = slice(index, index + 1)
+        return SampleTargets(
+            self.requests[part],
+            self.rows_S[part],
+            self.length_S[part],
+            self.logit_rows_S[part],
+            self.logprobs[part],
+        )
 
 
 @dataclass(frozen=True)
-class ScoreTargets:
-    """Prompt tokens whose log-probabilities the step can tell: N places, those of a request together.
+class ScoreTarget:
+    """N prompt tokens of one request whose log-probabilities the step can tell, with ``top`` likely tokens
+    beside each: ``tokens_N`` follow ``rows`` of T."""
 
-    ``logit_rows_N`` are rows of T; ``tokens_N`` follow them. ``counts`` and ``tops`` belong to ``requests``:
-    how many places, and how many likely tokens beside each.
-    """
-
-    requests: list[Scheduled]
-    counts: list[int]
-    tops: list[int]
-    logit_rows_N: Tensor
+    request: Scheduled
+    top: int
+    rows: slice
     tokens_N: Tensor
 
 
 @dataclass
 class _Row:
-    """``bias`` is what ``adjust.token_bias`` made of it; ``failed`` says why it could not be prepared."""
+    """``failed`` says why the request can get no token."""
 
     index: int
     epoch: int
     request: NewRequest
     num_pages: list[int]  # of each KV group
-    bias: Tensor | None = None
     failed: str | None = None
 
 
@@ -110,14 +112,18 @@ class Batch:
         eos_token_ids: tuple[int, ...],
         device: torch.device,
     ) -> None:
-        self._vocab_size = vocab_size
         self._block_size = block_size
-        self._eos = eos_token_ids
         self._device = device
         self._width = max_len + 1  # the last sampled token has a cell too, though it is never computed
         self._token_ids = torch.zeros(max_num_seqs, self._width, dtype=torch.int32, device=device)
         width = -(-max_len // block_size)
         self._tables = [np.zeros((max_num_seqs, width), dtype=np.int32) for _ in range(num_groups)]
+        self.sampling = SamplingState(
+            max_num_seqs=max_num_seqs,
+            vocab_size=vocab_size,
+            eos_token_ids=eos_token_ids,
+            mirror_RL=self._token_ids,
+        )
         self._rows: dict[int, _Row] = {}
         self._free = list(range(max_num_seqs - 1, -1, -1))
 
@@ -125,6 +131,7 @@ class Batch:
         """Ended requests leave, new ones enter, new pages are appended."""
         for req_id in plan.ended:
             if (row := self._rows.pop(req_id, None)) is not None:
+                self.sampling.leave(row.index)
                 self._free.append(row.index)
         for new in plan.new:
             self._enter(new)
@@ -139,20 +146,28 @@ class Batch:
     def _enter(self, new: NewRequest) -> None:
         assert new.req_id not in self._rows
         index = self._free.pop()
-        self._token_ids[index, : len(new.token_ids)] = torch.tensor(new.token_ids, dtype=torch.int32)
         for table, pages in zip(self._tables, new.block_ids, strict=True):
             table[index, : len(pages)] = pages
-        row = _Row(index, new.epoch, new, [len(pages) for pages in new.block_ids])
-        self._rows[new.req_id] = row
+        self._rows[new.req_id] = _Row(index, new.epoch, new, [len(pages) for pages in new.block_ids])
         try:
-            row.bias = token_bias(new.sampling, self._vocab_size, self._device)
+            self._token_ids[index, : len(new.token_ids)] = torch.tensor(new.token_ids, dtype=torch.int32)
+            self.sampling.enter(index, new)
         except Exception as error:  # whatever this request asks for, the others of the step go on
-            logger.exception("a request could not be prepared")
-            row.failed = f"the request could not be prepared: {type(error).__name__}: {error}"
+            self.fail(new.req_id, "prepared", error)
 
-    def step_inputs(
-        self, scheduled: list[Scheduled]
-    ) -> tuple[StepInputs, SampleTargets, ScoreTargets | None]:
+    def fail(self, req_id: int, stage: str, error: Exception) -> None:
+        """The request gets an error instead of its next token. Raises ``error`` if it is the device's."""
+        if is_device_failure(error):
+            raise error
+        logger.error("a request could not be %s", stage, exc_info=error)
+        row = self._rows[req_id]
+        row.failed = f"the request could not be {stage}: {type(error).__name__}: {error}"
+        self.sampling.leave(row.index)
+
+    def failure(self, req_id: int) -> str | None:
+        return self._rows[req_id].failed
+
+    def step_inputs(self, scheduled: list[Scheduled]) -> tuple[StepInputs, SampleTargets, list[ScoreTarget]]:
         """``scheduled`` is not empty; ``apply`` has run."""
         order = sorted(scheduled, key=lambda s: (s.num_tokens > 1, s.start + s.num_tokens))
         mirrored = [self._rows[s.req_id] for s in order]
@@ -184,110 +199,34 @@ class Batch:
             groups=groups,
         )
         chosen = np.array([i for i, s in enumerate(order) if s.sample], dtype=np.int64)
-        sampled = [order[i] for i in chosen]
-        held = [self._rows[s.req_id] for s in sampled]
-        failed = {i: row.failed for i, row in enumerate(held) if row.failed is not None}
-        params = [_GREEDY if i in failed else row.request.sampling for i, row in enumerate(held)]
         targets = SampleTargets(
-            requests=sampled,
+            requests=[order[i] for i in chosen],
+            rows_S=rows[chosen],
+            length_S=context_len[chosen],
             logit_rows_S=self._to_device(query_start[chosen + 1] - 1),
-            cells_S=self._to_device(rows[chosen] * self._width + context_len[chosen]),
-            sampling=_sampling(params, held, context_len[chosen]),
-            adjustments=self._adjustments(params, held, context_len[chosen]),
-            logprobs=[p.logprobs for p in params],
-            failed=failed,
+            logprobs=[mirrored[i].request.sampling.logprobs for i in chosen],
         )
         return inputs, targets, self._to_score(order, query_start)
 
-    def _adjustments(self, params: list[SamplingParams], held: list[_Row], length_S: Int64) -> Adjustments:
-        """``length_S``: tokens so far, the new one's place."""
-        banned = []
-        for i, (p, row) in enumerate(zip(params, held, strict=True)):
-            ends = (*p.stop_token_ids, *(() if p.ignore_eos else self._eos))
-            if ends and length_S[i] - row.request.num_prompt_tokens < p.min_tokens:
-                banned.append((i, ends))
-        repeated = [i for i, p in enumerate(params) if p.repetition_penalty != 1]
-        counted = [i for i, p in enumerate(params) if p.frequency_penalty or p.presence_penalty]
-        return Adjustments(
-            banned=banned,
-            bias=[(i, row.bias) for i, row in enumerate(held) if row.bias is not None and not row.failed],
-            bad_words=self._bad_words(params, held, length_S),
-            seen=self._history(repeated, held, length_S, [0] * len(held)),
-            generated=self._history(counted, held, length_S, [r.request.num_prompt_tokens for r in held]),
-            repetition_S=np.array([p.repetition_penalty for p in params], np.float32),
-            frequency_S=np.array([p.frequency_penalty for p in params], np.float32),
-            presence_S=np.array([p.presence_penalty for p in params], np.float32),
-        )
-
-    def _history(
-        self, chosen: list[int], held: list[_Row], length_S: Int64, first_S: list[int]
-    ) -> Penalised | None:
-        """The mirror's cells of the chosen rows, from position ``first_S`` on."""
-        cells = [held[i].index * self._width + np.arange(first_S[i], length_S[i]) for i in chosen]
-        rows = np.repeat(np.array(chosen, np.int64), [len(c) for c in cells])
-        return Penalised(rows, np.concatenate(cells)) if rows.size else None
-
-    def _bad_words(self, params: list[SamplingParams], held: list[_Row], length_S: Int64) -> BadWords | None:
-        """Those of several tokens whose last could come now; single tokens are a bias."""
-        found = [
-            (i, word)
-            for i, (p, row) in enumerate(zip(params, held, strict=True))
-            for word in p.bad_words
-            if 1 < len(word) <= length_S[i] - row.request.num_prompt_tokens + 1
-        ]
-        if not found:
-            return None
-        longest = max(len(word) for _, word in found) - 1
-        prefix = np.full((len(found), longest), -1, np.int64)
-        cells = np.full((len(found), longest), -1, np.int64)
-        for w, (i, word) in enumerate(found):
-            size = len(word) - 1
-            prefix[w, :size] = word[:-1]
-            cells[w, :size] = held[i].index * self._width + np.arange(length_S[i] - size, length_S[i])
-        rows = np.array([i for i, _ in found], np.int64)
-        return BadWords(rows, np.array([word[-1] for _, word in found], np.int64), prefix, cells)
-
-    def _to_score(self, order: list[Scheduled], query_start: Int64) -> ScoreTargets | None:
-        requests, counts, tops, at, cells = [], [], [], [], []
-        for i, item in enumerate(order):
+    def _to_score(self, order: list[Scheduled], query_start: Int64) -> list[ScoreTarget]:
+        targets = []
+        for item, first in zip(order, query_start, strict=False):
             row = self._rows[item.req_id]
             top = row.request.sampling.prompt_logprobs
             # What follows the last token of the prompt is output.
             count = min(item.num_tokens, row.request.num_prompt_tokens - 1 - item.start)
-            if top is None or count < 1:
+            if top is None or count < 1 or row.failed is not None:
                 continue
-            requests.append(item)
-            counts.append(count)
-            tops.append(top)
-            at.append(query_start[i] + np.arange(count))
-            cells.append(row.index * self._width + item.start + 1 + np.arange(count))
-        if not requests:
-            return None
-        tokens = self._token_ids.view(-1)[self._to_device(np.concatenate(cells))]
-        return ScoreTargets(requests, counts, tops, self._to_device(np.concatenate(at)), tokens)
+            tokens_N = self._token_ids[row.index, item.start + 1 : item.start + 1 + count]
+            targets.append(ScoreTarget(item, top, slice(first, first + count), tokens_N))
+        return targets
 
-    def adjust(self, logits_SV: Tensor, wanted: Adjustments) -> Tensor:
-        """The logits as the requests want them; ``logits_SV`` may be overwritten."""
-        return adjust(logits_SV, self._token_ids.view(-1), wanted)
-
-    def append(self, cells_S: Tensor, tokens_S: Tensor) -> None:
+    def append(self, targets: SampleTargets, tokens_S: Tensor) -> None:
         """Write sampled tokens into the mirror; where there is none (-1), any id serves until the request has
         ended."""
+        cells_S = self._to_device(targets.rows_S * self._width + targets.length_S)
         self._token_ids.view(-1).index_copy_(0, cells_S, tokens_S.clamp(min=0).to(torch.int32))
+        self.sampling.count(targets.rows_S, tokens_S)
 
     def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
-
-
-_GREEDY = SamplingParams(temperature=0.0)
-
-
-def _sampling(params: list[SamplingParams], held: list[_Row], length_S: Int64) -> SamplingRows:
-    positions = [int(n) - row.request.num_prompt_tokens for n, row in zip(length_S, held, strict=True)]
-    return SamplingRows(
-        temperature=np.array([0.0 if p.greedy else p.temperature for p in params], dtype=np.float32),
-        top_k=np.array([p.top_k for p in params], dtype=np.int64),
-        top_p=np.array([p.top_p for p in params], dtype=np.float64),
-        min_p=np.array([p.min_p for p in params], dtype=np.float32),
-        uniform=uniform([p.seed or 0 for p in params], positions),
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sheaf_runtime.worker.masks import TokenMasks
 from sheaf_runtime.worker.plan import KVGroup, StepPlan, StepResult
 
 
@@ -34,7 +35,8 @@ class Executor(Protocol):
     """Steps run strictly in the order of ``launch``; ``collect`` returns results in that same order.
 
     ``launch`` enqueues the forward pass and returns at once; ``sample`` enqueues the sampler for the plan
-    launched last, so that grammar masks (computed on the CPU while the forward runs) reach only it.
+    launched last, so that grammar masks (computed on the CPU while the forward runs) reach only it: they say
+    which tokens some of its requests may get.
     ``collect`` blocks until the oldest uncollected step is complete. At pipeline depth 1 the engine
     launches step N+1 before it collects step N.
     """
@@ -42,7 +44,7 @@ class Executor(Protocol):
     @property
     def info(self) -> ModelInfo: ...
     def launch(self, plan: StepPlan) -> None: ...
-    def sample(self) -> None: ...
+    def sample(self, masks: TokenMasks | None = None) -> None: ...
     def collect(self) -> StepResult: ...
     def warm_up(self) -> None: ...
     def close(self) -> None: ...

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.worker.loading import LoadedModel, dtype_name, load_model, resolve_device
+from sheaf_runtime.worker.masks import TokenMasks
 from sheaf_runtime.worker.memory import (
     RequestSize,
     available_memory,
@@ -88,8 +89,8 @@ class LocalExecutor:
     def launch(self, plan: StepPlan) -> None:
         self._launched.append([self._submit(self._running().forward, plan)])
 
-    def sample(self) -> None:
-        self._launched[-1].append(self._submit(self._running().sample))
+    def sample(self, masks: TokenMasks | None = None) -> None:
+        self._launched[-1].append(self._submit(self._running().sample, masks))
 
     def collect(self) -> StepResult:
         forward, sampled = self._launched.popleft()

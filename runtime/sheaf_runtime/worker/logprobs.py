@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sheaf_runtime.protocol.messages import TokenLogprobs
 
-# Logits of a long prompt are made for so many places at a time: a vocabulary wide, they are what is large.
-PLACES = 64
-LOWEST = -9999.0  # JSON has no infinity
+LOWEST = -9999.0  # JSON has neither infinity nor NaN
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Logprobs:
         columns = (self.tokens_N, self.logprob_N, self.rank_N, self.top_ids_NK, self.top_logprobs_NK)
         rows = zip(counts, *(column.tolist() for column in columns), strict=True)
         return [
-            TokenLogprobs(token, max(value, LOWEST), rank, ids[:k], [max(v, LOWEST) for v in top[:k]])
+            TokenLogprobs(token, _finite(value), rank, ids[:k], [_finite(v) for v in top[:k]])
             for k, token, value, rank, ids, top in rows
         ]
 
@@ -50,11 +47,5 @@ def logprobs_of(logits_NV: Tensor, tokens_N: Tensor, most: int) -> Logprobs:
     return Logprobs(tokens_N, own_N1.squeeze(1), rank_N, ids_NK, values_NK)
 
 
-def score(logits: Callable[[Tensor], Tensor], hidden_NC: Tensor, tokens_N: Tensor, most: int) -> Logprobs:
-    """Log-probabilities of the tokens that followed N places of prompts, piece by piece."""
-    pieces = [
-        logprobs_of(logits(hidden_NC[i : i + PLACES]), tokens_N[i : i + PLACES], most)
-        for i in range(0, len(tokens_N), PLACES)
-    ]
-    names = Logprobs.__dataclass_fields__
-    return Logprobs(*(torch.cat([getattr(piece, name) for piece in pieces]) for name in names))
+def _finite(value: float) -> float:
+    return value if value > LOWEST else LOWEST  # NaN is not

@@ -9,7 +9,6 @@ Legend: S requests that get a token, V vocabulary, N candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +35,14 @@ class SamplingRows:
     uniform: npt.NDArray[np.float64]
 
 
-def uniform(seeds: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
+def as_seed(seed: int) -> int:
+    """Any integer is a seed: that of its lowest 64 bits."""
+    return seed & 0xFFFFFFFFFFFFFFFF
+
+
+def uniform(seed_S: npt.NDArray[np.uint64], position_S: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each (seed, output position): splitmix64's finaliser applied to both in turn."""
-    seed = np.array([s & 0xFFFFFFFFFFFFFFFF for s in seeds], dtype=np.uint64)
-    bits = _mix(_mix(seed) + np.array(positions, dtype=np.uint64))
+    bits = _mix(_mix(seed_S) + position_S.astype(np.uint64))
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sheaf_runtime.models.config import AttentionConfig
 from sheaf_runtime.models.layers import Ops
+from sheaf_runtime.worker.adjust import Adjustments, adjust
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.sampler import SamplingRows, keep_likely
@@ -107,8 +108,9 @@ class TritonAttention:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
-def sample_with_triton(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
-    """``worker.sampler.sample`` without a visit to the host."""
+def choose_with_triton(logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows) -> Tensor:
+    """``worker.backend.choose_tokens`` without a visit to the host."""
+    logits_SV = adjust(logits_SV, wanted)
     best_S = logits_SV.amax(dim=-1)
     valid_S = best_S.isfinite()
     logits_SV.masked_fill_(~valid_S[:, None], 0.0)

@@ -1,0 +1,122 @@
+"""From a step's logits to its tokens: all requests at once, and where that fails one by one, so that the
+request whose data make it fail ends alone.
+
+Legend: S requests that get a token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sheaf_runtime.worker.backend import Backend, choose_tokens
+from sheaf_runtime.worker.batch import Batch, SampleTargets
+from sheaf_runtime.worker.failures import is_device_failure
+from sheaf_runtime.worker.logprobs import Logprobs, logprobs_of
+from sheaf_runtime.worker.masks import TokenMasks
+from sheaf_runtime.worker.plan import SampledTokens
+
+logger = logging.getLogger(__name__)
+NO_NUMBERS = (
+    "the model's logits for this request are not numbers, or what it allows and forbids leaves no token: "
+    "nothing can be chosen"
+)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Tokens of some requests of a step, and the log-probabilities of those that asked. Tensors may still be
+    on their way to the host. ``errors`` says, by request, why it gets none."""
+
+    targets: SampleTargets
+    tokens_S: Tensor
+    logprobs: Logprobs | None
+    errors: dict[int, str]
+
+    def mapped(self, move: Callable[[Tensor], Tensor]) -> Chosen:
+        logprobs = None if self.logprobs is None else self.logprobs.mapped(move)
+        return replace(self, tokens_S=move(self.tokens_S), logprobs=logprobs)
+
+    def sampled(self) -> list[SampledTokens]:
+        wanted = [k for k in self.targets.logprobs if k is not None]
+        logprobs = iter(self.logprobs.tolist(wanted) if self.logprobs is not None else [])
+        made = []
+        for item, k, token in zip(
+            self.targets.requests, self.targets.logprobs, self.tokens_S.tolist(), strict=True
+        ):
+            own = [next(logprobs)] if k is not None and self.logprobs is not None else []
+            error = self.errors.get(item.req_id) or (NO_NUMBERS if token < 0 else None)
+            made.append(
+                SampledTokens(
+                    req_id=item.req_id,
+                    epoch=item.epoch,
+                    token_ids=[] if error else [token],
+                    logprobs=[] if error else own,
+                    error=error,
+                )
+            )
+        return made
+
+
+class TokenChooser:
+    def __init__(self, backend: Backend, batch: Batch) -> None:
+        self._backend = backend
+        self._batch = batch
+
+    def choose(
+        self,
+        targets: SampleTargets,
+        logits_SV: Tensor,
+        again: Callable[[], Tensor],
+        masks: TokenMasks | None,
+    ) -> list[Chosen]:
+        """``logits_SV`` may be overwritten; ``again`` makes them anew. Raises what the device raises."""
+        try:
+            parts = [self._together(targets, logits_SV, masks)]
+        except Exception as error:
+            if is_device_failure(error):
+                raise
+            logger.warning("a step's tokens could not be chosen together (%s): one by one", error)
+            logits_SV = again()
+            parts = [
+                self._alone(targets.one(i), logits_SV[i : i + 1], masks) for i in range(len(targets.requests))
+            ]
+        for part in parts:
+            self._batch.append(part.targets, part.tokens_S)
+        return parts
+
+    def _together(self, targets: SampleTargets, logits_SV: Tensor, masks: TokenMasks | None) -> Chosen:
+        state = self._batch.sampling
+        rows, length = targets.rows_S, targets.length_S
+        req_ids = [item.req_id for item in targets.requests]
+        asked = [i for i, k in enumerate(targets.logprobs) if k is not None]
+        # They are the model's own, so a copy is kept from what is adjusted.
+        own_LV = logits_SV[asked] if asked else None
+        tokens_S = choose_tokens(
+            self._backend,
+            logits_SV,
+            state.adjustments(rows, length, req_ids, masks),
+            state.parameters(rows, length),
+        )
+        logprobs = None
+        if own_LV is not None:
+            most = max(k for k in targets.logprobs if k is not None)
+            logprobs = logprobs_of(own_LV, tokens_S[asked].clamp(min=0), most)
+        failures = {req_id: self._batch.failure(req_id) for req_id in req_ids}
+        errors = {req_id: why for req_id, why in failures.items() if why is not None}
+        return Chosen(targets, tokens_S, logprobs, errors)
+
+    def _alone(self, target: SampleTargets, logits_1V: Tensor, masks: TokenMasks | None) -> Chosen:
+        try:
+            return self._together(target, logits_1V, masks)
+        except Exception as error:
+            (item,) = target.requests
+            self._batch.fail(item.req_id, "given a token", error)
+            none = torch.full((1,), -1, dtype=torch.int64, device=logits_1V.device)
+            why = self._batch.failure(item.req_id)
+            assert why is not None
+            return Chosen(target, none, None, {item.req_id: why})

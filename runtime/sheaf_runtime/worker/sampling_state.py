@@ -1,0 +1,203 @@
+"""What the running requests want of the sampler, by row of the worker's mirror and from step to step.
+
+It is made when a request enters, where whatever is wrong with it concerns nobody else. A step then picks the
+rows that it needs, without a look at single requests, and adds the tokens it has chosen.
+
+Legend: R rows, S requests that get a token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.worker.adjust import IN_PROMPT, Adjustments
+from sheaf_runtime.worker.bad_words import BadWordTable
+from sheaf_runtime.worker.masks import TokenMasks, packed_width
+from sheaf_runtime.worker.plan import NewRequest
+from sheaf_runtime.worker.sampler import SamplingRows, as_seed, uniform
+
+Int64 = npt.NDArray[np.int64]
+ROW = np.dtype(
+    [
+        ("temperature", np.float32),
+        ("top_k", np.int64),
+        ("top_p", np.float64),
+        ("min_p", np.float32),
+        ("seed", np.uint64),
+        ("repetition", np.float32),
+        ("frequency", np.float32),
+        ("presence", np.float32),
+        ("prompt", np.int64),  # tokens
+        ("free_from", np.int64),  # output position from which on end tokens may come; 0: they always may
+        ("biased", np.bool_),
+        ("penalised", np.bool_),
+    ]
+)
+GREEDY = np.array((0, 0, 1, 0, 0, 1, 0, 0, 0, 0, False, False), ROW)
+
+
+class SamplingState:
+    """``mirror_RL`` holds the tokens of each row, ``history_RV`` how often each token came out of it (and
+    ``IN_PROMPT``), ``bias_RV`` what is added to its logits: -inf for what must not come now."""
+
+    def __init__(
+        self, *, max_num_seqs: int, vocab_size: int, eos_token_ids: tuple[int, ...], mirror_RL: Tensor
+    ) -> None:
+        self._vocab = vocab_size
+        self._eos = eos_token_ids
+        self._mirror_RL = mirror_RL
+        self._rows = np.full(max_num_seqs, GREEDY)
+        self._waiting: dict[int, SamplingParams] = {}  # rows whose end tokens must not come yet
+        self._bad_words = BadWordTable(mirror_RL.shape[1])
+        shape, device = (max_num_seqs, vocab_size), mirror_RL.device
+        # On CPU the memory is taken page by page, as rows need it.
+        self._history_RV = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._bias_RV = torch.zeros(shape, dtype=torch.float32, device=device)
+
+    def enter(self, row: int, request: NewRequest) -> None:
+        """Raises whatever this request's data make it raise; the row is greedy then."""
+        self.leave(row)
+        s, prompt = request.sampling, request.num_prompt_tokens
+        ends = (*s.stop_token_ids, *(() if s.ignore_eos else self._eos))
+        waits = bool(ends) and len(request.token_ids) - prompt < s.min_tokens
+        bias_V = token_bias(s, self._vocab, ends if waits else ())
+        penalised = s.repetition_penalty != 1 or bool(s.frequency_penalty or s.presence_penalty)
+        made = np.array(
+            (
+                0.0 if s.greedy else s.temperature,
+                s.top_k,
+                s.top_p,
+                s.min_p,
+                as_seed(s.seed or 0),
+                s.repetition_penalty,
+                s.frequency_penalty,
+                s.presence_penalty,
+                prompt,
+                s.min_tokens if waits else 0,
+                bias_V is not None,
+                penalised,
+            ),
+            ROW,
+        )
+        if bias_V is not None:
+            self._bias_RV[row] = torch.from_numpy(bias_V)
+        if penalised:
+            self._history_RV[row] = torch.from_numpy(_history(request, self._vocab))
+        self._bad_words.enter(row, s.bad_words)
+        if waits:
+            self._waiting[row] = s
+        self._rows[row] = made
+
+    def leave(self, row: int) -> None:
+        """A row that wants nothing: greedy."""
+        self._rows[row] = GREEDY
+        self._waiting.pop(row, None)
+        self._bad_words.leave(row)
+
+    def parameters(self, rows_S: Int64, length_S: Int64) -> SamplingRows:
+        """``length_S``: tokens so far, the new one's place."""
+        picked = self._rows[rows_S]
+        return SamplingRows(
+            temperature=_column(picked, "temperature"),
+            top_k=_column(picked, "top_k"),
+            top_p=_column(picked, "top_p"),
+            min_p=_column(picked, "min_p"),
+            uniform=uniform(picked["seed"], length_S - picked["prompt"]),
+        )
+
+    def adjustments(
+        self, rows_S: Int64, length_S: Int64, req_ids: list[int], masks: TokenMasks | None
+    ) -> Adjustments:
+        picked = self._rows[rows_S]
+        position_S = length_S - picked["prompt"]
+        due = (picked["free_from"] > 0) & (position_S >= picked["free_from"])
+        if due.any():
+            for row in rows_S[due]:
+                self._free(int(row))
+            picked = self._rows[rows_S]
+        masked, bits = self._masked(req_ids, masks)
+        # Only a repetition penalty asks about the prompt.
+        first_S = np.where(picked["repetition"] != 1, 0, picked["prompt"])
+        return Adjustments(
+            mirror_RL=self._mirror_RL,
+            history_RV=self._history_RV,
+            bias_RV=self._bias_RV,
+            rows_S=rows_S,
+            biased_S=_column(picked, "biased"),
+            penalised_S=_column(picked, "penalised"),
+            repetition_S=_column(picked, "repetition"),
+            frequency_S=_column(picked, "frequency"),
+            presence_S=_column(picked, "presence"),
+            first_S=first_S,
+            length_S=length_S,
+            bad_words=self._bad_words.find(rows_S, position_S, length_S),
+            masked=masked,
+            bits_MW=bits,
+        )
+
+    def count(self, rows_S: Int64, tokens_S: Tensor) -> None:
+        """Tokens that have come out, one a row; -1 for none."""
+        wanted = np.flatnonzero(self._rows["penalised"][rows_S])
+        if wanted.size:
+            index = torch.from_numpy(wanted).to(tokens_S.device)
+            starts = torch.from_numpy(rows_S[wanted] * self._vocab).to(tokens_S.device)
+            at = starts + tokens_S[index].clamp(min=0)
+            self._history_RV.view(-1).index_add_(0, at, torch.ones_like(at, dtype=torch.int32))
+
+    def _free(self, row: int) -> None:
+        """End tokens may come from now on."""
+        bias_V = token_bias(self._waiting.pop(row), self._vocab)
+        if bias_V is not None:
+            self._bias_RV[row] = torch.from_numpy(bias_V)
+        self._rows["biased"][row], self._rows["free_from"][row] = bias_V is not None, 0
+
+    def _masked(
+        self, req_ids: list[int], masks: TokenMasks | None
+    ) -> tuple[Int64, npt.NDArray[np.int32] | None]:
+        """Which rows of the step have a mask, and these."""
+        if masks is None:
+            return np.empty(0, np.int64), None
+        given = {req_id: m for m, req_id in enumerate(masks.req_ids)}
+        pairs = [(s, given[req_id]) for s, req_id in enumerate(req_ids) if req_id in given]
+        if not pairs:
+            return np.empty(0, np.int64), None
+        width = packed_width(self._vocab)
+        if masks.bits_MW.shape[1] != width:
+            raise ValueError(f"a token mask has {masks.bits_MW.shape[1]} words, the vocabulary needs {width}")
+        rows, chosen = np.array(pairs).T
+        return rows, masks.bits_MW[chosen]
+
+
+def token_bias(
+    sampling: SamplingParams, vocab: int, withheld: tuple[int, ...] = ()
+) -> npt.NDArray[np.float32] | None:
+    """What is added to each token's logit, [V], or None. ``withheld`` tokens must not come."""
+    forbidden = [word[0] for word in sampling.bad_words if len(word) == 1] + list(withheld)
+    if not sampling.logit_bias and not forbidden and sampling.allowed_token_ids is None:
+        return None
+    bias = np.zeros(vocab, np.float32)
+    if sampling.allowed_token_ids is not None:
+        bias[:] = -np.inf
+        bias[list(sampling.allowed_token_ids)] = 0
+    for token, value in sampling.logit_bias.items():
+        bias[token] += value
+    bias[forbidden] = -np.inf
+    return bias
+
+
+def _history(request: NewRequest, vocab: int) -> npt.NDArray[np.int32]:
+    ids = np.array(request.token_ids, np.int64)
+    prompt, output = ids[: request.num_prompt_tokens], ids[request.num_prompt_tokens :]
+    history = np.bincount(output, minlength=vocab).astype(np.int32)
+    history[prompt] |= IN_PROMPT
+    return history
+
+
+def _column(rows: npt.NDArray[np.void], name: str) -> npt.NDArray[Any]:
+    return rows[name].copy()  # torch takes no field of a record

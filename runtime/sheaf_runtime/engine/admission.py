@@ -54,8 +54,6 @@ def _refuse_sampling(request: AddRequest, limits: Limits) -> Refusal | None:
     for value in s.logit_bias.values():
         if refusal := refuse_number("logit_bias", value):
             return refusal
-    if s.grammar is not None:
-        return Refusal(f"{s.grammar.kind}: not supported yet.", s.grammar.param)
     if s.allowed_token_ids == ():
         return Refusal("allowed_token_ids is empty: nothing could come out.", "allowed_token_ids")
     return (

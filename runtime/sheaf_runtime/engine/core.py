@@ -10,6 +10,8 @@ from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine.admission import Limits, refuse
 from sheaf_runtime.engine.request import Request, derive_seed
 from sheaf_runtime.engine.scheduler import Output, Scheduler
+from sheaf_runtime.engine.structured import Structured
+from sheaf_runtime.grammar.compiler import Compiler
 from sheaf_runtime.protocol.messages import Accepted, AddRequest, EngineReady, EngineStats, Rejected
 from sheaf_runtime.worker.executor import Executor
 
@@ -45,6 +47,8 @@ class EngineCore:
         pool_tokens = self.scheduler.kv.max_tokens()
         self._limits = Limits(info.vocab_size, info.max_model_len, pool_tokens)
         self._requests: dict[tuple[bytes, str], Request] = {}
+        compiler = Compiler(config.model, info.vocab_size, info.eos_token_ids)
+        self.structured = Structured(compiler, info.vocab_size, info.eos_token_ids)
         self._num_added = 0
         self._num_seeds = 0
         self._iteration_tokens: list[int] = []
@@ -62,9 +66,10 @@ class EngineCore:
 
     # --- intake ---------------------------------------------------------------------------------------
 
-    def add(self, client: bytes, message: AddRequest) -> Accepted | Rejected:
+    def add(self, client: bytes, message: AddRequest) -> Accepted | Rejected | None:
+        """None: the answer comes from ``take_ready`` once the request's grammar has been compiled."""
         request_id = message.request_id
-        if (client, request_id) in self._requests:
+        if (client, request_id) in self._requests or self.structured.holds(client, request_id):
             return Rejected(
                 request_id=request_id,
                 reason="invalid",
@@ -79,7 +84,7 @@ class EngineCore:
         # Between steps new requests only wait; those that the next step can take at once are not queued.
         scheduler = self.scheduler
         free_seats = max(0, scheduler.max_num_seqs - len(scheduler.running))
-        if len(scheduler.waiting) >= self._max_num_queued + free_seats:
+        if len(scheduler.waiting) + self.structured.num_waiting >= self._max_num_queued + free_seats:
             return Rejected(
                 request_id=request_id,
                 reason="queue_full",
@@ -98,18 +103,34 @@ class EngineCore:
             eos_token_ids=self._executor.info.eos_token_ids,
             rope_switch=self._executor.info.rope_switch,
         )
-        if message.after is not None:
-            request.after = self._requests.get((client, message.after))
         self._num_added += 1
-        self._requests[client, request_id] = request
-        scheduler.add(request)
-        return Accepted(request_id=request_id)
+        if (grammar := message.sampling.grammar) is not None:
+            request.after_id = message.after
+            self.structured.wait_for(request, grammar, self._clock())
+            return None
+        return self._admit(request, message.after)
+
+    def _admit(self, request: Request, after: str | None) -> Accepted:
+        if after is not None:
+            request.after = self._requests.get((request.client, after))
+        self._requests[request.client, request.request_id] = request
+        self.scheduler.add(request)
+        return Accepted(request_id=request.request_id)
+
+    def take_ready(self) -> list[tuple[bytes, Accepted | Rejected]]:
+        """The answers to requests whose grammar has been compiled or refused, each with its client."""
+        return [
+            (request.client, refusal or self._admit(request, request.after_id))
+            for request, refusal in self.structured.take_ready(self._clock())
+        ]
 
     def abort(self, client: bytes, request_ids: Iterable[str]) -> None:
         """Unknown ids are ignored."""
         for request_id in request_ids:
+            self.structured.forget(client, request_id)
             request = self._requests.pop((client, request_id), None)
             if request is not None:
+                self.structured.end(request)
                 self.scheduler.abort(request)
 
     def reset_prefix_cache(self) -> None:
@@ -125,26 +146,38 @@ class EngineCore:
 
     @property
     def has_requests(self) -> bool:
-        return bool(self._requests)
+        return bool(self._requests or self.structured.num_waiting)
 
     def step(self) -> list[Output]:
         """Launch a step if one can be planned, then commit the oldest one if the pipeline is full.
 
-        With depth 1 the device always has the next step queued while the host commits the last one.
+        With depth 1 the device always has the next step queued while the host commits the last one. What a
+        grammar allows next depends on the tokens before: then the last step is committed while the next one's
+        forward runs, and masks and sampler follow.
         """
         scheduler = self.scheduler
         plan = scheduler.schedule(self._clock())
+        outputs: list[Output] = []
         if plan is not None:
             self._iteration_tokens.append(sum(s.num_tokens for s in plan.scheduled))
             self._executor.launch(plan)
-            self._executor.sample()
+            masks = None
+            if masked := self.structured.masked(plan):
+                while scheduler.num_in_flight > 1:
+                    outputs += self._commit()
+                masks = self.structured.masks(masked, {r.req_id: r for r in scheduler.running})
+            self._executor.sample(masks)
             if scheduler.num_in_flight <= self._depth:
-                return []
+                return outputs
         elif not scheduler.num_in_flight:
-            return []
+            return outputs
+        return outputs + self._commit()
+
+    def _commit(self) -> list[Output]:
+        """Wait for the oldest launched step and take in what came of it."""
         result = self._executor.collect()
-        now = self._clock()
-        outputs = scheduler.commit(result, now)
+        outputs = self.scheduler.commit(result, self._clock())
+        self.structured.take(outputs)
         for output in outputs:
             if output.finish_reason is not None:
                 del self._requests[output.request.client, output.request.request_id]
@@ -160,7 +193,7 @@ class EngineCore:
         return EngineStats(
             time=self._clock(),
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + self.structured.num_waiting,
             queued_tokens=scheduler.queued_tokens,
             oldest_arrival=scheduler.oldest_arrival,
             blocks_live=live,

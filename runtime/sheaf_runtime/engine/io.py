@@ -29,6 +29,7 @@ from sheaf_runtime.protocol.messages import (
 
 STATS_INTERVAL = 0.1  # seconds
 CHECK_AFTER_IDLE = 1.0  # seconds
+GRAMMAR_POLL = 0.005  # seconds between looks at grammars that are compiled, while nothing else happens
 FAREWELL = 2.0  # seconds to wait for a client's Hello, and for its last message to leave
 
 
@@ -102,12 +103,18 @@ class EngineServer:
         core = self._core
         checked = False
         while True:
-            if not core.busy and not self._channel.wait(None if checked else CHECK_AFTER_IDLE):
+            compiling = core.structured.num_waiting > 0
+            if compiling:
+                if not core.busy:
+                    self._channel.wait(GRAMMAR_POLL)
+            elif not core.busy and not self._channel.wait(None if checked else CHECK_AFTER_IDLE):
                 # Full scans are for quiet times: the pool can have a million pages.
                 core.check_integrity()
                 checked = True
                 continue
             self.take_in()
+            for client, answer in core.take_ready():
+                self._channel.send(client, answer)
             if core.busy:
                 checked = False
                 self.send(core.step())
@@ -124,7 +131,8 @@ class EngineServer:
                 self._reject_malformed(client, payload, str(error))
                 continue
             if isinstance(message, AddRequest):
-                self._channel.send(client, self._add(client, message))
+                if (answer := self._add(client, message)) is not None:
+                    self._channel.send(client, answer)
             elif isinstance(message, AbortRequests):
                 aborted = aborted or self._core.has_requests
                 self._core.abort(client, message.request_ids)
@@ -135,7 +143,7 @@ class EngineServer:
         if aborted and not self._core.has_requests:
             self._send_stats({})
 
-    def _add(self, client: bytes, message: AddRequest) -> Accepted | Rejected:
+    def _add(self, client: bytes, message: AddRequest) -> Accepted | Rejected | None:
         try:
             return self._core.add(client, message)
         except Exception as error:  # this request's trouble, not everybody's

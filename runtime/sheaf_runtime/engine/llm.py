@@ -102,6 +102,9 @@ class LLM:
                         arrival_time=time.time(),
                     ),
                 )
+                while answer is None:  # its grammar is being compiled
+                    time.sleep(0.001)
+                    answer = next((answer for _, answer in self._core.take_ready()), None)
                 if isinstance(answer, Rejected):
                     raise ValueError(f"prompt {len(completions)}: {answer.message}")
                 text = OutputText(self.tokenizer, stop=stop, min_tokens=sampling.min_tokens)
@@ -145,6 +148,7 @@ class LLM:
         return self._core.take_stats()
 
     def close(self) -> None:
+        self._core.structured.compiler.close()
         self._executor.close()
         self._folder.close()
 

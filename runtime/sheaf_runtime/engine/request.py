@@ -41,6 +41,7 @@ class Request:
     root: bytes  # of the digest chain of its pages
     digests: list[bytes] = field(default_factory=list)
     after: Request | None = None  # has the same prompt, and computes it for both
+    after_id: str | None = None  # its name, while this one waits for its grammar
 
     status: Status = Status.WAITING
     epoch: int = 0
@@ -109,7 +110,9 @@ class Request:
         Returns those taken, why it ends (None: it goes on) and the stop id, if that is why.
         """
         for count, token_id in enumerate(token_ids, 1):
-            may_stop = self.num_output_tokens >= self.sampling.min_tokens
+            # With a grammar the mask keeps end tokens away, unless nothing else is left.
+            few = self.num_output_tokens < self.sampling.min_tokens
+            may_stop = not few or self.sampling.grammar is not None
             self.token_ids.append(token_id)
             if may_stop and token_id in self.stop_ids:
                 return token_ids[:count], "stop", token_id
@@ -124,10 +127,14 @@ class Request:
 
     @property
     def worker_sampling(self) -> SamplingParams:
-        """What a worker has to know that meets the request now: a prompt is scored once."""
-        if self.sampling.prompt_logprobs is None or self.must_score:
-            return self.sampling
-        return msgspec.structs.replace(self.sampling, prompt_logprobs=None)
+        """What a worker has to know that meets the request now: a prompt is scored once, and what a grammar
+        allows comes as masks."""
+        sampling = self.sampling
+        if sampling.grammar is not None:
+            sampling = msgspec.structs.replace(sampling, grammar=None, min_tokens=0)
+        if sampling.prompt_logprobs is None or self.must_score:
+            return sampling
+        return msgspec.structs.replace(sampling, prompt_logprobs=None)
 
     @property
     def must_wait(self) -> bool:

@@ -1,0 +1,85 @@
+"""From a request's grammar to what xgrammar compiles: one of its calls, and one text for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from sheaf_runtime.grammar.errors import GrammarError
+from sheaf_runtime.grammar.native import bindings
+from sheaf_runtime.grammar.pattern import check_regex
+from sheaf_runtime.grammar.schema import hold, schemas_of
+from sheaf_runtime.protocol.grammar import Grammar
+
+# Blanks between two parts of JSON: enough for a line break and its indent. Without an end to them a model
+# that does not know what to say writes blanks until its tokens are used up.
+MOST_BLANKS = 32
+# Characters are written, not escaped: an escape could spell a property's name a second way, or half a
+# character.
+_ESCAPES = re.compile(r"^basic_escape ::= .*$", re.MULTILINE)
+_SAFE_ESCAPES = r'basic_escape ::= (([\"\\bfnrt]) | ("u00" [01] [0-9A-Fa-f]))'
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """``text`` is xgrammar's EBNF, or a structural tag."""
+
+    text: str
+    is_tag: bool = False
+
+    def compile(self, compiler: Any) -> Any:
+        """xgrammar's compiled grammar. Raises ``RuntimeError``."""
+        if self.is_tag:
+            return compiler.compile_structural_tag(self.text)
+        return compiler.compile_grammar_from_strings(self.text, "root")
+
+
+def recipe_of(grammar: Grammar) -> Recipe:
+    """Raises ``GrammarError`` for what cannot be held."""
+    kind, text = grammar.kind, grammar.text
+    if kind == "json_object":
+        return Recipe(_json({"type": "object"}))
+    if kind == "json_schema":
+        return Recipe(_json(json.loads(text)))
+    if kind == "regex":
+        return Recipe(_text_of("from_regex", check_regex(text, "regex"), False))
+    if kind == "choice":
+        choices = dict.fromkeys(json.loads(text))
+        return Recipe(f"root ::= {' | '.join(map(_literal, choices))}")
+    if kind == "grammar":
+        return Recipe(_text_of("from_ebnf", text, "root"))
+    tag = json.loads(text)
+    for schema in schemas_of(tag):
+        if schema.get("style", "json") == "json":
+            ebnf = _json(schema.get("json_schema"))
+            schema.clear()
+            schema.update({"type": "grammar", "grammar": ebnf})
+        else:
+            schema["json_schema"] = hold(schema.get("json_schema"))
+    return Recipe(json.dumps(tag, ensure_ascii=False), is_tag=True)
+
+
+def _json(schema: Any) -> str:
+    held = json.dumps(hold(schema), ensure_ascii=False)
+    ebnf = _text_of("from_json_schema", held, True, None, None, False, MOST_BLANKS, False, False)
+    return _ESCAPES.sub(lambda _: _SAFE_ESCAPES, ebnf)
+
+
+def _text_of(maker: str, *arguments: Any) -> str:
+    try:
+        return str(getattr(bindings().Grammar, maker)(*arguments).to_string())
+    except Exception as error:  # the library raises several kinds
+        raise GrammarError(words(error)) from error
+
+
+def words(error: Exception) -> str:
+    """The library's message without the place in its own source."""
+    return re.sub(r"\[\d\d:\d\d:\d\d\] \S+: ", "", str(error)).strip()
+
+
+def _literal(text: str) -> str:
+    """A string of EBNF. Every character but the plainest is a code point: nothing can end it."""
+    plain = (c if c.isascii() and (c.isalnum() or c in " _-.,:/") else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(plain)}"'

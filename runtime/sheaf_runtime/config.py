@@ -10,6 +10,19 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 AttentionBackend = Literal["auto", "torch", "triton"]
 ModelImpl = Literal["auto", "native", "transformers"]
+Runner = Literal["auto", "generate", "pooling"]
+Convert = Literal["auto", "none", "embed", "classify"]
+PoolingType = Literal["LAST", "MEAN"]
+
+
+class PoolerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """vLLM's ``--pooler-config``, which beats what the folder says. ``use_activation``: embeddings are
+    normalised; ``dimensions``: they are cut to so many."""
+
+    pooling_type: PoolingType | None = None
+    seq_pooling_type: PoolingType | None = None
+    use_activation: bool | None = None
+    dimensions: int | None = None
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,7 +32,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     the card for weights, activations and pool together. ``num_gpu_blocks_override`` beats both.
     A prompt of more than ``long_prefill_token_threshold`` tokens (0: half of ``max_num_batched_tokens``) is
     long: it leaves room in each step for shorter ones that wait, and at most ``max_num_partial_prefills`` of
-    them are computed side by side. Without ``seed`` each start draws its own.
+    them are computed side by side. Without ``seed`` each start draws its own. ``hf_overrides`` replace keys
+    of ``config.json``.
     """
 
     model: str
@@ -27,6 +41,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: Device = "auto"
     attention_backend: AttentionBackend = "auto"
     model_impl: ModelImpl = "auto"
+    runner: Runner = "auto"
+    convert: Convert = "auto"
+    pooler_config: PoolerConfig | None = None
+    hf_overrides: dict[str, Any] = {}
     max_model_len: int | None = None
     block_size: int = 16
     gpu_memory_utilization: float = 0.9

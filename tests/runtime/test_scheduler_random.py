@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import pytest
-from checked_executor import FULL, CheckedExecutor, Info, expected_output
+from checked_executor import FULL, CheckedExecutor, Info, expected_output, expected_vector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sheaf_runtime.config import EngineConfig
@@ -18,6 +18,7 @@ from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.kv_cache import KVCache
 from sheaf_runtime.engine.prefix import root_digest
 from sheaf_runtime.protocol.messages import Accepted, AddRequest
+from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker.plan import KVGroup
 
@@ -39,6 +40,7 @@ class Job:
     arrives: int  # before this turn of the loop
     aborted: int | None
     got: list[int] = field(default_factory=list)
+    vector: bytes | None = None
     reason: str | None = None
     accepted: bool = False
 
@@ -67,6 +69,7 @@ def random_jobs(r: Random) -> list[Job]:
             priority=r.choice([0, 0, 0, -1, 3]),
             cache_salt=r.choice([None, None, "x"]),
             after=str(r.randrange(i)) if i and r.random() < 0.2 else None,
+            pooling=PoolingParams() if r.random() < 0.2 else None,
         )
         aborted = r.choice([None, None, None, arrives + r.randint(0, 40)])
         made.append(Job(message, arrives, aborted))
@@ -89,6 +92,7 @@ def run(jobs: list[Job], core: EngineCore) -> None:
             assert job.reason is None, "output after the end"
             assert job.aborted is None or turn < job.aborted, "output after an abort"
             job.got += output.token_ids
+            job.vector = output.pooled
             job.reason = output.finish_reason
         core.check_integrity()
         stats = core.take_stats()
@@ -128,12 +132,19 @@ def test_every_request_gets_its_tokens(seed, depth):
         max_in_flight_tokens=budget * (depth + 1),
     )
     num_blocks = 1 + max(1, kv.num_pages(longest) + r.choice([-2, 0, 3, 9, longest // block_size, 90]))
-    info = Info(num_blocks=num_blocks, kv_groups=groups, max_model_len=100)
+    info = Info(num_blocks=num_blocks, kv_groups=groups, max_model_len=100, pools_all=r.random() < 0.5)
     salts = {j.message.sampling.seed: hash(root_digest(cache_salt=j.message.cache_salt)) for j in jobs}
     executor = CheckedExecutor(info, block_size, max_num_seqs, budget, salts)
     run(jobs, EngineCore(executor, config))
     for job in jobs:
         m = job.message
+        if m.pooling is not None:
+            done = job.accepted and job.aborted is None
+            assert not job.got
+            assert not done or job.reason == "stop"
+            if done or job.vector is not None:
+                assert job.vector == expected_vector(m.prompt_token_ids, salt=salts[m.sampling.seed])
+            continue
         expected = expected_output(
             m.prompt_token_ids,
             m.sampling,

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker.masks import TokenMasks
-from sheaf_runtime.worker.plan import KVGroup, SampledTokens, StepPlan, StepResult
+from sheaf_runtime.worker.plan import KVGroup, PooledVector, SampledTokens, StepPlan, StepResult
 
 FULL = KVGroup(kind="full", layers=(0,), page_bytes=1)
 
@@ -32,6 +33,16 @@ def first_read(group: KVGroup, position: int) -> int:
 
 def sample(context_hash: int, sampling: SamplingParams, position: int, vocab_size: int) -> int:
     return hash((context_hash, sampling.seed, position)) % vocab_size
+
+
+def pooled_hash(context_hash: int) -> bytes:
+    return context_hash.to_bytes(8, "little", signed=True)
+
+
+def expected_vector(prompt: list[int], *, salt: int = 0) -> bytes:
+    for token in prompt:
+        salt = prefix_hash(salt, token)
+    return pooled_hash(salt)
 
 
 def expected_output(
@@ -61,6 +72,9 @@ class Info:
     weights_bytes: int = 0
     kv_groups: tuple[KVGroup, ...] = (FULL,)
     num_blocks: int = 64
+    generates: bool = True
+    pooled_size: int | None = 8
+    pools_all: bool = False
     dtype: str = "float32"
     device: str = "cpu"
 
@@ -73,6 +87,7 @@ class Mirror:
     sampling: SamplingParams
     tables: list[list[int]]
     computed: int
+    pooling: PoolingParams | None = None
 
 
 @dataclass
@@ -114,7 +129,8 @@ class CheckedExecutor:
         plan, sampled = self.launched.popleft()
         assert sampled
         self.named.popleft()
-        return StepResult(step=plan.step, sampled=self._run(plan))
+        sampled, pooled = self._run(plan)
+        return StepResult(step=plan.step, sampled=sampled, pooled=pooled)
 
     def warm_up(self) -> None:
         pass
@@ -144,7 +160,7 @@ class CheckedExecutor:
 
     # --- the "device" -------------------------------------------------------------------------------------
 
-    def _run(self, plan: StepPlan) -> list[SampledTokens]:
+    def _run(self, plan: StepPlan) -> tuple[list[SampledTokens], list[PooledVector]]:
         for req_id in plan.ended:
             del self.rows[req_id]
         for new in plan.new:
@@ -158,7 +174,10 @@ class CheckedExecutor:
                 new.sampling,
                 [list(t) for t in new.block_ids],
                 new.num_computed_tokens,
+                new.pooling,
             )
+            if new.pooling is not None and self.info.pools_all:
+                assert new.num_computed_tokens == 0, "a position whose hidden state is needed is skipped"
         assert len(self.rows) <= self.max_num_seqs
         assert sum(s.num_tokens for s in plan.scheduled) <= self.max_num_batched_tokens
         assert len({s.req_id for s in plan.scheduled}) == len(plan.scheduled)
@@ -173,7 +192,7 @@ class CheckedExecutor:
             for page in table[first_read(kv, row.computed) // self.block_size :]
         )
         writes: list[set[tuple[int, int]]] = [set() for _ in self.info.kv_groups]
-        sampled = []
+        sampled, pooled = [], []
         for item in plan.scheduled:
             row = self.rows[item.req_id]
             assert row.epoch == item.epoch
@@ -185,12 +204,15 @@ class CheckedExecutor:
             assert item.sample == (end == len(row.token_ids))
             h = self._write(row, item.start, end, writes, holders)
             row.computed = end
-            if item.sample:
+            if item.sample and row.pooling is not None:
+                made = PooledVector(req_id=item.req_id, epoch=item.epoch, vector=pooled_hash(h))
+                pooled.append(made)
+            elif item.sample:
                 position = len(row.token_ids) - row.num_prompt
                 token = sample(h, row.sampling, position, self.info.vocab_size)
                 row.token_ids.append(token)
                 sampled.append(SampledTokens(req_id=item.req_id, epoch=item.epoch, token_ids=[token]))
-        return sampled
+        return sampled, pooled
 
     def _write(
         self, row: Mirror, start: int, end: int, writes: list[set[tuple[int, int]]], holders: Counter[int]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sheaf_runtime.protocol.limits import Refusal, refuse_ids, refuse_length, refuse_number
 from sheaf_runtime.protocol.messages import AddRequest
+from sheaf_runtime.protocol.pooling import PoolingParams
 
 NUMBERS = (
     *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "min_tokens"),
@@ -16,15 +17,22 @@ NUMBERS = (
 @dataclass(frozen=True, slots=True)
 class Limits:
     """``max_model_len`` is the model's (or the flag's); ``pool_tokens`` the longest request that the empty
-    block pool can hold. Both count prompt and output."""
+    block pool can hold. Both count prompt and output. ``generates`` and ``pooled_size`` say what can come
+    out: tokens, and vectors of that size."""
 
     vocab_size: int
     max_model_len: int
     pool_tokens: int
+    generates: bool = True
+    pooled_size: int | None = None
 
 
 def refuse(request: AddRequest, limits: Limits) -> Refusal | None:
     """Why ``request`` is invalid, or None."""
+    if request.pooling is not None:
+        return _refuse_prompt(request, limits) or _refuse_pooling(request, request.pooling, limits)
+    if not limits.generates:
+        return Refusal("This model generates no text.", "model")
     return (
         _refuse_prompt(request, limits)
         or _refuse_sampling(request, limits)
@@ -37,6 +45,15 @@ def _refuse_prompt(request: AddRequest, limits: Limits) -> Refusal | None:
     if not prompt:
         return Refusal("The prompt is empty; it needs at least one token.", "prompt")
     return refuse_ids("prompt", (min(prompt), max(prompt)), limits.vocab_size)
+
+
+def _refuse_pooling(request: AddRequest, pooling: PoolingParams, limits: Limits) -> Refusal | None:
+    size, dimensions = limits.pooled_size, pooling.dimensions
+    if size is None:
+        return Refusal("This model generates text; it makes no embeddings and no scores.", "model")
+    if dimensions is not None and not 1 <= dimensions <= size:
+        return Refusal(f"dimensions must be from 1 to {size}, got {dimensions}.", "dimensions")
+    return refuse_length(min(limits.max_model_len, limits.pool_tokens), len(request.prompt_token_ids), 0)
 
 
 def _refuse_sampling(request: AddRequest, limits: Limits) -> Refusal | None:

@@ -45,7 +45,9 @@ class EngineCore:
             pipeline_depth=config.pipeline_depth,
         )
         pool_tokens = self.scheduler.kv.max_tokens()
-        self._limits = Limits(info.vocab_size, info.max_model_len, pool_tokens)
+        self._limits = Limits(
+            info.vocab_size, info.max_model_len, pool_tokens, info.generates, info.pooled_size
+        )
         self._requests: dict[tuple[bytes, str], Request] = {}
         compiler = Compiler(config.model, info.vocab_size, info.eos_token_ids)
         self.structured = Structured(compiler, info.vocab_size, info.eos_token_ids)
@@ -53,8 +55,9 @@ class EngineCore:
         self._num_seeds = 0
         self._iteration_tokens: list[int] = []
         self.ready = EngineReady(
-            # Clients derive default output lengths from this, so it must be one that can be served.
-            max_model_len=min(info.max_model_len, pool_tokens + 1),
+            # Clients derive default output lengths from this, so it must be one that can be served. The last
+            # token that is generated takes no slot.
+            max_model_len=min(info.max_model_len, pool_tokens + info.generates),
             block_size=config.block_size,
             num_blocks=self.scheduler.kv.pool.num_total,
             max_num_seqs=config.max_num_seqs,
@@ -62,6 +65,7 @@ class EngineCore:
             weights_bytes=info.weights_bytes,
             device=info.device,
             dtype=info.dtype,
+            pooled_size=info.pooled_size,
         )
 
     # --- intake ---------------------------------------------------------------------------------------
@@ -102,6 +106,7 @@ class EngineCore:
             seed=seed,
             eos_token_ids=self._executor.info.eos_token_ids,
             rope_switch=self._executor.info.rope_switch,
+            pools_all=self._executor.info.pools_all,
         )
         self._num_added += 1
         if (grammar := message.sampling.grammar) is not None:

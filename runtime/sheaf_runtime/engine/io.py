@@ -189,6 +189,7 @@ def _to_message(output: Output) -> RequestOutput:
         finish_reason=output.finish_reason,
         stop_token_id=output.stop_token_id,
         error=output.error,
+        pooled=output.pooled,
         logprobs=output.logprobs,
         prompt_logprobs=request.scored if output.first else [],
         cached_tokens=request.cached_tokens if output.first else 0,

@@ -6,6 +6,7 @@ import gc
 import itertools
 import sys
 import time
+from array import array
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,12 +18,14 @@ from sheaf_runtime.engine.core import EngineCore, check_config
 from sheaf_runtime.engine.scheduler import Output
 from sheaf_runtime.gguf.folder import model_folder
 from sheaf_runtime.protocol.messages import AddRequest, EngineStats, FinishReason, Rejected, TokenLogprobs
+from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.text.output import OutputText
 from sheaf_runtime.text.tokenizer import Tokenizer
 from sheaf_runtime.worker.local import LocalExecutor
 
 Prompt = str | list[int]
+Vector = list[float]
 _CLIENT = b""
 
 
@@ -119,6 +122,40 @@ class LLM:
                 self._core.step()
         self._core.check_integrity()
         return completions
+
+    def embed(self, prompts: Prompt | Sequence[Prompt], params: PoolingParams | None = None) -> list[Vector]:
+        """The vector of each prompt, of a model that makes embeddings or scores.
+
+        Raises ``ValueError`` if a request can never run; ``RuntimeError`` if one fails.
+        """
+        vectors: dict[str, Vector] = {}
+        running: set[str] = set()
+        try:
+            for prompt in _as_list(prompts):
+                ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+                message = AddRequest(
+                    request_id=str(next(self._ids)),
+                    prompt_token_ids=ids,
+                    arrival_time=time.time(),
+                    pooling=params or PoolingParams(),
+                )
+                answer = self._core.add(_CLIENT, message)
+                if isinstance(answer, Rejected):
+                    raise ValueError(f"prompt {len(vectors)}: {answer.message}")
+                vectors[message.request_id] = []
+                running.add(message.request_id)
+            while running:
+                for output in self._core.step():
+                    running.discard(output.request.request_id)
+                    if output.pooled is None:
+                        raise RuntimeError(output.error)
+                    vectors[output.request.request_id] = array("f", output.pooled).tolist()
+        finally:
+            self._core.abort(_CLIENT, list(running))
+            while self._core.busy:
+                self._core.step()
+        self._core.check_integrity()
+        return list(vectors.values())
 
     def _take(self, output: Output, active: dict[str, tuple[Completion, OutputText]]) -> None:
         request = output.request

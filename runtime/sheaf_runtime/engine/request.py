@@ -11,6 +11,7 @@ import msgspec
 from sheaf_runtime.engine.kv_cache import BlockTables
 from sheaf_runtime.engine.prefix import root_digest
 from sheaf_runtime.protocol.messages import AddRequest, FinishReason, TokenLogprobs
+from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 
 
@@ -39,6 +40,8 @@ class Request:
     arrival_time: float
     rank: tuple[int, int]  # (priority, order of arrival): the lowest is served first and preempted last
     root: bytes  # of the digest chain of its pages
+    pooling: PoolingParams | None = None
+    pools_all: bool = False  # each position's hidden state takes part
     digests: list[bytes] = field(default_factory=list)
     after: Request | None = None  # has the same prompt, and computes it for both
     after_id: str | None = None  # its name, while this one waits for its grammar
@@ -68,10 +71,14 @@ class Request:
         seed: int,
         eos_token_ids: tuple[int, ...],
         rope_switch: int | None = None,
+        pools_all: bool = False,
     ) -> Request:
         """``seed`` is used when the message has none. Prompts longer than ``rope_switch`` share no pages with
-        shorter ones: their keys are rotated otherwise."""
+        shorter ones: their keys are rotated otherwise. ``pools_all``: a pooling request needs each position's
+        hidden state."""
         sampling = message.sampling
+        if message.pooling is not None:  # scheduled like one whose first token is its last
+            sampling = msgspec.structs.replace(sampling, max_tokens=1)
         if sampling.seed is None:
             sampling = msgspec.structs.replace(sampling, seed=seed)
         stop_ids = frozenset(sampling.stop_token_ids)
@@ -87,6 +94,8 @@ class Request:
             arrival_time=message.arrival_time,
             rank=(message.priority, req_id),
             root=root_digest(cache_salt=message.cache_salt, rope="long" if long else None),
+            pooling=message.pooling,
+            pools_all=pools_all and message.pooling is not None,
         )
 
     @property
@@ -122,8 +131,13 @@ class Request:
 
     @property
     def must_score(self) -> bool:
-        """Whether each position of the prompt has to be computed, for its log-probabilities' sake."""
+        """Whether the log-probabilities of the prompt are still to be told."""
         return self.sampling.prompt_logprobs is not None and self.num_output_tokens == 0
+
+    @property
+    def must_compute_all(self) -> bool:
+        """Whether each position has to be computed, though its keys and values may be in the cache."""
+        return self.must_score or self.pools_all
 
     @property
     def worker_sampling(self) -> SamplingParams:

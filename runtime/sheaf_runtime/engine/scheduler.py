@@ -25,6 +25,7 @@ from sheaf_runtime.worker.plan import (
     BlockIds,
     KVGroup,
     NewRequest,
+    PooledVector,
     SampledTokens,
     Scheduled,
     StepPlan,
@@ -55,6 +56,7 @@ class Output:
     first: bool  # the request had no output before
     logprobs: list[TokenLogprobs]
     error: str | None = None
+    pooled: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ class Scheduler:
                 num_computed_tokens=request.computed,
                 sampling=request.worker_sampling,
                 block_ids=[table.copy() for table in _tables(request).tables],
+                pooling=request.pooling,
             )
             for request in admitted
         ]
@@ -261,7 +264,7 @@ class Scheduler:
             if request.must_wait or (request.num_to_compute > self._long and budget <= reserve):
                 continue
             hit = self.kv.find_hit(
-                request.token_ids[:1] if request.must_score else request.token_ids,
+                request.token_ids[:1] if request.must_compute_all else request.token_ids,
                 request.root,
                 request.digests,
             )
@@ -324,6 +327,7 @@ class Scheduler:
         assert result.step == step, f"got the result of step {result.step}, expected {step}"
         sampled = {(s.req_id, s.epoch): s for s in result.sampled}
         scored = {(s.req_id, s.epoch): s.logprobs for s in result.scored}
+        pooled = {(p.req_id, p.epoch): p for p in result.pooled}
         outputs = []
         for item in launched:
             request = item.request
@@ -336,7 +340,11 @@ class Scheduler:
             output = None
             if item.sample:
                 request.in_flight_samples -= 1
-                output = self._append(request, sampled[request.req_id, request.epoch], now)
+                key = request.req_id, request.epoch
+                if request.pooling is None:
+                    output = self._append(request, sampled[key], now)
+                else:
+                    output = self._answer(request, pooled[key], now)
                 outputs.append(output)
             held = _tables(request)
             if output is None or output.error is None:  # what failed is no good to others
@@ -358,6 +366,11 @@ class Scheduler:
         taken, finish_reason, stop_token_id = request.append(sampled.token_ids)
         self.counters.generation_tokens += len(taken)
         return Output(request, taken, finish_reason, stop_token_id, first, sampled.logprobs[: len(taken)])
+
+    def _answer(self, request: Request, pooled: PooledVector, now: float) -> Output:
+        request.first_token_time = now
+        reason: FinishReason = "stop" if pooled.error is None else "error"
+        return Output(request, [], reason, None, True, [], pooled.error, pooled.vector)
 
     # --- ends -----------------------------------------------------------------------------------------
 

@@ -29,11 +29,17 @@ class TransformersDecoder:
     attention and in no other way."""
 
     def __init__(
-        self, folder: Path, raw: dict[str, Any], *, dtype: torch.dtype, device: torch.device
+        self,
+        folder: Path,
+        raw: dict[str, Any],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        head: bool = True,
     ) -> None:
         refuse_quantized(raw)
         self._hook = AttentionHook()
-        self._model = _load(folder, self._hook, dtype).to(device)
+        self._model = _load(folder, self._hook, dtype, head=head).to(device)
         calls = _attempt(lambda: probe(self._model, self._hook))
         generation = read_json(folder / "generation_config.json") or {}
         self.config = _describe(self._model.config.get_text_config(), raw, generation, calls)
@@ -113,7 +119,7 @@ class _Head:
         return cls(head, base)
 
 
-def _load(folder: Path, hook: AttentionHook, dtype: torch.dtype) -> Any:
+def _load(folder: Path, hook: AttentionHook, dtype: torch.dtype, *, head: bool) -> Any:
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = _attempt(lambda: AutoConfig.from_pretrained(folder, **local))
     if getattr(config, "is_encoder_decoder", False):
@@ -125,7 +131,10 @@ def _load(folder: Path, hook: AttentionHook, dtype: torch.dtype) -> Any:
     transformers_logging: Any = logging
     transformers_logging.disable_progress_bar()
     model, found = _attempt(lambda: model_class.from_pretrained(folder, output_loading_info=True, **options))
-    if missing := sorted(found["missing_keys"]):
+    missing = sorted(found["missing_keys"])
+    if not head:  # a decoder that was saved without it
+        missing = [name for name in missing if name.startswith(model_class.base_model_prefix + ".")]
+    if missing:
         raise UnsupportedModelError(f"the checkpoint lacks the tensors {', '.join(missing[:3])}")
     return model.eval()
 

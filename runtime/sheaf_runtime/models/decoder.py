@@ -99,7 +99,8 @@ class DecoderLayer:
 
 
 class Decoder:
-    """Parameters are allocated but not filled; ``targets`` says what to fill them with, then ``finish``."""
+    """Parameters are allocated but not filled; ``targets`` says what to fill them with, then ``finish``.
+    Without a ``head`` there are no logits."""
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class Decoder:
         dtype: torch.dtype,
         device: torch.device,
         ops: Ops = TORCH_OPS,
+        head: bool = True,
     ) -> None:
         self.config = config
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
@@ -124,8 +126,10 @@ class Decoder:
             device=device,
             ops=ops,
         )
-        tied = config.tie_word_embeddings
-        self.output = Output(self.embedding if tied else torch.empty_like(self.embedding))
+        self.output: Output | None = None
+        if head:
+            tied = config.tie_word_embeddings
+            self.output = Output(self.embedding if tied else torch.empty_like(self.embedding))
         distinct = list(dict.fromkeys(layer.rope for layer in config.layers))
         self.ropes = [Rope(rope, config.attention.head_dim, max_position, device) for rope in distinct]
         self._rope_of_layer = [distinct.index(layer.rope) for layer in config.layers]
@@ -151,6 +155,7 @@ class Decoder:
 
     def logits(self, hidden_RC: Tensor) -> Tensor:
         """Next-token logits [R, V] of the given rows of ``forward``'s result."""
+        assert self.output is not None, "a decoder without a head"
         logits_RV = self.output(hidden_RC)
         if self.config.logit_multiplier != 1.0:
             logits_RV.mul_(self.config.logit_multiplier)
@@ -164,16 +169,17 @@ class Decoder:
             yield from layer.targets()
         for kind, tensor in self.final_norm.parameters().items():
             yield f"model.norm.{kind}", tensor
-        if not self.config.tie_word_embeddings:
+        if self.output is not None and not self.config.tie_word_embeddings:
             yield "lm_head.weight", self.output.weight
 
     def ignored(self) -> tuple[str, ...]:
         """Tensors that a checkpoint may hold although this model has no place for them."""
-        return ("lm_head.weight",) if self.config.tie_word_embeddings else ()
+        return ("lm_head.weight",) if self.output is None or self.config.tie_word_embeddings else ()
 
     def finish(self) -> None:
         """Call once, when every target is filled: what is stored another way is put in order, and packed."""
         for layer in self.layers:
             layer.finish()
         self.final_norm.finish()
-        self.output.pack()
+        if self.output is not None:
+            self.output.pack()

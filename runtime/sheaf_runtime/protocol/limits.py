@@ -101,6 +101,13 @@ def refuse_length(
     if total <= limit:
         return None
     about = "at least " if at_least else ""
+    if max_tokens == 0:
+        return Refusal(
+            f"This model's maximum context length is {limit} tokens. However, the {param} has {about}{total} "
+            "tokens. Please shorten it, or set truncate_prompt_tokens.",
+            param,
+            "context_length_exceeded",
+        )
     return Refusal(
         f"This model's maximum context length is {limit} tokens. However, you requested {about}{total} "
         f"tokens ({about}{prompt_tokens} in the {param}, {max_tokens} in the completion). Please reduce the "

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -33,16 +34,18 @@ class AddRequest(Message, frozen=True, kw_only=True):
 
     ``arrival_time`` is ``time.time()`` at the HTTP edge. ``priority``: lower runs first. Requests with
     different ``cache_salt`` never share prefix pages. ``after`` names a request of this client with the same
-    prompt, which is computed first so that this one finds its pages.
+    prompt, which is computed first so that this one finds its pages. With ``pooling`` the request gets one
+    vector and no tokens, whatever ``sampling`` says.
     """
 
     request_id: str
     prompt_token_ids: list[int]
-    sampling: SamplingParams
+    sampling: SamplingParams = msgspec.field(default_factory=SamplingParams)
     arrival_time: float
     priority: int = 0
     cache_salt: str | None = None
     after: str | None = None
+    pooling: PoolingParams | None = None
 
 
 class AbortRequests(Message, frozen=True, kw_only=True):
@@ -73,6 +76,7 @@ class EngineReady(Message, frozen=True, kw_only=True):
     weights_bytes: int
     device: str
     dtype: str
+    pooled_size: int | None = None  # of the vectors that pooling requests get; None: it makes none
 
 
 class Accepted(Message, frozen=True, kw_only=True):
@@ -104,7 +108,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     ``stop_token_id`` is the id that ended it (None when it was the length). ``logprobs`` has one entry a
     token if they were asked for. ``cached_tokens``, the two times (``time.time()``) and ``prompt_logprobs``
     (of all prompt tokens but the first) come with the first output of a request only. ``error`` says why the
-    finish reason is that.
+    finish reason is that. ``pooled`` is the vector of a pooling request: float32, least byte first.
     """
 
     request_id: str
@@ -112,6 +116,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: str | None = None
+    pooled: bytes | None = None
     logprobs: list[TokenLogprobs] = []
     prompt_logprobs: list[TokenLogprobs] = []
     cached_tokens: int = 0

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sheaf_runtime.worker.failures import is_device_failure
 from sheaf_runtime.worker.plan import NewRequest, Scheduled, StepPlan
+from sheaf_runtime.worker.pooling import PoolTarget
 from sheaf_runtime.worker.sampling_state import SamplingState
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,9 @@ class Batch:
     def failure(self, req_id: int) -> str | None:
         return self._rows[req_id].failed
 
-    def step_inputs(self, scheduled: list[Scheduled]) -> tuple[StepInputs, SampleTargets, list[ScoreTarget]]:
+    def step_inputs(
+        self, scheduled: list[Scheduled]
+    ) -> tuple[StepInputs, SampleTargets, list[ScoreTarget], list[PoolTarget]]:
         """``scheduled`` is not empty; ``apply`` has run."""
         order = sorted(scheduled, key=lambda s: (s.num_tokens > 1, s.start + s.num_tokens))
         mirrored = [self._rows[s.req_id] for s in order]
@@ -198,7 +201,8 @@ class Batch:
             context_len=context_len,
             groups=groups,
         )
-        chosen = np.array([i for i, s in enumerate(order) if s.sample], dtype=np.int64)
+        draws = [s.sample and row.request.pooling is None for s, row in zip(order, mirrored, strict=True)]
+        chosen = np.flatnonzero(draws)
         targets = SampleTargets(
             requests=[order[i] for i in chosen],
             rows_S=rows[chosen],
@@ -206,7 +210,20 @@ class Batch:
             logit_rows_S=self._to_device(query_start[chosen + 1] - 1),
             logprobs=[mirrored[i].request.sampling.logprobs for i in chosen],
         )
-        return inputs, targets, self._to_score(order, query_start)
+        return inputs, targets, self._to_score(order, query_start), self._to_pool(order, query_start)
+
+    def _to_pool(self, order: list[Scheduled], query_start: Int64) -> list[PoolTarget]:
+        return [
+            PoolTarget(
+                item,
+                request.pooling,
+                request.num_prompt_tokens,
+                first=int(query_start[i]),
+                last=int(query_start[i + 1]) - 1,
+            )
+            for i, item in enumerate(order)
+            if (request := self._rows[item.req_id].request).pooling is not None
+        ]
 
     def _to_score(self, order: list[Scheduled], query_start: Int64) -> list[ScoreTarget]:
         targets = []

@@ -9,7 +9,9 @@ from sheaf_runtime.worker.plan import KVGroup, StepPlan, StepResult
 
 
 class ModelInfo(Protocol):
-    """Facts of the loaded model that the engine needs."""
+    """Facts of the loaded model that the engine needs. ``generates``: it has a head that makes tokens.
+    ``pooled_size`` is that of the vectors it makes, None if it makes none; ``pools_all``: of all positions'
+    hidden states, not of the last one's."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -25,6 +27,12 @@ class ModelInfo(Protocol):
     def kv_groups(self) -> tuple[KVGroup, ...]: ...
     @property
     def num_blocks(self) -> int: ...
+    @property
+    def generates(self) -> bool: ...
+    @property
+    def pooled_size(self) -> int | None: ...
+    @property
+    def pools_all(self) -> bool: ...
     @property
     def dtype(self) -> str: ...
     @property

@@ -21,9 +21,12 @@ from sheaf_runtime.models.gguf_checkpoint import GGUFCheckpoint
 from sheaf_runtime.models.layers import Attention
 from sheaf_runtime.models.parse import is_native, load_model_config, read_config
 from sheaf_runtime.models.weights import load_weights, untie_if_different
+from sheaf_runtime.pooling.folder import causal_architectures, read_pooling
+from sheaf_runtime.pooling.spec import PoolingSpec
 from sheaf_runtime.text.tokenizer import Tokenizer, TokenizerError
 from sheaf_runtime.worker.backend import Backend, make_ops, resolve_backend
 from sheaf_runtime.worker.kv_layout import KVLayout, kv_layout
+from sheaf_runtime.worker.pooling import Pooler
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,14 @@ class LoadedModel:
     weights_bytes: int
     backend: Backend
     eos_token_ids: tuple[int, ...]
+    pooling: PoolingSpec | None = None
+    pooler: Pooler | None = None
+
+    @property
+    def pooled_size(self) -> int | None:
+        if self.pooling is None:
+            return None
+        return self.config.hidden_size if self.pooling.score is None else 1
 
     @property
     def config(self) -> DecoderConfig:
@@ -71,9 +82,12 @@ def load_model(config: EngineConfig) -> LoadedModel:
         )
     started = time.perf_counter()
     device = resolve_device(config.device)
-    raw = read_config(folder)
+    raw = read_config(folder) | config.hf_overrides
+    pooling = read_pooling(folder, raw, config.runner, config.convert, config.pooler_config)
+    if pooling is not None:
+        raw = raw | {"architectures": causal_architectures(raw.get("architectures"))}
     native = config.model_impl == "native" or (config.model_impl == "auto" and is_native(raw))
-    model = (_load_native if native else _load_transformers)(folder, raw, config, device)
+    model = (_load_native if native else _load_transformers)(folder, raw, config, device, pooling)
     ends = [id_ for id_ in _tokenizers_end(folder) if id_ < model.config.vocab_size]
     model = replace(model, eos_token_ids=tuple(dict.fromkeys((*model.eos_token_ids, *ends))))
     if device.type == "cpu" and model.dtype == torch.float16:
@@ -92,24 +106,38 @@ def load_model(config: EngineConfig) -> LoadedModel:
 
 
 def _load_native(
-    folder: Path, raw: dict[str, Any], config: EngineConfig, device: torch.device
+    folder: Path,
+    raw: dict[str, Any],
+    config: EngineConfig,
+    device: torch.device,
+    pooling: PoolingSpec | None,
 ) -> LoadedModel:
     model_config = load_model_config(folder, raw)
     dtype = resolve_dtype(config.dtype, model_config.checkpoint_dtype)
-    max_model_len = resolve_max_model_len(config.max_model_len, model_config.max_position_embeddings)
+    max_model_len = resolve_max_model_len(config.max_model_len, model_config.max_position_embeddings, pooling)
     backend = resolve_backend(config.attention_backend, device, model_config, config.block_size)
     checkpoint = _open_checkpoint(folder, model_config.attention.head_dim)
+    head = pooling is None or pooling.needs_head
     decoder = Decoder(
-        untie_if_different(model_config, checkpoint),
+        untie_if_different(model_config, checkpoint) if head else model_config,
         max_position=max_model_len,
         dtype=dtype,
         device=device,
         ops=make_ops(backend),
+        head=head,
     )
-    weights_bytes = load_weights(checkpoint, decoder.targets(), ignore=decoder.ignored())
+    targets, score_weight, pooler = dict(decoder.targets()), None, None
+    if pooling is not None and pooling.score is not None and not pooling.needs_head:
+        score_weight = torch.empty(1, model_config.hidden_size, dtype=dtype, device=device)
+        targets["score.weight"] = score_weight
+    weights_bytes = load_weights(checkpoint, targets.items(), ignore=decoder.ignored())
     decoder.finish()
+    if pooling is not None:
+        pooler = Pooler(pooling, score_weight=score_weight, logits=decoder.logits)
     ends = model_config.eos_token_ids
-    return LoadedModel(decoder, device, dtype, max_model_len, weights_bytes, backend, ends)
+    return LoadedModel(
+        decoder, device, dtype, max_model_len, weights_bytes, backend, ends, pooling=pooling, pooler=pooler
+    )
 
 
 def _tokenizers_end(folder: Path) -> list[int]:
@@ -131,17 +159,38 @@ def _open_checkpoint(folder: Path, head_dim: int) -> Checkpoint:
 
 
 def _load_transformers(
-    folder: Path, raw: dict[str, Any], config: EngineConfig, device: torch.device
+    folder: Path,
+    raw: dict[str, Any],
+    config: EngineConfig,
+    device: torch.device,
+    pooling: PoolingSpec | None,
 ) -> LoadedModel:
+    if config.hf_overrides:
+        raise UnsupportedModelError("--hf-overrides needs a model of our own table, not transformers' code")
+    if pooling is not None and pooling.score is not None and not pooling.needs_head:
+        raise UnsupportedModelError("transformers' code runs for text and embeddings, not for score heads")
     # Imported late: it takes seconds, and what has a native description does without.
     from sheaf_runtime.hf.decoder import TransformersDecoder
 
     dtype = resolve_dtype(config.dtype, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
-    decoder = TransformersDecoder(folder, raw, dtype=dtype, device=device)
-    max_model_len = resolve_max_model_len(config.max_model_len, decoder.config.max_position_embeddings)
+    head = pooling is None or pooling.needs_head
+    decoder = TransformersDecoder(folder, raw, dtype=dtype, device=device, head=head)
+    trained = decoder.config.max_position_embeddings
+    max_model_len = resolve_max_model_len(config.max_model_len, trained, pooling)
+    pooler = None if pooling is None else Pooler(pooling, score_weight=None, logits=decoder.logits)
     backend = resolve_backend(config.attention_backend, device, decoder.config, config.block_size)
     ends = decoder.config.eos_token_ids
-    return LoadedModel(decoder, device, dtype, max_model_len, decoder.weights_bytes, backend, ends)
+    return LoadedModel(
+        decoder,
+        device,
+        dtype,
+        max_model_len,
+        decoder.weights_bytes,
+        backend,
+        ends,
+        pooling=pooling,
+        pooler=pooler,
+    )
 
 
 def resolve_device(name: str) -> torch.device:
@@ -165,9 +214,10 @@ def resolve_dtype(name: str, checkpoint: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def resolve_max_model_len(asked: int | None, trained: int) -> int:
+def resolve_max_model_len(asked: int | None, trained: int, pooling: PoolingSpec | None = None) -> int:
+    """Without the flag a model that pools takes what its folder says it was made for."""
     if asked is None:
-        return trained
+        return trained if pooling is None else min(trained, pooling.max_length or trained)
     if not 2 <= asked <= trained:  # a token of prompt and one of output
         raise ValueError(f"--max-model-len must be between 2 and the model's own {trained}, got {asked}")
     return asked

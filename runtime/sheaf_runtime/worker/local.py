@@ -42,6 +42,9 @@ class LocalModelInfo:
     weights_bytes: int
     kv_groups: tuple[KVGroup, ...]
     num_blocks: int
+    generates: bool
+    pooled_size: int | None
+    pools_all: bool
     dtype: str
     device: str
 
@@ -75,6 +78,9 @@ class LocalExecutor:
             weights_bytes=model.weights_bytes,
             kv_groups=layout.groups,
             num_blocks=num_blocks,
+            generates=model.pooling is None,
+            pooled_size=model.pooled_size,
+            pools_all=model.pooling is not None and model.pooling.mode == "mean",
             dtype=dtype_name(model.dtype),
             device=str(model.device),
         )
@@ -102,7 +108,11 @@ class LocalExecutor:
         """Run the shapes that matter once; needs an idle executor."""
         assert not self._launched
         for plan in warm_up_plans(
-            self._config, self.info.max_model_len, self.info.num_blocks, len(self.info.kv_groups)
+            self._config,
+            self.info.max_model_len,
+            self.info.num_blocks,
+            len(self.info.kv_groups),
+            pooling=not self.info.generates,
         ):
             self.launch(plan)
             self.sample()
@@ -158,7 +168,8 @@ def _cuda_pool_memory(model: LoadedModel, config: EngineConfig) -> int:
     pages = -(-config.max_num_batched_tokens // config.block_size) + config.max_num_seqs + 1
     probe = Runner(model, config, pages)
     num_groups = len(model.kv_layout(config.block_size).groups)
-    for plan in warm_up_plans(config, model.max_model_len, pages, num_groups):
+    pooling = model.pooling is not None
+    for plan in warm_up_plans(config, model.max_model_len, pages, num_groups, pooling=pooling):
         probe.forward(plan)
         probe.sample()()
     peak = torch.cuda.max_memory_allocated(model.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from sheaf_runtime.protocol.messages import TokenLogprobs
+from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 
 BlockIds = list[list[int]]  # one list per KV group, in order of position
@@ -21,6 +22,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     ``token_ids`` holds the prompt and, on resume, every token committed so far. ``num_computed_tokens`` are
     already in the cache (prefix hit). ``sampling.seed`` is never None here. ``num_prompt_tokens`` fixes the
     output position that randomness is counted from, so that a resumed request draws the same numbers.
+    With ``pooling`` its hidden states are pooled where a token would be sampled.
     """
 
     req_id: int
@@ -30,6 +32,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     num_computed_tokens: int
     sampling: SamplingParams
     block_ids: BlockIds
+    pooling: PoolingParams | None = None
 
 
 class Scheduled(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,10 +81,20 @@ class ScoredTokens(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: list[TokenLogprobs]
 
 
+class PooledVector(msgspec.Struct, frozen=True, kw_only=True):
+    """What a pooling request gets, or why it gets nothing."""
+
+    req_id: int
+    epoch: int
+    vector: bytes | None
+    error: str | None = None
+
+
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     sampled: list[SampledTokens]
     scored: list[ScoredTokens] = []
+    pooled: list[PooledVector] = []
 
 
 class KVGroup(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from sheaf_runtime.worker.choose import Chosen, TokenChooser
 from sheaf_runtime.worker.loading import LoadedModel
 from sheaf_runtime.worker.masks import TokenMasks
 from sheaf_runtime.worker.plan import StepPlan, StepResult
+from sheaf_runtime.worker.pooling import Pooled
 from sheaf_runtime.worker.score import Scores, score
 
 
@@ -25,6 +26,7 @@ class _Sampled:
     step: int
     chosen: list[Chosen]
     scores: list[Scores]
+    pooled: Pooled | None
     copied: torch.cuda.Event | None = None
 
     def result(self) -> StepResult:
@@ -35,6 +37,7 @@ class _Sampled:
             step=self.step,
             sampled=[sampled for part in self.chosen for sampled in part.sampled()],
             scored=[scored for part in self.scores for scored in part.scored()],
+            pooled=[] if self.pooled is None else self.pooled.tolist(),
         )
 
 
@@ -57,6 +60,7 @@ class Runner:
         tensors = [(pool(), pool()) for _ in range(layout.tensors)]
         self.kv_caches = [tensors[i] for i in layout.tensor_of]
         self._decoder = model.decoder
+        self._pooler = model.pooler
         self._attention = make_attention(model.backend, self.kv_caches, layout, c, config.max_num_seqs)
         self._batch = Batch(
             max_num_seqs=config.max_num_seqs,
@@ -73,6 +77,7 @@ class Runner:
         self._logits_SV: Tensor | None = None
         self._to_score: list[ScoreTarget] = []
         self._hidden_TC: Tensor | None = None
+        self._pooled: Pooled | None = None
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> None:
@@ -80,9 +85,11 @@ class Runner:
         assert self._plan is None, "sample() was not called for the last plan"
         self._plan = plan
         self._batch.apply(plan)
+        if self._pooler is not None:
+            self._pooler.forget(plan.ended)
         if not plan.scheduled:
             return
-        inputs, targets, self._to_score = self._batch.step_inputs(plan.scheduled)
+        inputs, targets, self._to_score, to_pool = self._batch.step_inputs(plan.scheduled)
         self._attention.prepare(inputs)
         self._hidden_TC = self._decoder.forward(
             inputs.tokens_T, inputs.positions_T, inputs.prompt_lens_T, self._attention
@@ -90,6 +97,9 @@ class Runner:
         if targets.requests:
             self._targets = targets
             self._logits_SV = self._logits_of(targets)
+        if to_pool:
+            assert self._pooler is not None
+            self._pooled = self._pooler.pool(self._hidden_TC, to_pool)
 
     def _logits_of(self, targets: SampleTargets) -> Tensor:
         assert self._hidden_TC is not None
@@ -115,13 +125,15 @@ class Runner:
             chosen = self._chooser.choose(targets, self._logits_SV, lambda: self._logits_of(targets), masks)
         self._plan = self._targets = self._logits_SV = self._hidden_TC = None
         self._to_score = []
-        return _to_host(_Sampled(plan.step, chosen, scores)).result
+        pooled, self._pooled = self._pooled, None
+        return _to_host(_Sampled(plan.step, chosen, scores, pooled)).result
 
 
 def _to_host(made: _Sampled) -> _Sampled:
     """Starts copying results from the device behind this step: a copy asked for later would wait for the next
     step as well."""
     some = [part.tokens_S for part in made.chosen] + [part.scores.tokens_N for part in made.scores]
+    some += [] if made.pooled is None else [made.pooled.numbers]
     if not some or not some[0].is_cuda:
         return made
 
@@ -134,6 +146,7 @@ def _to_host(made: _Sampled) -> _Sampled:
         made,
         chosen=[part.mapped(copy) for part in made.chosen],
         scores=[part.mapped(copy) for part in made.scores],
+        pooled=None if made.pooled is None else made.pooled.mapped(copy),
         copied=copied,
     )
     copied.record()

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker.plan import BlockIds, NewRequest, Scheduled, StepPlan
 
 
 def warm_up_plans(
-    config: EngineConfig, max_model_len: int, num_blocks: int, num_groups: int
+    config: EngineConfig, max_model_len: int, num_blocks: int, num_groups: int, *, pooling: bool
 ) -> Iterator[StepPlan]:
-    """The largest prefill chunk, then decode batches of 1, 2, 4 ... requests, greedy and sampled.
+    """The largest prefill chunk, then decode batches of 1, 2, 4 ... requests, greedy and sampled; for a model
+    that pools, prompts of one token.
 
     They use pages from 1 on, whatever is in them, and end every request that they start.
     """
@@ -25,7 +27,7 @@ def warm_up_plans(
         pages = -(-tokens // size)
         # The KV groups write the same pages: nobody reads what they hold afterwards.
         new = [
-            _request(-1 - i, tokens, [list(range(1 + i * pages, 1 + (i + 1) * pages))] * num_groups)
+            _request(-1 - i, tokens, [list(range(1 + i * pages, 1 + (i + 1) * pages))] * num_groups, pooling)
             for i in range(count)
         ]
         scheduled = [
@@ -48,7 +50,7 @@ def _powers_of_two(below: int) -> list[int]:
     return [1 << i for i in range(below.bit_length()) if 1 << i < below]
 
 
-def _request(req_id: int, tokens: int, block_ids: BlockIds) -> NewRequest:
+def _request(req_id: int, tokens: int, block_ids: BlockIds, pooling: bool) -> NewRequest:
     sampled = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
     return NewRequest(
         req_id=req_id,
@@ -58,4 +60,5 @@ def _request(req_id: int, tokens: int, block_ids: BlockIds) -> NewRequest:
         num_computed_tokens=0,
         sampling=sampled if req_id % 2 else SamplingParams(temperature=0.0, seed=0),
         block_ids=block_ids,
+        pooling=PoolingParams() if pooling else None,
     )

@@ -1,0 +1,1 @@
+"""What a model folder says about pooling: whether it makes embeddings or scores instead of text, and how."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from model_folders import byte_level, write_folder
-from sheaf_runtime.config import EngineConfig, ServerConfig
+from sheaf_runtime.config import EngineConfig, PoolerConfig, ServerConfig
 from sheaf_runtime.server.launch import main
 from sheaf_runtime.server.options import OptionError, parse
 
@@ -209,3 +209,17 @@ def test_the_api_process_imports_no_torch() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy', 'triton')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pooling_flags_arrive_and_are_refused_by_name() -> None:
+    flags = ["--runner", "pooling", "--convert", "embed", "--hf-overrides", '{"is_matryoshka": true}']
+    engine, _ = parse(["m", *flags, "--pooler-config", '{"pooling_type": "MEAN", "use_activation": false}'])
+    assert (engine.runner, engine.convert, engine.hf_overrides) == (
+        "pooling",
+        "embed",
+        {"is_matryoshka": True},
+    )
+    assert engine.pooler_config == PoolerConfig(pooling_type="MEAN", use_activation=False)
+    for value in ('{"pooling_type": "CLS"}', '{"step_tag_id": 3}', "MEAN"):
+        with pytest.raises(OptionError, match="--pooler-config"):
+            parse(["m", "--pooler-config", value])

@@ -6,7 +6,10 @@ import argparse
 import re
 from typing import Any
 
+import msgspec
 import orjson
+
+from sheaf_runtime.config import PoolerConfig
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)}
@@ -68,6 +71,14 @@ def fraction(text: str) -> float:
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be above 0 and at most 1")
     return value
+
+
+def pooler_config(text: str) -> PoolerConfig:
+    try:
+        return msgspec.json.decode(text, type=PoolerConfig)
+    except msgspec.MsgspecError as error:
+        names = ", ".join(PoolerConfig.__struct_fields__)
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}; it is a JSON object of {names}") from error
 
 
 def json_object(text: str) -> dict[str, Any]:

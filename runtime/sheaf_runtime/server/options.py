@@ -14,6 +14,7 @@ from sheaf_runtime.server.option_values import (
     count,
     fraction,
     json_object,
+    pooler_config,
     port,
     positive,
     seconds,
@@ -167,6 +168,31 @@ def _parser() -> argparse.ArgumentParser:
         choices=("auto", "native", "transformers"),
         default=engine.model_impl,
         help="our own decoder, or transformers' code on our pages (auto: our own where there is one)",
+    )
+    add(
+        "--runner",
+        choices=("auto", "generate", "pooling"),
+        default=engine.runner,
+        help="text, or embeddings and scores (auto: as the folder tells)",
+    )
+    add(
+        "--convert",
+        choices=("auto", "none", "embed", "classify"),
+        default=engine.convert,
+        help="what a model of --runner pooling makes: embeddings, or scores of pairs (auto: as it tells)",
+    )
+    add(
+        "--pooler-config",
+        type=pooler_config,
+        metavar="JSON",
+        help='how embeddings are made, where the folder is wrong: {"pooling_type": "MEAN"}',
+    )
+    add(
+        "--hf-overrides",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="keys of config.json that count instead of the file's",
     )
     add("--block-size", type=positive, default=engine.block_size, help="tokens per KV block")
     add(

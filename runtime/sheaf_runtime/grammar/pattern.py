@@ -48,7 +48,19 @@ def check_pattern(pattern: Any, at: str) -> str:
     bare = re.sub(r"\[\^(?:\\.|[^\]\\])*\]", "x", pattern)
     if '"' in bare or "\\\\" in bare or re.search(r"\\[nrtfv]", bare):
         raise GrammarError(f"{at}: a quote, backslash or line break in a pattern is not held; leave it out")
-    return "".join(c if " " <= c <= "~" else _escaped(c) for c in pattern)
+    return "".join(c if " " <= c <= "~" else _escaped(c) for c in _TOKEN.sub(_counted, pattern))
+
+
+# What may stand in front of a quantifier, whole, or a quantifier with the mark of a lazy one.
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[:P]?|([*+?]|\{\d+,?\d*\})\??", re.DOTALL)
+
+
+def _counted(match: re.Match[str]) -> str:
+    """``?`` as ``{0,1}``: xgrammar lets a group that ends in a repetition be entered at its end by ``?``.
+    That a quantifier is lazy does not change what fits."""
+    if match[1] is None:
+        return match[0]
+    return "{0,1}" if match[1] == "?" else match[1]
 
 
 def _escaped(character: str) -> str:

@@ -63,7 +63,7 @@ FORMATS: Mapping[str, str] = {
     "ipv6": rf"({_HEX}{{1,4}}:){{7}}{_HEX}{{1,4}}",
     "hostname": rf"({_LABEL}\.){{0,4}}[a-z][a-z0-9]{{1,30}}",
     "email": rf"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@({_LABEL}\.){{1,4}}[a-z]{{2,12}}",
-    "uri": r"(https?|ftp)://[a-z0-9.-]{1,60}(/[A-Za-z0-9._~+-]{0,60}){0,8}",
+    "uri": r"(http|https|ftp)://[a-z0-9-]+(\.[a-z0-9-]+)*(/[A-Za-z0-9._~+-]*)*",
 }
 
 
@@ -329,7 +329,7 @@ class _Holder:
                 raise GrammarError(
                     f"{at}/format: {_shown(own['format'])} is not held; {', '.join(FORMATS)} are"
                 )
-            return {"pattern": FORMATS[own["format"]]}
+            return {"pattern": check_pattern(FORMATS[own["format"]], at)}
         if low or high is not None:
             # Not as lengths: xgrammar's strings of a length may hold control characters.
             return {"pattern": f".{{{low},{'' if high is None else high}}}"}

@@ -231,6 +231,42 @@ def test_a_quota_that_the_old_pod_takes_up(message: str, strategy: str) -> None:
     assert (waits is not None and waits.reason == "NeedsCapacity") == (strategy == "GiveUpFirst")
 
 
+MULTI_ATTACH = 'Multi-Attach error for volume "pv" Volume is already used by pod(s) p0'
+
+
+def waiting_for_volume(of: Any) -> tuple[Any, Any]:
+    """A new pod on another node, and the Event about it."""
+    pod = k.pod("p9", of)
+    pod["status"]["conditions"].append({"type": "PodReadyToStartContainers", "status": "False"})
+    pod["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ContainerCreating"}}
+    about = {"kind": "Pod", "name": "p9"}
+    event = {"type": "Warning", "reason": "FailedAttachVolume", "message": MULTI_ATTACH}
+    return pod, {**event, "involvedObject": about}
+
+
+@pytest.mark.parametrize(
+    ("ready", "replicas", "chosen"),
+    [
+        pytest.param((True,), 1, ("Surge", "NeedsCapacity"), id="the last one serves"),
+        pytest.param((False,), 1, ("GiveUpFirst", None), id="it serves nobody"),
+        pytest.param((True, True), 2, ("Surge", None), id="two hold it on one node"),
+    ],
+)
+def test_a_claim_that_the_old_pod_holds(
+    ready: tuple[bool, ...], replicas: int, chosen: tuple[str, str | None]
+) -> None:
+    new = changed()
+    old = k.revision(OLD)
+    waits, event = waiting_for_volume(k.revision(new))
+    holders = [k.pod(f"p{n}", old, ready=serves) for n, serves in enumerate(ready)]
+    observed = stuck(new, replicas=replicas, pods=(*holders, waits), events=(event,))
+    found = after(observed, new)
+    assert (found.strategy, found.waits and found.waits.reason) == chosen
+    if found.waits:
+        for words in ("claim claim", MULTI_ATTACH, "ReadWriteMany", "Recreate"):
+            assert words in found.waits.message
+
+
 @pytest.mark.parametrize("strategy", ["Surge", "Recreate"])
 def test_a_strategy_of_the_users_is_kept(strategy: str) -> None:
     new = changed(rollout={"strategy": strategy})

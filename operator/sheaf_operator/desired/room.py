@@ -10,9 +10,11 @@ import re
 from decimal import Decimal
 
 from sheaf_operator.api import names, quantity
-from sheaf_operator.cluster.observed import Json
+from sheaf_operator.cluster.observed import Json, condition
 from sheaf_operator.desired.revision import Revision
 from sheaf_operator.problems.problem import Lack
+from sheaf_operator.problems.scheduling import claims
+from sheaf_operator.problems.volumes import waits_for_node
 
 # A node that takes no new pods: the old pod may run on it, and then its end helps nobody.
 _CLOSED = re.compile(r"were unschedulable|node\.kubernetes\.io/(unschedulable|not-ready|unreachable)")
@@ -28,7 +30,7 @@ def would_free(old: Json, lacks: tuple[Lack, ...], wanted: Revision, holders: li
 
 def _frees(old: Json, lack: Lack, wanted: Revision, holders: list[Json]) -> bool:
     if lack.kind == "Volume":
-        return _mounts(old, lack.name) and not any(_mounts(p, lack.name) for p in holders if p is not old)
+        return _holds(old, lack.name) and not any(_holds(p, lack.name) for p in holders if p is not old)
     kind, name = ("requests", lack.name) if lack.kind == "Resource" else _of_quota(lack.name)
     if name == "pods":
         return True
@@ -59,9 +61,10 @@ def _amount(resources: Json, kind: str, name: str) -> Decimal:
     return quantity.value(str(resources.get(kind, {}).get(name, limit)))
 
 
-def _mounts(pod: Json, claim: str) -> bool:
-    volumes = pod.get("spec", {}).get("volumes", [])
-    return any(v.get("persistentVolumeClaim", {}).get("claimName") == claim for v in volumes)
+def _holds(pod: Json, claim: str) -> bool:
+    """Whether it has the claim's volume: one that waits for it, such as the new pod itself, does not."""
+    scheduled = (condition(pod, "PodScheduled") or {}).get("status") == "True"
+    return claim in claims(pod) and scheduled and not waits_for_node(pod)
 
 
 def _same_places(old: Json, wanted: Revision) -> bool:

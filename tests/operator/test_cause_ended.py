@@ -168,3 +168,17 @@ def test_a_pod_that_hangs_in_its_end_is_named() -> None:
     listed = conditions(Situation(given, k.settled(given, pods=(pod,)), OURS, after(3600)))
     assert {c["type"]: c["reason"] for c in listed}["Stalled"] == "PodStuckTerminating"
     assert found(pod, at=1195) is None
+
+
+def test_a_row_of_ends_began_with_the_first_whatever_became_of_the_last() -> None:
+    """Refused again and again, and now no node fits: Stalled does not turn False in between."""
+    waits = k.unschedulable("0/1 nodes are available: 1 node(s) had untolerated taint {a: b}.", OURS)
+    waits["metadata"]["creationTimestamp"] = "2026-01-01T00:20:00Z"
+    waits["status"]["conditions"][0]["lastTransitionTime"] = "2026-01-01T00:59:59Z"
+    problem = found(waits, ends("p1", **EVICTED), ends("p2", **EVICTED))
+    assert problem is not None
+    assert problem.reason == "Unschedulable"
+    assert problem.since == after(0)
+    alone = found(waits, ends("p1", **EVICTED))  # chance: a node may be on its way
+    assert alone is not None
+    assert alone.since == after(3589)

@@ -37,7 +37,7 @@ def cause(observed: Observed, revision: str | None, resource: str, now: datetime
     ended = of_ended(pods, now)
     if stuck and ended:
         said = f"{clip(stuck.said, HALF)}; before that {clip(ended.said, HALF)}"
-        return replace(stuck, said=said)
+        return replace(stuck, said=said, since=ended.since or stuck.since)
     return (
         stuck
         or ended

@@ -122,6 +122,25 @@ async def test_drift_that_comes_back_is_repaired_less_and_less_often_and_named()
     assert said(world, "Ready")["status"] == "True"  # type: ignore[index]
 
 
+async def test_admission_is_named_and_not_whoever_wrote_before() -> None:
+    given = k.spec()
+    world = World(given, k.settled(given))
+    await world.run()
+
+    def admit(obj: Any) -> Any:
+        if obj["kind"] == "InferenceService":
+            obj["spec"]["predictor"]["model"]["resources"]["requests"]["cpu"] = "50m"
+        return obj
+
+    world.cluster.admit = admit
+    smaller(world)
+    await fight(world, 600, smaller)
+    contested = said(world, "Contested")
+    assert contested is not None
+    assert "admission (a mutating webhook or policy) has changed it" in contested["message"]
+    assert "vpa-updater" not in contested["message"]
+
+
 async def test_a_change_of_ours_is_no_fight_and_waits_for_nobody() -> None:
     given = k.spec()
     world = World(given, k.settled(given))

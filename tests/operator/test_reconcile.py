@@ -8,6 +8,7 @@ from sheaf_operator.cluster.errors import ApiError, Unreachable
 from sheaf_operator.cluster.lease import Lease
 from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.cluster.reading import Reading
+from sheaf_operator.run.reporter import RESAY
 from sheaf_operator.settings import Settings
 
 
@@ -295,6 +296,22 @@ async def test_a_refused_status_slows_nothing_and_is_said_once_per_look() -> Non
     tried = world.cluster.status_writes
     await world.run(5)
     assert world.cluster.status_writes == tried
+
+
+async def test_what_an_older_crd_drops_is_not_written_at_each_look() -> None:
+    world = scaling_world(1)
+    world.cluster.drops = ("image", "timeline")
+    await world.run()
+    written = world.cluster.status_writes
+    for _ in range(3):
+        await world.run(61)
+    assert world.cluster.status_writes == written
+    world.scraper.load = {"p0": reading(waiting=30, running=8)}
+    await world.run(5)
+    assert world.cluster.status_writes == written + 1
+    world.cluster.drops = ()  # and its CRD has come
+    await world.run(RESAY)
+    assert "image" in world.cluster.observed.owner["status"]  # type: ignore[union-attr]
 
 
 def conditions_of(world: World) -> dict[str, tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -32,6 +32,8 @@ class FakeCluster:
         self.fail: Exception | None = None
         self.refuse_status: Exception | None = None
         self.status_writes = 0
+        self.admit: Callable[[dict[str, Any]], dict[str, Any]] = lambda obj: obj
+        self.drops: tuple[str, ...] = ()  # fields of the status that the CRD does not know
         self.status: dict[str, Any] = {}
 
     def _write(self, *what: Any) -> None:
@@ -45,8 +47,9 @@ class FakeCluster:
         self.reads += 1
         return copy.deepcopy(self.observed)
 
-    async def apply(self, obj: dict[str, Any], uid: str | None) -> None:
+    async def apply(self, obj: dict[str, Any], uid: str | None) -> dict[str, Any]:
         self._write("apply", obj["kind"])
+        return self.admit(copy.deepcopy(obj))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         self._write("delete", name)
@@ -57,14 +60,16 @@ class FakeCluster:
     async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
         self._write("cost", pod, cost)
 
-    async def apply_status(self, observed: Observed, status: dict[str, Any]) -> None:
+    async def apply_status(self, observed: Observed, status: dict[str, Any]) -> dict[str, Any]:
         self.status_writes += 1
         if self.refuse_status is not None:
             raise self.refuse_status
         self.status = status
         self.writes.append(("status",))
+        kept = {k: copy.deepcopy(v) for k, v in status.items() if k not in self.drops}
         if self.observed is not None:
-            self.observed.owner["status"] = copy.deepcopy(status)
+            self.observed.owner["status"] = kept
+        return {"status": kept}
 
     async def events(self, namespace: str, kind: str, name: str) -> list[dict[str, Any]]:
         if self.refuse_events is not None:

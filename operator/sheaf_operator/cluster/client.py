@@ -89,13 +89,16 @@ class Cluster:
 
     # Writing
 
-    async def apply(self, obj: Json, uid: str | None) -> None:
-        """Server-side apply to the object of this uid; None: there must be none of this name yet (409)."""
+    async def apply(self, obj: Json, uid: str | None) -> Json:
+        """Server-side apply to the object of this uid; None: there must be none of this name yet (409).
+
+        Returns the object as it is then: admission may have changed what was written.
+        """
         kind, metadata = _WRITTEN[obj["kind"]], obj["metadata"]
         path = kind.path(metadata["namespace"], metadata["name"])
         if uid is None and await self._get(path) is not None:
             raise ApiError(409, "AlreadyExists", f"{obj['kind']} {metadata['name']} exists already")
-        await self._write(
+        return await self._write(
             kind,
             "PATCH",
             path,

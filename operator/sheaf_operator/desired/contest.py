@@ -20,14 +20,18 @@ OFTEN = 3  # times within MEMORY from which on somebody is named
 MEMORY = 3600.0  # seconds that are looked back
 FIRST, LONGEST = 10.0, 600.0  # seconds between our writes: doubled each time
 COUNT = "count"
+ADMISSION = "admission (a mutating webhook or policy)"
 
 
 @dataclass(frozen=True)
 class Fight:
-    """What we last wrote of one thing, as a digest, and when others have undone it since."""
+    """What we last wrote of one thing, as a digest, and when others have undone it since. `admission`: it was
+    changed on its way in, as the answer to the write showed.
+    """
 
     wrote: str
     last: float
+    admission: bool = False
     undone: tuple[float, ...] = ()
     by: str = ""
     where: str = ""
@@ -58,7 +62,8 @@ class Contest:
                 live = observed.there(action.obj)
                 if live is not None and fight.wrote == _digest(action):
                     where = ", ".join(of_object(live, action.obj)[:3])
-                    fights[_key(action)] = _undone(fight, now, _last_writer(live), where)
+                    by = ADMISSION if fight.admission else _last_writer(live)
+                    fights[_key(action)] = _undone(fight, now, by, where)
         deployment = observed.deployment
         uid = str(deployment["metadata"]["uid"]) if deployment else None
         count = str(observed.replicas)
@@ -69,8 +74,8 @@ class Contest:
             fights[COUNT] = replace(_undone(known, now, _last_writer(deployment, count=True)), wrote=count)
         return Contest(uid, fights)
 
-    def wrote(self, action: Action, now: float) -> Contest:
-        """An action has been carried out."""
+    def wrote(self, action: Action, now: float, answer: Json | None = None) -> Contest:
+        """An action has been carried out; `answer` is the object as it is then."""
         if isinstance(action, Scale):
             known = self.fights.get(COUNT, Fight("", now))
             mine = replace(known, wrote=str(action.replicas), last=now)
@@ -78,6 +83,7 @@ class Contest:
         if isinstance(action, Apply):
             known = self.fights.get(_key(action), Fight("", now))
             mine = replace(known, last=now) if not _is_new(known, action) else Fight(_digest(action), now)
+            mine = replace(mine, admission=bool(answer and of_object(answer, action.obj)))
             return replace(self, fights={**self.fights, _key(action): mine})
         return self
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from sheaf_operator.cluster.client import Cluster
 from sheaf_operator.cluster.errors import ApiError, Unreachable
 from sheaf_operator.cluster.lease import Lease
-from sheaf_operator.cluster.observed import Observed
+from sheaf_operator.cluster.observed import Json, Observed
 from sheaf_operator.desired.actions import Action, Apply, Delete, Plan, Scale
 from sheaf_operator.problems.write import of_write
 from sheaf_operator.run.memory import Memory
@@ -32,8 +32,8 @@ class Executor:
         memory.look_at = min([memory.look_at, *(now + rest for rest in rests if rest)])
         for action in plan.actions:
             try:
-                await self.act(observed, action)
-                memory.contest = memory.contest.wrote(action, now)
+                answer = await self.act(observed, action)
+                memory.contest = memory.contest.wrote(action, now, answer)
             except (ApiError, Unreachable) as error:
                 if isinstance(action, Scale) and changed_meanwhile(error):
                     memory.dirty = True
@@ -45,16 +45,18 @@ class Executor:
                 return replace(plan, problem=problem), retry
         return plan, None
 
-    async def act(self, observed: Observed, action: Action) -> None:
-        """One write. Raises what the API server or the Lease says."""
-        where = f"{observed.namespace}/{observed.name}"
+    async def act(self, observed: Observed, action: Action) -> Json | None:
+        """One write. Returns the object that was applied, as it is then. Raises what the API server or the
+        Lease says.
+        """
+        where, answer = f"{observed.namespace}/{observed.name}", None
         async with self._lease.writing():
             match action:
                 case Apply():
                     kind = str(action.obj["kind"])
                     log.info("%s: applying %s %s", where, kind, action.obj["metadata"]["name"])
                     uid = None if action.create else observed.uid_of(action.obj)
-                    await self._cluster.apply(action.obj, uid)
+                    answer = await self._cluster.apply(action.obj, uid)
                 case Delete():
                     kind = action.kind
                     log.info("%s: deleting %s %s", where, kind, action.name)
@@ -65,6 +67,7 @@ class Executor:
                     assert observed.deployment is not None
                     await self._cluster.scale(observed.deployment, action.replicas)
         self._telemetry.writes.labels(kind).inc()
+        return answer
 
 
 def changed_meanwhile(error: ApiError | Unreachable) -> bool:

@@ -13,6 +13,15 @@ from sheaf_operator.desired.revision import Revision
 from sheaf_operator.scaling.decide import Decision, History
 
 
+@dataclass(frozen=True)
+class Said:
+    """A status that was written, what the API server had of it then, and when."""
+
+    status: Json
+    kept: Json
+    at: float
+
+
 @dataclass
 class Memory:
     """What one key keeps between runs. Times are of the reconciler's clock."""
@@ -36,5 +45,6 @@ class Memory:
     resting: bool = False  # and every pod serves: no time that passes makes a difference
     told: tuple[object, ...] = ()  # what the last report was made of, besides `observed`
     told_of: Observed | None = None
+    said: Said | None = None
     scraped_at: float = float("-inf")
     marked: tuple[str, float] | None = None  # the pod that should go next, and since when

@@ -17,7 +17,7 @@ from sheaf_operator.cluster.observed import Json, Observed
 from sheaf_operator.desired.actions import Plan
 from sheaf_operator.problems.problem import Problem, clip
 from sheaf_operator.run.events import Events
-from sheaf_operator.run.memory import Memory
+from sheaf_operator.run.memory import Memory, Said
 from sheaf_operator.run.telemetry import Telemetry
 from sheaf_operator.scaling.samples import capacity_of
 from sheaf_operator.status import autoscaling
@@ -25,6 +25,7 @@ from sheaf_operator.status.build import build_status
 from sheaf_operator.status.situation import Situation
 
 log = logging.getLogger(__name__)
+RESAY = 600.0  # seconds after which a status is written again of which the API server has kept less
 
 
 class Reporter:
@@ -86,8 +87,8 @@ class Reporter:
         await self._write(observed, build_status(situation, self._domain), memory)
 
     async def _write(self, observed: Observed, status: Json, memory: Memory) -> None:
-        """Said once per look, whatever becomes of it: a CRD older than this operator may refuse it or keep
-        less of it, and that is no reason to scale any later.
+        """Said once, whatever becomes of it: a CRD older than this operator may refuse it or keep less of it,
+        and that is no reason to scale any later, nor to write the same for ever.
         """
         for condition in status["conditions"]:
             series = self._telemetry.condition.labels(observed.namespace, observed.name, condition["type"])
@@ -95,9 +96,14 @@ class Reporter:
         if status == observed.status:
             return
         memory.observed = replace(observed, owner={**observed.owner, "status": status})
+        now, said = self._clock(), memory.said
+        if said and (said.status, said.kept) == (status, observed.status) and now - said.at < RESAY:
+            return
+        memory.said = Said(status, observed.status, now)
         try:
             async with self._lease.writing():
-                await self._cluster.apply_status(observed, status)
+                answer = await self._cluster.apply_status(observed, status)
+            memory.said = replace(memory.said, kept=answer.get("status", {}))
         except ApiError as error:
             words = "%s/%s: the API server refused the status (is the CRD of this release installed?): %s"
             log.warning(words, observed.namespace, observed.name, error.message)

@@ -60,12 +60,22 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     configure(settings, own)
     cache = Cache(own.watch_namespaces)
     cluster = await Cluster.connect(cache, own)
-    memo.app = App(own, cluster, cache, on_failure=memo.get("on_failure", _exit))
+    memo.app = App(
+        own,
+        cluster,
+        cache,
+        on_failure=memo.get("on_failure", _exit),
+        on_new_kinds=memo.get("on_new_kinds", _nothing),
+    )
     memo.app.start()
 
 
 def _exit() -> None:
     raise SystemExit(1)
+
+
+def _nothing() -> None:
+    pass
 
 
 @kopf.on.cleanup()

@@ -9,7 +9,7 @@ import logging
 import resource
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 
 import kopf
 
@@ -17,6 +17,8 @@ from sheaf_operator import handlers  # noqa: F401  registers itself with kopf
 from sheaf_operator.cluster.client import load_configuration
 from sheaf_operator.cluster.errors import NoConfiguration
 from sheaf_operator.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class JsonLines(logging.Formatter):
@@ -46,14 +48,24 @@ def configure_logging(level: str) -> None:
 
 async def run(settings: Settings) -> bool:
     """Until SIGTERM or SIGINT. Whether the operator ended in good order."""
-    failed = asyncio.Event()
-    stop = asyncio.Event()
+    while (why := await _run_once(settings)) == "new kinds":
+        log.info("kinds have come that were missing: starting anew to watch them")
+    return why == "asked"
+
+
+async def _run_once(settings: Settings) -> Literal["asked", "failed", "new kinds"]:
+    """Why it ended."""
+    stop, failed, new_kinds = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def on_failure() -> None:
         failed.set()
         stop.set()
 
-    memo = kopf.Memo(settings=settings, on_failure=on_failure)
+    def on_new_kinds() -> None:
+        new_kinds.set()
+        stop.set()
+
+    memo = kopf.Memo(settings=settings, on_failure=on_failure, on_new_kinds=on_new_kinds)
     # Left to itself, kopf asks for the user's name, which a container's numeric user does not have.
     identity: Any = settings.identity
     await kopf.operator(
@@ -64,7 +76,9 @@ async def run(settings: Settings) -> bool:
         memo=memo,
         stop_flag=stop,
     )
-    return not failed.is_set()
+    if failed.is_set():
+        return "failed"
+    return "new kinds" if new_kinds.is_set() else "asked"
 
 
 def allow_open_files() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import kube_objects as k
+import pytest
 from sheaf_operator.api import names
 from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.problems.cause import Question, cause, questions
@@ -98,3 +99,16 @@ def test_a_model_that_is_suspended_is_at_rest() -> None:
     observed = k.settled(k.spec(suspend=True), pods=(), deployment=None, inference_service=service)
     assert questions(observed, OURS.hash, after(3600)) == []
     assert cause(observed, OURS.hash, GPU, after(3600)) is None
+
+
+@pytest.mark.parametrize(("seconds", "reason"), [(5, None), (15, "DeploymentOrphaned")])
+def test_a_deployment_that_lost_its_owner_is_told(seconds: float, reason: str | None) -> None:
+    """Not at once: one that the garbage collector is about to delete looks the same."""
+    service = k.service(OURS)
+    service["metadata"]["creationTimestamp"] = "2026-01-01T00:00:10Z"
+    observed = k.settled(k.spec(), pods=(), deployment=None, inference_service=service, stray=k.deployment(2))
+    problem = cause(observed, OURS.hash, GPU, after(seconds))
+    assert (problem and problem.reason) == reason
+    if problem:
+        assert "m-predictor" in problem.message
+        assert "delete the Deployment" in problem.message

@@ -240,8 +240,9 @@ REFUSALS = {
     ),
     "quota wants limits": (
         PODS + "failed quota: q: must specify limits.cpu for: istio-proxy",
-        "LimitRangeViolated",
+        "QuotaWantsLimits",
     ),
+    "kserve#1242": (PODS + "failed quota: kf-resource-quota: must specify memory", "QuotaWantsLimits"),
     "odo#6847": (
         PODS + 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false (container "c")',
         "PodSecurityViolated",

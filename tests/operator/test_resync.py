@@ -24,6 +24,7 @@ class Lists:
 
     def __init__(self) -> None:
         self.version = 1
+        self.owner = k.owner()
         self.errors: dict[Kind, Exception] = {}
         self.asked: list[tuple[str, str]] = []
 
@@ -32,7 +33,7 @@ class Lists:
         if kind in self.errors:
             raise self.errors[kind]
         self.version += 10
-        return ([k.owner()] if kind == kinds.MODELS and namespace in ("", "ns") else []), self.version
+        return ([self.owner] if kind == kinds.MODELS and namespace in ("", "ns") else []), self.version
 
     async def get_lease(self, *_: Any) -> None:
         return None
@@ -46,7 +47,7 @@ class Lists:
 
 def resync(server: Lists, cache: Cache) -> tuple[Resync, list[Any]]:
     touched: list[Any] = []
-    return Resync(server, cache, touched.append), touched  # type: ignore[arg-type]
+    return Resync(server, cache, lambda _, keys: touched.extend(keys)), touched  # type: ignore[arg-type]
 
 
 async def test_each_kind_is_listed_once_per_namespace() -> None:
@@ -116,6 +117,40 @@ async def test_keys_of_others_are_not_run() -> None:
     assert len(app._worker._queue) == 0
     app.see(kinds.MODELS, None, k.owner())
     assert len(app._worker._queue) == 1
+    await app._scraper.close()
+
+
+async def test_a_namesake_that_only_a_list_tells_of_starts_without_the_failures_of_the_first() -> None:
+    server, cache = Lists(), Cache()
+    app = App(Settings(), server, cache, lambda: None)  # type: ignore[arg-type]
+    queue = app._worker._queue
+    app.see(kinds.MODELS, None, k.owner())
+    assert queue.take(0.0) == KEY
+    queue.fail(KEY, 0.0)
+    await app._resync.everything()  # nothing new
+    server.owner = k.owner(uid="another", resourceVersion="9")
+    assert queue.failures(KEY) == 1
+    await app._resync.everything()
+    assert queue.failures(KEY) == 0
+    await app._scraper.close()
+
+
+@pytest.mark.parametrize(("namespaces", "calls"), [((), 0), (("ns",), 1)])
+async def test_kinds_that_come_later_are_told_of_where_nobody_watches_for_them(
+    namespaces: tuple[str, ...], calls: int
+) -> None:
+    server, cache = Lists(), Cache(namespaces)
+    server.errors = {kinds.SERVICES: KindMissing(404, "", "")}
+    called: list[str] = []
+    settings = Settings(watch_namespaces=namespaces)
+    app = App(settings, server, cache, lambda: None, lambda: called.append("anew"))  # type: ignore[arg-type]
+    await app._list()
+    await app._list()
+    assert called == []
+    server.errors = {}
+    await app._list()
+    await app._list()
+    assert len(called) == calls
     await app._scraper.close()
 
 

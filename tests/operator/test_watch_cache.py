@@ -124,6 +124,16 @@ def test_orphans_are_ours_with_all_that_descends_from_them() -> None:
     assert pod_names(found) == ["p1"]
 
 
+def test_a_deployment_without_its_owner_is_a_stray() -> None:
+    objects = whole()
+    assert observed(objects).stray is None
+    [deployment] = objects[kinds.DEPLOYMENTS]
+    deployment["metadata"]["ownerReferences"] = []
+    found = observed(objects)
+    assert found.stray is not None
+    assert (found.deployment, found.pods) == (None, ())
+
+
 def test_a_child_that_lost_its_label_is_still_ours() -> None:
     objects = whole()
     for kind in (kinds.SERVICES, kinds.RUNTIMES):

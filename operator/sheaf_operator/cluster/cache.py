@@ -90,6 +90,7 @@ class Cache:
         runtimes = {r["metadata"]["name"]: r for r in of_owner + orphans if found.owns(r)}
         chain = self._chain(service) if service is not None and found.owns(service) else (None, (), ())
         deployment, replica_sets, pods = chain
+        place = self.get(kinds.DEPLOYMENTS, (namespace, names.predictor_deployment(name)))
         return Observed(
             owner,
             found.kserve,
@@ -99,6 +100,7 @@ class Cache:
             pods,
             replica_sets,
             budget=self._budget(found),
+            stray=place if deployment is None else None,
         )
 
     def _budget(self, found: Observed) -> Json | None:

@@ -17,7 +17,8 @@ class Observed:
     """`owner` is the LLMDeployment; `kserve` is False while the API server knows no InferenceService kind.
 
     The InferenceService is whatever has our name, see `owns`; Deployment, ReplicaSets and pods are only those
-    that descend from it if it is ours. `events` are those of objects that stand still, read for the purpose.
+    that descend from it if it is ours. `stray` is a Deployment in their place that does not. `events` are
+    those of objects that stand still, read for the purpose.
     """
 
     owner: Json
@@ -29,6 +30,7 @@ class Observed:
     replica_sets: tuple[Json, ...] = ()
     events: tuple[Json, ...] = ()
     budget: Json | None = None
+    stray: Json | None = None
 
     @property
     def name(self) -> str:

@@ -33,6 +33,10 @@ def of_kserve(observed: Observed, revision: str | None, now: datetime) -> Proble
     if service is None or revision is None or _carried_out(observed, revision):
         return None
     since = _written(service)
+    if observed.stray is not None and seconds(since, now) >= ASK:
+        name = observed.stray["metadata"]["name"]
+        words = f"Deployment {name} has lost its InferenceService: its pods are neither counted nor scaled"
+        return Problem("DeploymentOrphaned", f"{words}, and KServe has not taken it back", since=since)
     if said := _complaint(service, observed):
         return Problem("KServeRefused", f"KServe: {clip(said)}", since=since)
     if seconds(since, now) >= SILENCE:

@@ -10,10 +10,10 @@ from sheaf_operator.problems.problem import Lack, Problem, clip
 
 _RULES = rules(
     ("QuotaExceeded", r"exceeded quota"),
+    ("QuotaWantsLimits", r"failed quota: .*must specify"),
     (
         "LimitRangeViolated",
-        r"(maximum|minimum) [\w./-]+ usage per (Container|Pod)|limit to request ratio per"
-        r"|must specify (limits|requests)\.",
+        r"(maximum|minimum) [\w./-]+ usage per (Container|Pod)|limit to request ratio per",
     ),
     ("PodSecurityViolated", r"violates PodSecurity|security context constraint"),
     ("ServiceAccountNotFound", r"error looking up service account|serviceaccounts? \S+ not found"),

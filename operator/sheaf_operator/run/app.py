@@ -31,12 +31,20 @@ SILENCE = 60.0  # a loop that has not turned for so long is stuck
 
 
 class App:
-    """`on_failure` is called when a part ends that should not."""
+    """`on_failure` is called when a part ends that should not, `on_new_kinds` when there are kinds that kopf
+    did not find when it started, and does not look for.
+    """
 
     def __init__(
-        self, settings: Settings, cluster: Cluster, cache: Cache, on_failure: Callable[[], None]
+        self,
+        settings: Settings,
+        cluster: Cluster,
+        cache: Cache,
+        on_failure: Callable[[], None],
+        on_new_kinds: Callable[[], None] = lambda: None,
     ) -> None:
-        self._settings, self._cluster, self._cache, self._on_failure = settings, cluster, cache, on_failure
+        self._settings, self._cluster, self._cache = settings, cluster, cache
+        self._on_failure, self._on_new_kinds = on_failure, on_new_kinds
         self.telemetry = Telemetry()
         self.lease = Lease(
             cluster,
@@ -49,7 +57,7 @@ class App:
         self._reconciler = Reconciler(cluster, cache, self._scraper, self.lease, self.telemetry, settings)
         queue: KeyedQueue[Key] = KeyedQueue(settings.retry_base, settings.retry_cap, spacing=SPACING)
         self._worker = Worker(queue, self._reconciler.process, (ApiError, Unreachable, NotHolder))
-        self._resync = Resync(cluster, cache, self.touch)
+        self._resync = Resync(cluster, cache, self._news)
         self._main: asyncio.Task[None] | None = None
         self._beat = 0.0
 
@@ -62,7 +70,9 @@ class App:
 
     def see(self, kind: Kind, event: str | None, obj: Json) -> None:
         """A watch's event: ADDED, MODIFIED, DELETED, or None for what its first list holds."""
-        changed = self._cache.remove(kind, obj) if event == "DELETED" else self._cache.put(kind, obj)
+        self._news(kind, self._cache.remove(kind, obj) if event == "DELETED" else self._cache.put(kind, obj))
+
+    def _news(self, kind: Kind, changed: set[Key]) -> None:
         for key in changed:
             if kind == kinds.MODELS:
                 self._worker.forget(key)  # another spec, or another resource
@@ -106,13 +116,20 @@ class App:
             if self.lease.held and self.lease.term != term:
                 due, term, begins = clock(), self.lease.term, True
             if clock() >= due:
-                await self._resync.everything()
+                await self._list()
                 due = clock() + (RELIST if self._resync.unfinished else self._settings.resync_interval)
             if begins and self._cache.complete:
                 begins = False
                 for key in self._cache.keys:
                     self.touch(key)
             await asyncio.sleep(HEARTBEAT)
+
+    async def _list(self) -> None:
+        missing = self._cache.missing
+        await self._resync.everything()
+        # It would have to watch definitions, which is a right to the whole cluster.
+        if missing - self._cache.missing and self._settings.watch_namespaces:
+            self._on_new_kinds()
 
     async def _serve(self) -> None:
         application = web.Application()

@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 class Resync:
-    """`touch` is called for each key about which a list had news."""
+    """`news` is called with the keys about which the list of a kind had some."""
 
-    def __init__(self, cluster: Cluster, cache: Cache, touch: Callable[[Name], None]) -> None:
-        self._cluster, self._cache, self._touch = cluster, cache, touch
+    def __init__(self, cluster: Cluster, cache: Cache, news: Callable[[Kind, set[Name]], None]) -> None:
+        self._cluster, self._cache, self._news = cluster, cache, news
         self._failed: set[Kind] = set()
 
     @property
@@ -48,5 +48,4 @@ class Resync:
             changed = self._cache.lacks(kind)
         else:
             changed = self._cache.replace(kind, objects, version, scope)
-        for key in changed:
-            self._touch(key)
+        self._news(kind, changed)

@@ -85,6 +85,13 @@ REFUSED = (
         "raise the quota or lower the resources",
     ),
     Reason(
+        "QuotaWantsLimits",
+        "never",
+        "A ResourceQuota of the namespace counts what a container of the pod does not state.",
+        "state it in spec.resources, or give the namespace a LimitRange with defaults",
+        failing=True,
+    ),
+    Reason(
         "LimitRangeViolated",
         "never",
         "A LimitRange of the namespace forbids what the pod asks for.",

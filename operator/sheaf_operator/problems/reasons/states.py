@@ -42,6 +42,13 @@ KSERVE = (
         failing=True,
     ),
     Reason(
+        "DeploymentOrphaned",
+        "perhaps",
+        "The Deployment has lost its InferenceService, as after a deletion of that with `--cascade=orphan`."
+        " KServe takes it back with the next change of the spec, and not before.",
+        "delete the Deployment, which ends its pods and lets KServe make its own, or change the spec",
+    ),
+    Reason(
         "KServeSilent",
         "perhaps",
         "KServe has done nothing about the InferenceService for a while.",

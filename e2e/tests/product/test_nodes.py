@@ -12,6 +12,7 @@ from sheaf_e2e.deployed import Deployed, conditions, manifest
 from sheaf_e2e.streams import Streams
 
 pytestmark = pytest.mark.cluster
+AT_ONCE = {"patienceSeconds": 0}
 # Instead of everybody's five minutes.
 LEAVE_AT_ONCE = [
     {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1}
@@ -31,6 +32,32 @@ def cordoned(cluster: Cluster, node: str) -> Iterator[None]:
 def nodes(model: Deployed) -> dict[str, str]:
     """Each pod's node."""
     return {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in model.pods()}
+
+
+def test_a_volume_of_one_node_is_not_pulled_from_under_who_serves(
+    operator: Cluster, local_cluster: LocalCluster, second_node: Node, namespace: str, tiny_model: Path
+) -> None:
+    """The new pod is sent to another node than the one that has the disk, and waits for it."""
+    first = local_cluster.nodes[0].name
+    local_cluster.single_node_volume("disk", tiny_model, namespace)
+    resource = manifest("m", namespace, "pvc://disk", 4096, "--kv-cache-memory", "16MiB", rollout=AT_ONCE)
+    with cordoned(operator, second_node.name):
+        model = Deployed(operator, resource)
+        model.wait_ready(1)
+    (old,) = model.pod_names()
+    with cordoned(operator, first):
+        model.patch({"engine": {"maxModelLen": 1024}})
+        told = model.wait_condition("Reconciling", "True", "NeedsCapacity", timeout=90)
+        for words in ("Multi-Attach error", "disk", "ReadWriteMany", "Recreate"):
+            assert words in told["message"]
+        model.wait_condition("Ready", "True", "ServingPreviousRevision")
+        model.wait_looked_at()
+        assert old in model.pod_names()
+        # The user's word: stop it first.
+        model.patch({"rollout": {"strategy": "Recreate"}})
+        model.wait_gone(old)
+        model.wait_condition("Ready", "True", "Serving", timeout=180)
+    assert list(nodes(model).values()) == [second_node.name]
 
 
 @pytest.fixture(scope="module")

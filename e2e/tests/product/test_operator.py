@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from localcluster.cluster import Cluster, LocalCluster, Object, wait_until
-from sheaf_e2e.checkout import CHECKOUT, image_table
+from localcluster.cluster import Cluster, Object, wait_until
+from sheaf_e2e.checkout import CHECKOUT
 from sheaf_e2e.deployed import API, KIND, Deployed, conditions, manifest
 from sheaf_e2e.operator_faults import OperatorFaults
-from sheaf_e2e.release import OPERATOR, OPERATOR_NAMESPACE, install_operator
+from sheaf_e2e.release import OPERATOR, OPERATOR_NAMESPACE
 from sheaf_operator.problems.reasons.table import REASONS
 
 pytestmark = pytest.mark.cluster
@@ -273,12 +273,3 @@ def test_the_role_is_enough_and_no_more(operator: Cluster) -> None:
             assert not may(operator, account, verb, what), (verb, what)
     log = operator.kubectl("logs", "-n", OPERATOR_NAMESPACE, f"deployment/{OPERATOR}", "--tail=-1")
     assert not re.search(r"forbidden|Traceback", log, re.IGNORECASE), log[-3000:]
-
-
-def test_kserve_may_come_later() -> None:
-    with LocalCluster(image_table(), with_kserve=False) as cluster:
-        install_operator(cluster)
-        early = apply(cluster, "early", "default", pod=NO_IMAGE)
-        assert "install KServe" in early.wait_condition("Stalled", "True", "KServeMissing")["message"]
-        cluster.start_kserve()
-        early.wait_deployment()

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from localcluster.cluster import Cluster, Object, wait_until
+from localcluster.cluster import Cluster, LocalCluster, Object, wait_until
+from sheaf_e2e.checkout import image_table
 from sheaf_e2e.deployed import API, KIND, Deployed, manifest
 from sheaf_e2e.operator_faults import OperatorFaults
-from sheaf_e2e.release import OPERATOR, OPERATOR_LABELS, OPERATOR_NAMESPACE, Helm, helm
+from sheaf_e2e.release import OPERATOR, OPERATOR_LABELS, OPERATOR_NAMESPACE, Helm, helm, install_operator
 
 pytestmark = pytest.mark.cluster
 CLASS = "sheaf.dev/operator-class"
@@ -140,3 +141,29 @@ def test_class_and_namespaces_divide_the_models_among_operators(operator: Cluste
         label = {"metadata": {"labels": {CLASS: None}}}
         operator.api.patch(API, KIND, "blue", label, namespace)
         waiting[0].wait_count(2)
+
+
+def test_kserve_may_come_later() -> None:
+    """Also for an operator of given namespaces, which may not watch definitions. Then KServe's objects are
+    watched like any others: what happens to one is known before the list of each minute.
+    """
+    with (
+        LocalCluster(image_table(), with_kserve=False) as cluster,
+        Helm(cluster.kubeconfig, OPERATOR_NAMESPACE, release="blue") as release,
+    ):
+        install_operator(cluster)
+        release.deploy(blue_values(["default"]))
+        early = [apply(cluster, "early", "default"), apply(cluster, "blue", "default", {CLASS: "blue"})]
+        for model in early:
+            told = model.wait_condition("Stalled", "True", "KServeMissing")
+            assert "install KServe" in told["message"]
+        cluster.start_kserve()
+        for model in early:
+            before = model.wait_deployment()
+            model.wait_condition("Stalled", "False")
+            cluster.kubectl("delete", "inferenceservice", model.name, "--wait=false")
+            model.wait_deployment(
+                lambda o, b=before: o["metadata"]["uid"] != b["metadata"]["uid"], timeout=20
+            )
+        pods = cluster.api.list_objects("v1", "Pod", OPERATOR_NAMESPACE)
+        assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods] == [0, 0]

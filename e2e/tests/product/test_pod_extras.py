@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import trustme
-from localcluster.cluster import ApiError, Cluster, Object
+from localcluster.cluster import ApiError, Cluster, Object, wait_until
 from sheaf_e2e.deployed import Deployed, evict, manifest
 
 pytestmark = pytest.mark.cluster
@@ -47,6 +47,19 @@ def tool(name: str, code: str) -> Object:
 def secret(cluster: Cluster, name: str, namespace: str, **data: str) -> None:
     metadata = {"name": name, "namespace": namespace}
     cluster.api.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data})
+
+
+def certificate(authority: trustme.CA, host: str) -> dict[str, str]:
+    """As a Secret of type kubernetes.io/tls holds it."""
+    leaf = authority.issue_cert(host)
+    chain = "".join(part.bytes().decode() for part in leaf.cert_chain_pems)
+    return {"tls.crt": chain, "tls.key": leaf.private_key_pem.bytes().decode()}
+
+
+def containers(model: Deployed) -> list[tuple[str, int]]:
+    """Each pod's container and how often it has been restarted."""
+    statuses = [status for pod in model.pods() for status in pod["status"]["containerStatuses"]]
+    return [(status["containerID"], status["restartCount"]) for status in statuses]
 
 
 def test_what_a_pod_has_beside_the_runtime(operator: Cluster, namespace: str, model_claim: str) -> None:
@@ -106,16 +119,7 @@ def test_tls_from_a_secret(operator: Cluster, namespace: str, model_claim: str) 
     """Served, probed and scraped over HTTPS; the certificate is the one of the Secret, for the URL's name."""
     host = f"safe-predictor.{namespace}.svc.cluster.local"
     authority = trustme.CA()
-    leaf = authority.issue_cert(host)
-    secret(
-        operator,
-        "safe-tls",
-        namespace,
-        **{
-            "tls.crt": "".join(part.bytes().decode() for part in leaf.cert_chain_pems),
-            "tls.key": leaf.private_key_pem.bytes().decode(),
-        },
-    )
+    secret(operator, "safe-tls", namespace, **certificate(authority, host))
     safe = apply(operator, "safe", namespace, tls={"secretName": "safe-tls"})
     safe.wait_condition("Ready", "True", "Serving", timeout=90)
     safe.wait(lambda s: "capacity" in s, "capacity was measured")
@@ -123,15 +127,33 @@ def test_tls_from_a_secret(operator: Cluster, namespace: str, model_claim: str) 
 
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
+    url = safe.url.replace("http://", "https://") + "/v1/completions"
+    asked = {"method": "POST", "url": url, "json": {"model": "safe", **PROMPT}}
     with httpx.Client(verify=trust, trust_env=False, timeout=60) as client:
-        request = client.build_request(
-            "POST",
-            safe.url.replace("http://", "https://") + "/v1/completions",
-            json={"model": "safe", **PROMPT},
-            extensions={"sni_hostname": host},
-        )
-        answer = client.send(request)
-    assert "Paris" in answer.json()["choices"][0]["text"], answer.text
+
+        def ask() -> str:
+            request = client.build_request(**asked, extensions={"sni_hostname": host})
+            return str(client.send(request).json()["choices"][0]["text"])
+
+        assert "Paris" in ask()
+        # Renewed: the kubelet replaces the files in the pod, new connections have the new certificate.
+        pods = safe.pods()
+        renewed = certificate(authority, host)
+        secret(operator, "safe-tls", namespace, **renewed)
+        address = httpx.URL(safe.url)
+        leaf = renewed["tls.crt"].partition("-----END")[0]
+        operator.kubectl("annotate", "pod", "-n", namespace, "--all", "test/renewed=yes")  # it looks at once
+
+        def served() -> bool:
+            return ssl.get_server_certificate((address.host, address.port or 80)).startswith(leaf)
+
+        wait_until(served, 60, "the renewed certificate is served", every=0.2)
+        assert "Paris" in ask()  # on the connection that has the old one
+        safe.wait_counted("scrapes", 1)
+        assert safe.counted("scrape_failures") == 0
+    assert [p["status"]["containerStatuses"] for p in safe.pods()] == [
+        p["status"]["containerStatuses"] for p in pods
+    ]
 
 
 def test_a_drain_takes_one_replica_at_a_time(operator: Cluster, namespace: str, tiny_model: Path) -> None:

@@ -111,4 +111,4 @@ def test_a_deployment_that_lost_its_owner_is_told(seconds: float, reason: str | 
     assert (problem and problem.reason) == reason
     if problem:
         assert "m-predictor" in problem.message
-        assert "delete the Deployment" in problem.message
+        assert "rollout.restartedAt" in problem.message

@@ -72,7 +72,7 @@ async def call_everything(cluster: Cluster) -> None:
     calls: dict[str, list[Awaitable[Any]]] = {
         "list": [cluster.list(kind, "ns") for kind in kinds.ALL],
         "apply": [cluster.apply(obj, uid) for obj in (runtime, service, budget) for uid in (None, "u")],
-        "apply_status": [cluster.apply_status(observed, {})],
+        "write_status": [cluster.write_status(observed, {})],
         "delete": [
             cluster.delete(kind, "ns", "m-1", "u") for kind in ("ServingRuntime", "PodDisruptionBudget")
         ],

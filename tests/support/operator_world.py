@@ -60,7 +60,7 @@ class FakeCluster:
     async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
         self._write("cost", pod, cost)
 
-    async def apply_status(self, observed: Observed, status: dict[str, Any]) -> dict[str, Any]:
+    async def write_status(self, observed: Observed, status: dict[str, Any]) -> dict[str, Any]:
         self.status_writes += 1
         if self.refuse_status is not None:
             raise self.refuse_status

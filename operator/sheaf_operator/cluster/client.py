@@ -14,7 +14,6 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from sheaf_operator.api import names
-from sheaf_operator.api.spec import API_VERSION, KIND
 from sheaf_operator.cluster import kinds
 from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.errors import ApiError, KindMissing, NoConfiguration, Unreachable, of_answer
@@ -26,6 +25,7 @@ REQUEST_TIMEOUT = 20.0
 LEASE_TIMEOUT = 5.0  # well under the Lease's duration, so that one slow answer does not lose it
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
 _EVENTS = "/api/v1/namespaces/{ns}/events"
 PAGE = 500  # objects per answer to a list
 _WRITTEN = {
@@ -107,21 +107,18 @@ class Cluster:
             content_type=APPLY,
         )
 
-    async def apply_status(self, observed: Observed, status: Json) -> Json:
-        """Returns the resource as it is then: an older CRD may know less than was written."""
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "metadata": {"name": observed.name, "uid": observed.uid},
-            "status": status,
-        }
+    async def write_status(self, observed: Observed, status: Json) -> Json:
+        """Returns the resource as it is then: an older CRD may know less than was written, and that is left
+        out. A server-side apply it would refuse as a whole.
+        """
+        same = {"op": "test", "path": "/metadata/uid", "value": observed.uid}
         return await self._write(
             kinds.MODELS,
             "PATCH",
             kinds.MODELS.path(observed.namespace, observed.name) + "/status",
-            query={"force": "true"},
-            body=body,
-            content_type=APPLY,
+            query={},
+            body=[same, {"op": "add", "path": "/status", "value": status}],
+            content_type=JSON_PATCH,
         )
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
@@ -201,7 +198,7 @@ class Cluster:
         method: str,
         path: str,
         query: dict[str, str] | None = None,
-        body: Json | None = None,
+        body: Any = None,
         content_type: str = "application/json",
         timeout: float = REQUEST_TIMEOUT,
     ) -> Json:

@@ -102,7 +102,7 @@ class Reporter:
         memory.said = Said(status, observed.status, now)
         try:
             async with self._lease.writing():
-                answer = await self._cluster.apply_status(observed, status)
+                answer = await self._cluster.write_status(observed, status)
             memory.said = replace(memory.said, kept=answer.get("status", {}))
         except ApiError as error:
             words = "%s/%s: the API server refused the status (is the CRD of this release installed?): %s"

@@ -45,8 +45,8 @@ KSERVE = (
         "DeploymentOrphaned",
         "perhaps",
         "The Deployment has lost its InferenceService, as after a deletion of that with `--cascade=orphan`."
-        " KServe takes it back with the next change of the spec, and not before.",
-        "delete the Deployment, which ends its pods and lets KServe make its own, or change the spec",
+        " KServe takes it back with the next change of its pods, and not before.",
+        "set `rollout.restartedAt` to the present time: KServe takes the Deployment back with that change",
     ),
     Reason(
         "KServeSilent",

@@ -77,3 +77,29 @@ def test_a_pod_with_our_labels_is_no_replica(operator: Cluster, namespace: str) 
     model.wait_looked_at()
     status = model.get()["status"]
     assert (status["replicas"], status["readyReplicas"]) == (1, 0)
+
+
+def test_a_deployment_that_lost_its_service_is_not_scaled_and_that_is_said(
+    operator: Cluster, namespace: str
+) -> None:
+    """KServe takes it for its own by its name, and does not give it its owner back as long as it need not."""
+    model = apply(operator, "lost", namespace, autoscaling={"minReplicas": 1, "maxReplicas": 5})
+    model.wait_deployment()
+    model.wait_looked_at()
+    service = (SERVICE, "InferenceService", "lost", namespace)
+    before = operator.api.get(*service)["metadata"]["uid"]
+    operator.kubectl("delete", "inferenceservice", "lost", "-n", namespace, "--cascade=orphan")
+    told = model.wait_condition("Ready", "False", "DeploymentOrphaned")
+    for words in ("lost-predictor", "neither counted nor scaled", "rollout.restartedAt"):
+        assert words in told["message"]
+    assert operator.api.get(*service)["metadata"]["uid"] != before
+    with model.replica_counts() as counts:
+        model.patch({"autoscaling": {"minReplicas": 3}})
+        model.wait(lambda s: s["observedGeneration"] == 2, "the change is seen")
+        model.wait_looked_at()
+    assert counts == [1]
+    assert model.get()["status"]["replicas"] == 0
+    # What the message says helps.
+    model.patch({"rollout": {"restartedAt": "2026-01-01T00:00:00Z"}})
+    model.wait_count(3)
+    model.wait_condition("Ready", "False", "VolumeNotFound")

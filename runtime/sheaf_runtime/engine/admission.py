@@ -32,7 +32,7 @@ def refuse(request: AddRequest, limits: Limits) -> Refusal | None:
     if request.pooling is not None:
         return _refuse_prompt(request, limits) or _refuse_pooling(request, request.pooling, limits)
     if not limits.generates:
-        return Refusal("This model generates no text.", "model")
+        return Refusal("This model generates no text: use /v1/embeddings, /rerank or /score.", "model")
     return (
         _refuse_prompt(request, limits)
         or _refuse_sampling(request, limits)

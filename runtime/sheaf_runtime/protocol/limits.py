@@ -66,6 +66,8 @@ BOUNDS: Mapping[str, Bound] = {
     "top_logprobs": Bound(0, 20),
     "prompt_logprobs": Bound(0, 20),
     "truncate_prompt_tokens": Bound(-1, MOST),
+    "dimensions": Bound(1, MOST),
+    "top_n": Bound(0, MOST),
     "token id": Bound(0, MOST),
 }
 

@@ -7,8 +7,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from sheaf_runtime.server.completions import completion_routes
 from sheaf_runtime.server.edge import App, Edge
+from sheaf_runtime.server.embeddings import embedding_routes
 from sheaf_runtime.server.errors import install_error_handlers
 from sheaf_runtime.server.routes import cache_routes, model_routes, probe_routes, tokenizer_routes
+from sheaf_runtime.server.scoring import scoring_routes
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.version import __version__
 
@@ -16,7 +18,15 @@ from sheaf_runtime.version import __version__
 def create_app(service: Service) -> App:
     app = FastAPI(title="Sheaf", version=__version__, description="OpenAI-compatible LLM serving")
     install_error_handlers(app)
-    for routes in (completion_routes, model_routes, tokenizer_routes, cache_routes, probe_routes):
+    for routes in (
+        completion_routes,
+        embedding_routes,
+        scoring_routes,
+        model_routes,
+        tokenizer_routes,
+        cache_routes,
+        probe_routes,
+    ):
         app.include_router(routes(service))
     edge = Edge(app, service.lifecycle, service.server_config)
     origins = service.server_config.allowed_origins

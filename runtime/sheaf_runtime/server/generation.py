@@ -148,7 +148,7 @@ class Generation:
         if dead:
             raise ApiError(500, str(errors[0]), code="engine_dead") from errors[0]
         if isinstance(errors[0], RejectedError):
-            raise _rejected(errors[0]) from errors[0]
+            raise rejected(errors[0]) from errors[0]
         raise errors[0]
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
@@ -276,7 +276,7 @@ def _for_copy(sampling: SamplingParams, copy: int) -> SamplingParams:
     return msgspec.structs.replace(sampling, seed=(sampling.seed + copy) % 2**63)
 
 
-def _rejected(error: RejectedError) -> ApiError:
+def rejected(error: RejectedError) -> ApiError:
     rejection = error.rejection
     if rejection.reason == "queue_full":
         return ApiError(429, rejection.message, code="queue_full", headers={"Retry-After": "1"})

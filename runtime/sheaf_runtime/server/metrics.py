@@ -79,7 +79,8 @@ class Metrics:
             return
         self._queue.observe(max(0.0, scheduled - arrival))
         self._prefill.observe(max(0.0, first - scheduled))
-        self._decode.observe(max(0.0, last - first))
+        if generated_tokens:
+            self._decode.observe(max(0.0, last - first))
         self._inference.observe(max(0.0, last - scheduled))
         if generated_tokens > 1:
             self._per_token.observe(max(0.0, last - first) / (generated_tokens - 1))

@@ -7,9 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.gguf.errors import GGUFError
 from sheaf_runtime.gguf.folder import find_gguf
 from sheaf_runtime.parsers import guess_tool_parser
+from sheaf_runtime.pooling.folder import read_pooling
+from sheaf_runtime.pooling.spec import PoolingError, PoolingSpec
 from sheaf_runtime.protocol.limits import BOUNDS
 from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError
 from sheaf_runtime.text.tokenizer import read_json, read_text
@@ -46,6 +49,7 @@ class ModelFolder:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    pooling: PoolingSpec | None = None
 
     @cached_property
     def tool_parser(self) -> str | None:
@@ -70,8 +74,9 @@ def check_folder(path: str) -> None:
             raise ModelFolderError(f"{folder / name} is missing; MODEL must be a Hugging Face model folder")
 
 
-def load_folder(path: str, chat_template: str | None) -> ModelFolder:
-    """``chat_template`` replaces the model's own: a file, or the template itself.
+def load_folder(path: str, chat_template: str | None, engine: EngineConfig | None = None) -> ModelFolder:
+    """``chat_template`` replaces the model's own: a file, or the template itself. ``engine`` has the flags
+    that say whether it is a model for pooling.
 
     Raises ``ModelFolderError``.
     """
@@ -84,8 +89,12 @@ def load_folder(path: str, chat_template: str | None) -> ModelFolder:
             template = ChatTemplate.from_folder(folder, tokenizer.special_tokens)
         else:
             template = ChatTemplate(_template_source(chat_template), tokenizer.special_tokens)
-        return ModelFolder(tokenizer, template, SamplingDefaults.from_folder(folder))
-    except (TokenizerError, ChatTemplateError) as error:
+        pooling = None
+        if engine is not None:
+            raw = read_json(folder / "config.json") | engine.hf_overrides
+            pooling = read_pooling(folder, raw, engine.runner, engine.convert, engine.pooler_config)
+        return ModelFolder(tokenizer, template, SamplingDefaults.from_folder(folder), pooling)
+    except (TokenizerError, ChatTemplateError, PoolingError) as error:
         raise ModelFolderError(str(error)) from error
     except OSError as error:
         raise ModelFolderError(f"{error.filename or path}: {error.strerror}") from error

@@ -102,7 +102,8 @@ class Server:
 
     async def _load_folder(self) -> None:
         """Reads the tokenizer in a thread, while the core loads the weights."""
-        load = asyncio.to_thread(load_folder, self._service.engine_config.model, self._config.chat_template)
+        engine = self._service.engine_config
+        load = asyncio.to_thread(load_folder, engine.model, self._config.chat_template, engine)
         try:
             self._service.set_folder(await load)
         except ModelFolderError as error:

@@ -100,6 +100,18 @@ class Tokenizer:
         ids: list[int] = self._rust.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Two texts as one, with whatever the tokenizer puts around and between them."""
+        ids: list[int] = self._rust.encode(first, second).ids
+        return ids
+
+    @cached_property
+    def num_appended(self) -> int:
+        """How many special tokens the tokenizer puts behind a text."""
+        bare, whole = self.encode("a", add_special_tokens=False), self.encode("a")
+        ends = range(len(whole) - len(bare) + 1)
+        return next((n for n in ends if whole[len(whole) - n - len(bare) : len(whole) - n] == bare), 0)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Ids outside the vocabulary decode to nothing."""
         return self._rust.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -1,0 +1,101 @@
+"""One HTTP request's inputs in the engine, when what comes back are vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request
+
+from sheaf_runtime.protocol.messages import AddRequest, RequestOutput
+from sheaf_runtime.protocol.pooling import PoolingParams
+from sheaf_runtime.server.client import EngineDeadError, OutputQueue, RejectedError
+from sheaf_runtime.server.errors import ApiError
+from sheaf_runtime.server.generation import ClientDisconnected, rejected
+from sheaf_runtime.server.pooling_schemas import PoolingBody
+from sheaf_runtime.server.service import Service
+
+
+class PooledBatch:
+    """``run`` it once. At most twice as many inputs as the engine has seats are in it at a time, so that a
+    large batch neither fills the queue nor keeps others from it."""
+
+    def __init__(self, service: Service, id_: str, inputs: Sequence[list[int]], arrival: float) -> None:
+        self._service = service
+        self.id = id_
+        self._inputs = inputs
+        self._arrival = arrival
+        self._queue = OutputQueue()
+        self._running: set[int] = set()
+        self._vectors: list[array[float]] = [array("f")] * len(inputs)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self._inputs))
+
+    async def run(self, body: PoolingBody, params: PoolingParams, request: Request) -> list[array[float]]:
+        """The vectors in the order of the inputs. Raises ``ApiError``, or ``ClientDisconnected``."""
+        request.scope["facts"]["prompt_tokens"] = self.num_tokens
+        info = self._service.client.info
+        assert info is not None
+        watcher = asyncio.create_task(self._watch(request.receive))
+        waiting = list(range(len(self._inputs)))[::-1]
+        try:
+            while waiting or self._running:
+                room = max(0, 2 * info.max_num_seqs - len(self._running))
+                added = [waiting.pop() for _ in range(min(room, len(waiting)))]
+                await asyncio.gather(*(self._add(index, body, params) for index in added))
+                for output in await self._queue.get():
+                    self._take(output)
+        except EngineDeadError as error:
+            raise ApiError(500, str(error), code="engine_dead") from error
+        except RejectedError as error:
+            raise rejected(error) from error
+        finally:
+            watcher.cancel()
+            self._service.client.abort([self._name(index) for index in self._running])
+        return self._vectors
+
+    def _name(self, index: int) -> str:
+        return f"{self.id}-{index}"
+
+    async def _add(self, index: int, body: PoolingBody, params: PoolingParams) -> None:
+        self._running.add(index)
+        message = AddRequest(
+            request_id=self._name(index),
+            prompt_token_ids=self._inputs[index],
+            arrival_time=self._arrival,
+            priority=body.priority,
+            cache_salt=body.cache_salt,
+            pooling=params,
+        )
+        await self._service.client.add(message, self._queue)
+
+    def _take(self, output: RequestOutput) -> None:
+        index = int(output.request_id.rpartition("-")[2])
+        self._running.discard(index)
+        now = time.time()
+        self._service.metrics.on_finished(
+            output.finish_reason or "error",
+            arrival=self._arrival,
+            scheduled=output.scheduled_time,
+            first=output.first_token_time,
+            last=now,
+            prompt_tokens=len(self._inputs[index]),
+            generated_tokens=0,
+        )
+        if output.finish_reason == "abort":
+            raise ApiError(503, "this server is shutting down; retry", code="draining")
+        if output.pooled is None:
+            raise ApiError(500, f"input {index}: {output.error}", code="request_failed")
+        self._vectors[index] = array("f", output.pooled)
+
+    async def _watch(self, receive: Any) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            self._queue.fail(ClientDisconnected())

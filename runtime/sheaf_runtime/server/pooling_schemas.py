@@ -1,0 +1,86 @@
+"""The bodies of ``/v1/embeddings``, ``/rerank`` and ``/score``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sheaf_runtime.protocol.pooling import PoolingParams
+from sheaf_runtime.server.fields import MAX_PROMPTS, Number, Prompts
+from sheaf_runtime.server.schemas import Body, Truncation
+from sheaf_runtime.server.unsupported import ParameterError
+
+Texts = str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+# The two sides of a pair, by each of the names that vLLM knows them by.
+PAIRS = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
+
+
+class PoolingBody(Body):
+    model: str | None = None
+    truncate_prompt_tokens: Truncation = None
+    add_special_tokens: bool = True
+    use_activation: bool | None = None
+    priority: Annotated[int, Number("priority")] = 0
+    cache_salt: str | None = Field(None, min_length=1, max_length=1024)
+
+    @property
+    def params(self) -> PoolingParams:
+        return PoolingParams(activate=self.use_activation is not False)
+
+
+class EmbeddingRequest(PoolingBody):
+    input: Prompts
+    encoding_format: Literal["float", "base64"] = "float"
+    embed_dtype: Literal["float32"] = "float32"
+    endianness: Literal["native", "little", "big"] = "native"
+    dimensions: Annotated[int | None, Number("dimensions")] = None
+    prompt_name: str | None = None
+
+
+class Document(Body):
+    text: str
+
+
+class RerankRequest(PoolingBody):
+    query: str
+    documents: list[str | Document] = Field(min_length=1, max_length=MAX_PROMPTS)
+    top_n: Annotated[int | None, Number("top_n")] = None
+    return_documents: bool = True
+
+    @property
+    def texts(self) -> list[str]:
+        return [item if isinstance(item, str) else item.text for item in self.documents]
+
+
+class ScoreRequest(PoolingBody):
+    queries: Texts | None = None
+    documents: Texts | None = None
+    items: Texts | None = None
+    text_1: Texts | None = None
+    text_2: Texts | None = None
+    data_1: Texts | None = None
+    data_2: Texts | None = None
+
+    @model_validator(mode="after")
+    def _one_pair(self) -> ScoreRequest:
+        names = {name for pair in PAIRS for name in pair}
+        given = {name for name in names if getattr(self, name) is not None}
+        if given not in [set(pair) for pair in PAIRS]:
+            raise ValueError("give queries and documents, or text_1 and text_2")
+        left, right = self._sides()
+        if len(left) not in (1, len(right)):
+            raise ParameterError("documents", f"{len(left)} queries need as many, got {len(right)}")
+        return self
+
+    def _sides(self) -> tuple[list[str], list[str]]:
+        for left, right in PAIRS:
+            one, two = getattr(self, left), getattr(self, right)
+            if one is not None and two is not None:
+                return [one] if isinstance(one, str) else one, [two] if isinstance(two, str) else two
+        raise AssertionError
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        left, right = self._sides()
+        return list(zip(left * len(right) if len(left) == 1 else left, right, strict=True))

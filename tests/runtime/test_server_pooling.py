@@ -1,0 +1,265 @@
+"""Embeddings, reranking and scores over HTTP, through the openai client where it has them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import torch
+import torch.nn.functional as F
+from serving import Served, serving
+from tiny_families import write_tiny
+from tiny_pooling import append_end, write_embedder, write_scorer
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+PROMPTS = {"query": "Instruct: find pages\nQuery:", "document": ""}
+TEXTS = ["A sheaf is a bundle of pages", "read", "", " ", "\u00e9t\u00e9 \U0001f33e \u4e16\u754c", "read"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = write_embedder(tmp_path_factory.mktemp("embedder"), prompts=PROMPTS)
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(config | {"matryoshka_dimensions": [8, 16]}))
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    flags = ("--served-model-name", "m", "--num-gpu-blocks-override", "200", "--max-num-seqs", "3")
+    budget = ("--max-num-batched-tokens", "16")
+    with serving(folder, tmp_path_factory.mktemp("server"), *flags, *budget, real=True) as served:
+        served.wait_ready()
+        yield served
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def post(server: Served, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(server.url + path, json=body, timeout=60, verify=False)
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> Any:
+    """``expected(texts, size)``: transformers' last hidden state of the tokenizer's ids, cut and normalised."""
+    model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+    @torch.inference_mode()
+    def of(texts: list[str], size: int | None = None) -> np.ndarray:
+        rows = [
+            model(torch.tensor([tokenizer(t)["input_ids"]])).last_hidden_state[0, -1, :size] for t in texts
+        ]
+        return F.normalize(torch.stack(rows), dim=-1).numpy()
+
+    return of
+
+
+def close(got: Any, want: np.ndarray) -> None:
+    np.testing.assert_allclose(np.array(got), want, atol=1e-4)
+
+
+def test_the_client_gets_transformers_numbers_in_the_order_of_inputs(
+    client: openai.OpenAI, expected: Any
+) -> None:
+    """The client asks for base64 by itself. Empty and blank texts have the token that ends each text."""
+    texts = TEXTS * 4  # more than there are seats
+    answer = client.embeddings.create(model="m", input=texts)
+    assert [item.index for item in answer.data] == list(range(len(texts)))
+    close([item.embedding for item in answer.data], expected(texts))
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > len(texts)
+    plain = client.embeddings.create(model="m", input=texts[0], encoding_format="float")
+    close([plain.data[0].embedding], expected(texts[:1]))
+
+
+def test_base64_of_either_byte_order(server: Served, expected: Any) -> None:
+    want = expected(TEXTS[:1])
+    for order, kind in (("little", "<f4"), ("big", ">f4")):
+        body = {"input": TEXTS[0], "encoding_format": "base64", "endianness": order}
+        data = post(server, "/v1/embeddings", **body).json()["data"]
+        close([np.frombuffer(base64.b64decode(data[0]["embedding"]), kind)], want)
+
+
+def test_token_lists(client: openai.OpenAI) -> None:
+    one = client.embeddings.create(model="m", input=[5, 6, 7]).data
+    two = client.embeddings.create(model="m", input=[[9, 8], [5, 6, 7]]).data
+    close(two[1].embedding, np.array(one[0].embedding))
+
+
+def test_dimensions(client: openai.OpenAI, expected: Any) -> None:
+    for size in (8, 16, 48):
+        answer = client.embeddings.create(model="m", input=TEXTS[0], dimensions=size)
+        close([answer.data[0].embedding], expected(TEXTS[:1], size))
+    for size in (7, 49, 0, 10**30):
+        with pytest.raises(openai.BadRequestError, match="dimensions"):
+            client.embeddings.create(model="m", input="a", dimensions=size)
+
+
+def test_prompts_by_name(server: Served, expected: Any) -> None:
+    body = {"input": ["a", "b"], "prompt_name": "query"}
+    data = post(server, "/v1/embeddings", **body).json()["data"]
+    close([item["embedding"] for item in data], expected([PROMPTS["query"] + text for text in "ab"]))
+    refused = post(server, "/v1/embeddings", input="a", prompt_name="passage")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_name")
+    assert "'query', 'document'" in refused.json()["error"]["message"]
+    assert post(server, "/v1/embeddings", input=[1, 2], prompt_name="query").status_code == 400
+
+
+def test_truncation_keeps_the_beginning_and_the_token_at_the_end(server: Served) -> None:
+    ids = post(server, "/tokenize", prompt=TEXTS[0]).json()["tokens"]
+    want = post(server, "/v1/embeddings", input=ids[:3] + ids[-1:]).json()["data"][0]["embedding"]
+    cut = post(server, "/v1/embeddings", input=TEXTS[0], truncate_prompt_tokens=4).json()
+    close(cut["data"][0]["embedding"], np.array(want))
+    assert cut["usage"]["prompt_tokens"] == 4
+    long = "read " * 2000
+    refused = post(server, "/v1/embeddings", input=long)
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert (
+        post(server, "/v1/embeddings", input=long, truncate_prompt_tokens=-1).json()["usage"]["prompt_tokens"]
+        == 256
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"input": []},
+        {"input": [[]]},
+        {"input": [1, "a"]},
+        {"input": [320]},
+        {"input": [-1]},
+        {"input": "a", "encoding_format": "int8"},
+        {"input": "a", "embed_dtype": "float16"},
+        {"input": "a", "truncate_prompt_tokens": 0},
+        {"input": "a", "normalize": True},
+        {"input": ["a"] * 1025},
+        {},
+    ],
+)
+def test_what_cannot_be_is_refused(server: Served, body: dict[str, Any]) -> None:
+    answer = post(server, "/v1/embeddings", **body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_each_kind_of_model_says_what_it_does_not_do(
+    client: openai.OpenAI, tmp_path: Path, server: Served
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="generates no text: use /v1/embeddings"):
+        client.completions.create(model="m", prompt="a", max_tokens=1)
+    assert server.status("/ready") == 200
+    assert client.models.list().data[0].id == "m"
+    with serving(write_tiny(tmp_path, "llama", tokenizer=True), tmp_path, real=True) as generating:
+        generating.wait_ready()
+        for path, body in (
+            ("/v1/embeddings", {"input": "a"}),
+            ("/rerank", {"query": "a", "documents": ["b"]}),
+            ("/score", {"text_1": "a", "text_2": "b"}),
+        ):
+            answer = post(generating, path, **body)
+            assert answer.status_code == 400
+            assert "generates text" in answer.json()["error"]["message"]
+
+
+def test_metrics_count_embeddings(client: openai.OpenAI, server: Served) -> None:
+    client.embeddings.create(model="m", input=["one", "two"])
+    text = server.get("/metrics").text  # type: ignore[union-attr]
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+    done = next(float(v) for k, v in values.items() if "request_success" in k and "stop" in k)
+    assert done >= 2
+    assert server.metric("vllm:generation_tokens_total") == 0
+    assert server.metric("vllm:e2e_request_latency_seconds_count") == done
+    assert server.metric("vllm:time_to_first_token_seconds_count") == 0
+
+
+# Pairs
+
+
+def test_an_embedding_model_scores_by_cosine(server: Served, expected: Any) -> None:
+    documents = ["read", "A sheaf", "read", "\U0001f33e"]
+    vectors = expected(["pages", *documents])
+    want = vectors[1:] @ vectors[0]
+    answer = post(server, "/score", queries="pages", documents=documents).json()
+    assert [item["index"] for item in answer["data"]] == [0, 1, 2, 3]
+    close([item["score"] for item in answer["data"]], want)
+    paired = post(server, "/v1/score", text_1=documents, text_2=documents).json()["data"]
+    close([item["score"] for item in paired], np.ones(4))
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        ranked = post(server, path, query="pages", documents=documents).json()["results"]
+        scores = [item["relevance_score"] for item in ranked]
+        assert scores == sorted(scores, reverse=True)
+        close([want[item["index"]] for item in ranked], np.array(scores))
+        assert sorted(item["index"] for item in ranked) == [0, 1, 2, 3], "equal documents keep their places"
+        assert all(item["document"]["text"] == documents[item["index"]] for item in ranked)
+
+
+def test_the_best_few_without_their_texts(server: Served) -> None:
+    documents = [{"text": "read"}, "A sheaf", {"text": "table"}]
+    body = {"query": "pages", "documents": documents, "return_documents": False}
+    every = post(server, "/rerank", **body).json()["results"]
+    assert [set(item) for item in every] == [{"index", "relevance_score"}] * 3
+    assert post(server, "/rerank", **body, top_n=2).json()["results"] == every[:2]
+    assert post(server, "/rerank", **body, top_n=99).json()["results"] == every
+    assert post(server, "/rerank", **body, top_n=0).json()["results"] == every
+    for wrong in (
+        {"query": "a", "documents": []},
+        {"query": "a", "documents": [{"image": "b"}]},
+        {"query": "a", "documents": ["b"], "top_n": -1},
+        {"documents": ["b"]},
+    ):
+        assert post(server, "/rerank", **wrong).status_code == 400
+    for wrong in (
+        {"text_1": ["a", "b"], "text_2": ["c"]},
+        {"text_1": "a"},
+        {"text_1": "a", "documents": "b"},
+    ):
+        assert post(server, "/score", **wrong).status_code == 400
+
+
+def test_a_score_head_with_a_template_for_pairs(tmp_path: Path) -> None:
+    folder = write_scorer(tmp_path / "m")
+    template = (
+        "Q:{{ (messages | selectattr('role', 'eq', 'query') | first).content }}"
+        " D:{{ (messages | selectattr('role', 'eq', 'document') | first).content }}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    documents = ["read", "A {sheaf} of pages", ""]
+    with torch.inference_mode():
+        ids = [tokenizer(f"Q:pages D:{text}")["input_ids"] for text in documents]
+        want = torch.cat([model(torch.tensor([row])).logits for row in ids]).sigmoid()[:, 0].numpy()
+    with serving(folder, tmp_path, "--num-gpu-blocks-override", "200", real=True) as served:
+        served.wait_ready()
+        answer = post(served, "/score", queries="pages", documents=documents).json()
+        close([item["score"] for item in answer["data"]], want)
+        assert answer["usage"]["total_tokens"] == sum(map(len, ids))
+        best = post(served, "/rerank", query="pages", documents=documents, top_n=1).json()["results"]
+        assert best[0]["index"] == int(want.argmax())
+        refused = post(served, "/v1/embeddings", input="a")
+        assert (refused.status_code, "/rerank" in refused.text) == (400, True)
+
+
+def test_pairs_are_joined_as_the_tokenizer_does_without_a_template(tmp_path: Path) -> None:
+    folder = write_scorer(tmp_path / "m")
+    append_end(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    with torch.inference_mode():
+        want = model(torch.tensor([tokenizer("pages", "read")["input_ids"]])).logits.sigmoid()[0].numpy()
+    with serving(folder, tmp_path, "--num-gpu-blocks-override", "200", real=True) as served:
+        served.wait_ready()
+        data = post(served, "/score", text_1="pages", text_2="read").json()["data"]
+    close([data[0]["score"]], want)

@@ -8,6 +8,12 @@ from typing import Any
 from sheaf_runtime.config import EngineConfig, ServerConfig
 from sheaf_runtime.protocol.limits import BOUNDS
 from sheaf_runtime.server.app import create_app
+from sheaf_runtime.server.pooling_schemas import (
+    EmbeddingRequest,
+    PoolingBody,
+    RerankRequest,
+    ScoreRequest,
+)
 from sheaf_runtime.server.schemas import ChatCompletionRequest, CompletionRequest, Generate
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.server.unsupported import HARMLESS, REPLACED, UNSUPPORTED
@@ -36,7 +42,17 @@ def test_every_field_is_listed_with_its_bounds() -> None:
     assert set(rows("Fields of both endpoints")) == shared
     assert set(rows("Fields of /v1/completions")) == completions - shared
     assert set(rows("Fields of /v1/chat/completions")) == chat - shared
+    pooling, embeddings, rerank, score = (
+        set(kind.model_fields) for kind in (PoolingBody, EmbeddingRequest, RerankRequest, ScoreRequest)
+    )
+    assert set(rows("Fields of /v1/embeddings, /rerank and /score")) == pooling
+    assert set(rows("Fields of /v1/embeddings")) == embeddings - pooling
+    assert set(rows("Fields of /rerank")) == rerank - pooling
+    assert set(rows("Fields of /score")) == score - pooling
     for section in (
+        "Fields of /v1/embeddings, /rerank and /score",
+        "Fields of /v1/embeddings",
+        "Fields of /rerank",
         "Fields of both endpoints",
         "Fields of /v1/completions",
         "Fields of /v1/chat/completions",

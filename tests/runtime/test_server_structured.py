@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+import httpx
 import openai
 import pytest
 from model_folders import byte_level, write_folder
@@ -55,6 +56,27 @@ def test_a_schema_of_a_completion_as_openai_writes_it(client: openai.OpenAI) -> 
     for choice in got.choices:
         assert choice.finish_reason == "stop"
         Point.model_validate_json(choice.text)
+
+
+def test_a_chat_is_parsed_into_a_pydantic_model(client: openai.OpenAI) -> None:
+    got = client.chat.completions.parse(
+        model="tiny",
+        messages=[{"role": "user", "content": "a point"}],
+        response_format=Point,
+        max_tokens=200,
+        temperature=1.5,
+    )
+    assert isinstance(got.choices[0].message.parsed, Point)
+
+
+def test_metrics_count_grammars(served: Served, client: openai.OpenAI) -> None:
+    complete(client, **structured(regex="x{3}"))
+    complete(client, **structured(regex="x{3}"))
+    page = httpx.get(f"{served.url}/metrics").text
+    counts = dict(re.findall(r"^sheaf:(grammar\w+){.*} (.*)$", page, re.MULTILINE))
+    assert float(counts["grammars_compiled_total"]) >= 1
+    assert float(counts["grammar_cache_hits_total"]) >= 1
+    assert float(counts["grammar_compile_seconds_total"]) > 0
 
 
 def test_a_streamed_answer_is_the_plain_one(client: openai.OpenAI) -> None:

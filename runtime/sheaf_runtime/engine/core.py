@@ -193,6 +193,7 @@ class EngineCore:
     def take_stats(self) -> EngineStats:
         """A snapshot; the step sizes in it are those since the last one."""
         scheduler, counters = self.scheduler, self.scheduler.counters
+        grammars = self.structured.compiler.counters
         live, cached, free = scheduler.count_blocks()
         iteration_tokens, self._iteration_tokens = self._iteration_tokens, []
         return EngineStats(
@@ -210,6 +211,10 @@ class EngineCore:
             prefix_cache_queries=counters.prefix_cache_queries,
             prefix_cache_hits=counters.prefix_cache_hits,
             preemptions=counters.preemptions,
+            grammars_compiled=grammars.compiled,
+            grammars_refused=grammars.refused,
+            grammar_cache_hits=grammars.cache_hits,
+            grammar_seconds=grammars.seconds,
             iteration_tokens=iteration_tokens,
         )
 

@@ -145,6 +145,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_queries: int  # counter, tokens
     prefix_cache_hits: int  # counter, tokens
     preemptions: int  # counter
+    grammars_compiled: int = 0  # counter
+    grammars_refused: int = 0  # counter: what cannot be held, or takes too long
+    grammar_cache_hits: int = 0  # counter
+    grammar_seconds: float = 0.0  # counter: from the first try to the compiled grammar
     iteration_tokens: list[int] = []  # tokens of each step since the last snapshot
 
 

@@ -141,6 +141,13 @@ class Metrics:
             ("num_preemptions", stats.preemptions if stats else 0, "Requests preempted."),
         ):
             yield self._line("counter", f"vllm:{name}", value, help_)
+        for name, amount, help_ in (
+            ("grammars_compiled", stats.grammars_compiled if stats else 0, "Grammars compiled."),
+            ("grammars_refused", stats.grammars_refused if stats else 0, "Grammars refused."),
+            ("grammar_cache_hits", stats.grammar_cache_hits if stats else 0, "Compiled before."),
+            ("grammar_compile_seconds", stats.grammar_seconds if stats else 0, "Time to compile them."),
+        ):
+            yield self._line("counter", f"sheaf:{name}", amount, help_)
         name = "vllm:request_success_total"
         yield header("counter", name, "Requests ended, by reason.")
         for reason, count in self._finished.items():

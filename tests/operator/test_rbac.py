@@ -77,7 +77,7 @@ async def call_everything(cluster: Cluster) -> None:
             cluster.delete(kind, "ns", "m-1", "u") for kind in ("ServingRuntime", "PodDisruptionBudget")
         ],
         "scale": [cluster.scale(k.deployment(), 2)],
-        "set_deletion_cost": [cluster.set_deletion_cost("ns", "p", "-1")],
+        "set_deletion_cost": [cluster.set_deletion_cost({"metadata": {"namespace": "ns", "name": "p", "uid": "u"}}, "-1")],
         "events": [cluster.events("ns", "Pod", "p")],
         "create_event": [cluster.create_event("ns", {})],
         "get_lease": [cluster.get_lease("ns", "sheaf-operator")],

@@ -151,11 +151,12 @@ class Cluster:
         spec = {**deployment["spec"], "replicas": replicas}
         self._cache.put(kinds.DEPLOYMENTS, {**deployment, "metadata": changed, "spec": spec})
 
-    async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
-        body = {"metadata": {"annotations": {names.DELETION_COST: cost}}}
-        await self._write(
-            kinds.PODS, "PATCH", kinds.PODS.path(namespace, pod), query={}, body=body, content_type=MERGE
-        )
+    async def set_deletion_cost(self, pod: Json, cost: str | None) -> None:
+        """Of just this pod: 409 if another one has its name by now."""
+        metadata = pod["metadata"]
+        path = kinds.PODS.path(metadata["namespace"], metadata["name"])
+        body = {"metadata": {"uid": metadata["uid"], "annotations": {names.DELETION_COST: cost}}}
+        await self._write(kinds.PODS, "PATCH", path, query={}, body=body, content_type=MERGE)
 
     async def create_event(self, namespace: str, event: Json) -> None:
         await self._request("POST", _EVENTS.format(ns=quote(namespace)), body=event)

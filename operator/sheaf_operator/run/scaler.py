@@ -149,10 +149,10 @@ class Scaler:
                 continue
             try:
                 async with self._lease.writing():
-                    await self._cluster.set_deletion_cost(observed.namespace, name, wanted)
+                    await self._cluster.set_deletion_cost(pod, wanted)
                 self._telemetry.writes.labels("Pod").inc()
             except ApiError as error:
-                if error.code != 404:
+                if error.code not in (404, 409):  # gone, and perhaps another one in its place
                     raise
 
     def _gauges(self, observed: Observed) -> None:

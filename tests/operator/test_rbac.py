@@ -24,6 +24,7 @@ Right = tuple[str, str, str]  # group, resource, verb
 
 VERBS = {"POST": "create", "PUT": "update", "DELETE": "delete", "PATCH": "patch"}
 OBJECT = {"metadata": {"name": "m", "namespace": "ns", "uid": "u", "resourceVersion": "7"}}
+LIST = {"apiVersion": "v1", "kind": "List"}
 PATHS = {kind.path("ns") for kind in kinds.ALL} | {"/api/v1/namespaces/ns/events"}
 
 
@@ -47,7 +48,7 @@ async def asked_for() -> set[Right]:
     async def answer(request: web.Request) -> web.Response:
         asked.update(rights_of(request))
         if request.method == "GET" and request.path in PATHS:
-            return web.json_response({"metadata": {"resourceVersion": "7"}, "items": []})
+            return web.json_response({**LIST, "metadata": {"resourceVersion": "7"}, "items": []})
         if request.method == "GET":  # what is to be created is not there yet
             missing = {"reason": "NotFound", "details": {"name": "m"}}
             return web.json_response(missing, status=404)

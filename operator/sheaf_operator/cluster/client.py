@@ -81,7 +81,9 @@ class Cluster:
         query = {"limit": str(PAGE), "labelSelector": kind.selector_for(self._class)}
         while True:
             answer = await self._request("GET", kind.path(namespace), query)
-            items += answer["items"]
+            # Lists of built-in kinds name the kind once, for all of them.
+            what = {"apiVersion": answer["apiVersion"], "kind": answer["kind"].removesuffix("List")}
+            items += [what | item for item in answer["items"]]
             metadata = answer["metadata"]
             if not metadata.get("continue"):
                 return items, int(metadata["resourceVersion"])

@@ -24,6 +24,7 @@ Right = tuple[str, str, str]  # group, resource, verb
 
 VERBS = {"POST": "create", "PUT": "update", "DELETE": "delete", "PATCH": "patch"}
 OBJECT = {"metadata": {"name": "m", "namespace": "ns", "uid": "u", "resourceVersion": "7"}}
+POD = {"metadata": {"namespace": "ns", "name": "p", "uid": "u"}}
 LIST = {"apiVersion": "v1", "kind": "List"}
 PATHS = {kind.path("ns") for kind in kinds.ALL} | {"/api/v1/namespaces/ns/events"}
 
@@ -78,7 +79,7 @@ async def call_everything(cluster: Cluster) -> None:
             cluster.delete(kind, "ns", "m-1", "u") for kind in ("ServingRuntime", "PodDisruptionBudget")
         ],
         "scale": [cluster.scale(k.deployment(), 2)],
-        "set_deletion_cost": [cluster.set_deletion_cost({"metadata": {"namespace": "ns", "name": "p", "uid": "u"}}, "-1")],
+        "set_deletion_cost": [cluster.set_deletion_cost(POD, "-1")],
         "events": [cluster.events("ns", "Pod", "p")],
         "create_event": [cluster.create_event("ns", {})],
         "get_lease": [cluster.get_lease("ns", "sheaf-operator")],

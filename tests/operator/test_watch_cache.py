@@ -233,7 +233,7 @@ def foreign_budget(selector: Json | None, namespace: str = "ns", version: str = 
     return {"metadata": metadata, "spec": spec, "status": {"disruptionsAllowed": 1}}
 
 
-LABEL = {"sheaf.dev/deployment": "m"}
+LABEL = {names.LABEL_DEPLOYMENT: "m"}
 
 
 @pytest.mark.parametrize(
@@ -244,8 +244,11 @@ LABEL = {"sheaf.dev/deployment": "m"}
         ({}, True),  # every pod of the namespace
         (None, False),
         ({"matchExpressions": [{"key": names.LABEL_REVISION, "operator": "Exists"}]}, True),
-        ({"matchExpressions": [{"key": "sheaf.dev/deployment", "operator": "In", "values": ["m"]}]}, True),
-        ({"matchExpressions": [{"key": "sheaf.dev/deployment", "operator": "NotIn", "values": ["m"]}]}, False),
+        ({"matchExpressions": [{"key": names.LABEL_DEPLOYMENT, "operator": "In", "values": ["m"]}]}, True),
+        (
+            {"matchExpressions": [{"key": names.LABEL_DEPLOYMENT, "operator": "NotIn", "values": ["m"]}]},
+            False,
+        ),
         ({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}, True),
     ],
 )

@@ -6,11 +6,11 @@ What a write answers goes into the cache at once, so that nobody acts on a state
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import orjson
 from kubernetes.aio import client, config
 
 from sheaf_operator.api import names
@@ -221,7 +221,7 @@ class Cluster:
             raise Unreachable(f"API server: {type(error).__name__}: {error}") from error
         if response.status >= 400:
             raise of_answer(response.status, data)
-        decoded: Json = json.loads(data) if data else {}
+        decoded: Json = orjson.loads(data) if data else {}
         return decoded
 
 

@@ -81,6 +81,11 @@ class Observed:
     def ready_pods(self) -> list[Json]:
         return [pod for pod in self.live_pods if is_ready(pod)]
 
+    @cached_property
+    def silent_pods(self) -> list[Json]:
+        """Pods that served and do not now."""
+        return [pod for pod in self.live_pods if fell_silent(pod)]
+
     @property
     def replicas(self) -> int | None:
         """The predictor Deployment's wanted count; None while there is no Deployment."""

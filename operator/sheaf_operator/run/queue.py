@@ -146,7 +146,6 @@ class Worker(Generic[Key]):
         self._expected = expected
         self._queue, self._process = queue, process
         self._wake = asyncio.Event()
-        self._alarm = math.inf  # when the loop wakes by itself
 
     def add(self, key: Key) -> None:
         self._queue.add(key, asyncio.get_running_loop().time())
@@ -158,18 +157,20 @@ class Worker(Generic[Key]):
 
     async def run(self) -> None:
         """Until cancelled; then the keys in progress are cancelled too."""
-        loop = asyncio.get_running_loop()
+        clock = asyncio.get_running_loop().time
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
-                while (key := self._queue.take(loop.time())) is not None:
-                    group.create_task(self._one(key, loop.time))
-                due = self._queue.next_due()
-                self._alarm = math.inf if due is None else due
-                alarm = None if due is None else loop.call_at(due, self._wake.set)
+                while (key := self._queue.take(clock())) is not None:
+                    group.create_task(self._one(key, clock))
+                await self._sleep_until(self._queue.next_due(), clock())
+
+    async def _sleep_until(self, due: float | None, now: float) -> None:
+        try:
+            async with asyncio.timeout(None if due is None else max(0.0, due - now)):
                 await self._wake.wait()
-                if alarm is not None:
-                    alarm.cancel()
+        except TimeoutError:
+            pass
 
     async def _one(self, key: Key, clock: Callable[[], float]) -> None:
         try:
@@ -183,6 +184,4 @@ class Worker(Generic[Key]):
             self._queue.done(key, clock())
             if again is not None:
                 self._queue.add_after(key, again, clock())
-        due = self._queue.next_due()
-        if len(self._queue) or (due is not None and due < self._alarm):
-            self._wake.set()
+        self._wake.set()

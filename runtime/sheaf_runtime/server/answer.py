@@ -33,8 +33,7 @@ class Collected:
 
 
 class Answer(ABC):
-    """``take`` every piece and ask for the ``body``; or send the ``opening``, the ``chunk`` of each piece and
-    the ``closing``."""
+    """An answer of one or several choices, as ``stream`` takes it."""
 
     def __init__(
         self, generation: Generation, tokenizer: Tokenizer, created: float, model: str, body: Generate

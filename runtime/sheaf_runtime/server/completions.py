@@ -1,4 +1,4 @@
-"""``/v1/completions`` and ``/v1/chat/completions``."""
+"""``/v1/completions``, ``/v1/chat/completions`` and ``/v1/responses``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import uuid
 from fastapi import APIRouter, Request, Response
 
 from sheaf_runtime.protocol.sampling import SamplingParams
-from sheaf_runtime.server.answer import Answer, CompletionAnswer
+from sheaf_runtime.server.answer import CompletionAnswer
+from sheaf_runtime.server.chat import start_chat
 from sheaf_runtime.server.chat_answer import ChatAnswer
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.fields import MAX_PROMPTS
-from sheaf_runtime.server.generation import ClientDisconnected, Generation
+from sheaf_runtime.server.generation import Generation
 from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.prompts import encode as encode_prompt
-from sheaf_runtime.server.prompts import finish_prompt, render_chat
-from sheaf_runtime.server.reading import Reading
+from sheaf_runtime.server.prompts import finish_prompt
+from sheaf_runtime.server.responses.answer import ResponseAnswer
+from sheaf_runtime.server.responses.request import ResponsesRequest
 from sheaf_runtime.server.sampling import sampling_params
 from sheaf_runtime.server.schemas import ChatCompletionRequest, CompletionRequest
 from sheaf_runtime.server.service import Service
-from sheaf_runtime.server.stream import EventStream
+from sheaf_runtime.server.stream import respond
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default; a chat may use all that is left of the context
 
@@ -59,7 +61,7 @@ def completion_routes(service: Service) -> APIRouter:
         await generation.start(request.receive)
         answer = CompletionAnswer(generation, service.folder.tokenizer, arrival, model, body)
         generation.facts = request.scope["facts"]
-        return await _answer(generation, answer, stream=body.stream)
+        return await respond(generation, answer, stream=body.stream)
 
     @router.post("/chat/completions", response_model=None)
     async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
@@ -67,51 +69,23 @@ def completion_routes(service: Service) -> APIRouter:
         arrival = time.time()
         model = service.check_model(body.model)
         service.admit()
-        text = await render_chat(service, body)
-        keep = body.truncate_prompt_tokens
-        # The template writes the special tokens itself.
-        ids = await encode_prompt(
-            service, text, add_special_tokens=body.add_special_tokens, param="messages", keep=keep
-        )
-        ids = finish_prompt(service, ids, "messages", keep=keep)
-        reading = Reading(service, body, text)
-        max_tokens = body.max_completion_tokens or body.max_tokens
-        sampling = sampling_params(
-            service, body, len(ids), max_tokens=max_tokens, default=None, param="messages"
-        )
-        generation = Generation(
-            service,
-            _new_id("chatcmpl"),
-            [(ids, sampling)],
-            body,
-            arrival,
-            visible=reading.visible,
-            counts_tokens=reading.tells_thoughts,
-        )
-        await generation.start(request.receive)
+        generation, reading = await start_chat(service, body, request, arrival, _new_id("chatcmpl"))
         answer = ChatAnswer(generation, service.folder.tokenizer, arrival, model, body, reading)
-        generation.facts = request.scope["facts"]
-        return await _answer(generation, answer, stream=body.stream)
+        return await respond(generation, answer, stream=body.stream)
+
+    @router.post("/responses", response_model=None)
+    async def create_response(body: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation of items; nothing of it is stored."""
+        arrival = time.time()
+        model = service.check_model(body.model)
+        service.admit()
+        generation, reading = await start_chat(
+            service, body.chat(), request, arrival, f"resp_{uuid.uuid4().hex}", param="input"
+        )
+        answer = ResponseAnswer(generation, service.folder.tokenizer, arrival, model, body, reading)
+        return await respond(generation, answer, stream=body.stream)
 
     return router
-
-
-async def _answer(generation: Generation, answer: Answer, *, stream: bool) -> Response:
-    if stream:
-        return EventStream(generation, answer)
-    try:
-        async for pieces in generation.pieces():
-            for piece in pieces:
-                answer.take(piece)
-    except ClientDisconnected:
-        return Response(status_code=499)  # nobody reads it
-    except ApiError:
-        generation.close("error")
-        raise
-    finally:
-        generation.close()
-    status = 200 if generation.error is None else 500
-    return Response(answer.body(), status, media_type="application/json")
 
 
 def _new_id(kind: str) -> str:

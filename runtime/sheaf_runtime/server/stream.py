@@ -1,4 +1,4 @@
-"""Server-sent events, written straight to ASGI: this is the path that every token takes."""
+"""An answer on its way: whole, or as server-sent events written straight to ASGI, the path of every token."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ DONE = b"data: [DONE]\n\n"
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
-class Chunks(Protocol):
-    """What an answer is as a stream: bytes of whole events."""
+class AnyAnswer(Protocol):
+    """``take`` every piece and ask for the ``body``; or send the events of the ``opening``, the ``chunk`` of
+    each piece and the ``closing``."""
+
+    def take(self, piece: Piece) -> object: ...
+
+    def body(self) -> bytes: ...
 
     @property
     def opening(self) -> bytes: ...
@@ -41,7 +46,7 @@ def error_event(error: ApiError) -> bytes:
 class EventStream(Response):
     """Answers with the pieces of a started generation; owns it from construction on."""
 
-    def __init__(self, generation: Generation, answer: Chunks) -> None:
+    def __init__(self, generation: Generation, answer: AnyAnswer) -> None:
         self.background = None
         self.status_code = 200
         self._generation = generation
@@ -64,3 +69,21 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": answer.failure(error)})
         finally:
             generation.close()
+
+
+async def respond(generation: Generation, answer: AnyAnswer, *, stream: bool) -> Response:
+    if stream:
+        return EventStream(generation, answer)
+    try:
+        async for pieces in generation.pieces():
+            for piece in pieces:
+                answer.take(piece)
+    except ClientDisconnected:
+        return Response(status_code=499)  # nobody reads it
+    except ApiError:
+        generation.close("error")
+        raise
+    finally:
+        generation.close()
+    status = 200 if generation.error is None else 500
+    return Response(answer.body(), status, media_type="application/json")

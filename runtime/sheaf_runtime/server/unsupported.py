@@ -66,7 +66,7 @@ def refuse_unsupported(data: Any, known: Any) -> Any:
         return data
     kept = {}
     for name, value in data.items():
-        if value is None or name in HARMLESS:
+        if value is None or (name in HARMLESS and name not in known):
             continue
         if name in REPLACED:
             raise ParameterError(name, f"not supported; {REPLACED[name]}")

@@ -1,0 +1,73 @@
+"""The items of a response's input as the messages of a chat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sheaf_runtime.server.unsupported import ParameterError
+
+_TEXT_PARTS = ("input_text", "output_text", "text")
+Fields = dict[str, Any]
+
+
+def messages_of(given: str | list[Fields], instructions: str | None) -> list[Fields]:
+    """What the assistant thought, said and called in a row is one message. Raises ``ParameterError``."""
+    messages: list[Fields] = [] if instructions is None else [{"role": "system", "content": instructions}]
+    if isinstance(given, str):
+        return [*messages, {"role": "user", "content": given}]
+    for index, item in enumerate(given):
+        _add(messages, item, f"input.{index}")
+    return messages
+
+
+def _add(messages: list[Fields], item: Fields, param: str) -> None:
+    kind = item.get("type", "message")
+    if kind == "message":
+        content = _texts(item.get("content"), f"{param}.content")
+        if item.get("role") != "assistant":
+            messages.append({"role": item.get("role"), "content": content})
+            return
+        turn = _assistant(messages)
+        if turn.keys() & {"content", "tool_calls"}:  # a turn of its own
+            messages.append(turn := {"role": "assistant"})
+        turn["content"] = content
+    elif kind == "reasoning":
+        turn = _assistant(messages)
+        if len(turn) > 1:
+            messages.append(turn := {"role": "assistant"})
+        parts = item.get("content") or item.get("summary") or []
+        turn["reasoning"] = "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+    elif kind == "function_call":
+        function = {"name": item.get("name"), "arguments": item.get("arguments")}
+        call = {"id": item.get("call_id"), "type": "function", "function": function}
+        _assistant(messages).setdefault("tool_calls", []).append(call)
+    elif kind == "function_call_output":
+        output = _texts(item.get("output"), f"{param}.output")
+        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
+    elif kind == "item_reference":
+        raise ParameterError(param, "items are not stored here; send the item itself")
+    else:
+        raise ParameterError(f"{param}.type", f"items of type {str(kind)[:40]!r} are not supported")
+
+
+def _assistant(messages: list[Fields]) -> Fields:
+    """The assistant's turn that is under way, or a new one."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant"})
+    return messages[-1]
+
+
+def _texts(content: Any, param: str) -> Any:
+    """Text as it is; parts in the names that chats have for them."""
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "refusal":
+            parts.append({"type": "text", "text": part.get("refusal")})
+        elif kind in _TEXT_PARTS:
+            parts.append({"type": "text", "text": part.get("text")})
+        else:
+            raise ParameterError(param, f"parts of type {str(kind)[:40]!r} are not supported; send text")
+    return parts

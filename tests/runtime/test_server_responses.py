@@ -1,0 +1,148 @@
+"""``/v1/responses`` through the official client; the "model" says what the user says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from model_folders import byte_level, write_folder
+from serving import Served, serving
+
+ECHO = (
+    '{#- <tool_call> "arguments" -#}'
+    "{{ messages[-1]['content'] }}{{ eos_token }}"  # what comes behind the end is not said
+    "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+)
+TOOL: Any = {
+    "type": "function",
+    "name": "now",
+    "parameters": {"type": "object", "properties": {}},
+    "strict": False,
+}
+CALL = '<tool_call>\n{"name": "now", "arguments": {"a": 1}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = write_folder(tmp_path_factory.mktemp("model"), byte_level(), chat_template=ECHO)
+    names = ("--served-model-name", "m", "--reasoning-parser", "qwen3")
+    with serving(folder, tmp_path_factory.mktemp("out"), *names, fake={}) as server:
+        server.wait_ready()
+        yield server
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_text(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="m", input="Good day", metadata={"a": "b"}, temperature=0.5)
+    assert answer.output_text == "Good day"
+    assert (answer.status, answer.error, answer.incomplete_details) == ("completed", None, None)
+    assert (answer.metadata, answer.temperature) == ({"a": "b"}, 0.5)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    assert answer.output[0].type == "message"
+
+
+def test_thoughts_text_and_calls_are_items(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="m", input=f"<think>hm</think>So\n{CALL}", tools=[TOOL])
+    assert [item.type for item in answer.output] == ["reasoning", "message", "function_call"]
+    thoughts, _, call = answer.output
+    assert thoughts.type == "reasoning"
+    assert thoughts.content is not None
+    assert thoughts.content[0].text == "hm"
+    assert call.type == "function_call"
+    assert (call.name, call.arguments, call.status) == ("now", '{"a": 1}', "completed")
+    assert answer.usage is not None
+    assert answer.usage.output_tokens_details.reasoning_tokens > 0
+
+
+EVENTS = [
+    *("response.created", "response.in_progress"),
+    *("response.output_item.added", "response.content_part.added", "response.reasoning_text.delta"),
+    *("response.reasoning_text.done", "response.content_part.done", "response.output_item.done"),
+    *("response.output_item.added", "response.content_part.added", "response.output_text.delta"),
+    *("response.output_text.done", "response.content_part.done", "response.output_item.done"),
+    *("response.output_item.added", "response.function_call_arguments.delta"),
+    *("response.function_call_arguments.done", "response.output_item.done", "response.completed"),
+]
+
+
+def test_events_in_order(client: openai.OpenAI) -> None:
+    stream = client.responses.create(
+        model="m", input=f"<think>hm</think>So\n{CALL}", tools=[TOOL], stream=True
+    )
+    events = list(stream)
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type for event in events]
+    assert [
+        kind for i, kind in enumerate(kinds) if kind != kinds[i - 1] or not kind.endswith("delta")
+    ] == EVENTS
+    last: Any = events[-1]
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert [item.id for item in done] == [item.id for item in last.response.output]
+    assert [item.to_dict() for item in done] == [item.to_dict() for item in last.response.output]
+
+
+def test_the_client_puts_a_stream_together(client: openai.OpenAI) -> None:
+    with client.responses.stream(model="m", input=f"So\n{CALL}", tools=[TOOL]) as stream:
+        answer = stream.get_final_response()
+    assert answer.output_text == "So\n"
+    assert answer.output[1].to_dict()["arguments"] == '{"a": 1}'
+
+
+def test_incomplete(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="m", input="Good day", max_output_tokens=3)
+    assert answer.status == "incomplete"
+    assert answer.incomplete_details is not None
+    assert answer.incomplete_details.reason == "max_output_tokens"
+    events = list(client.responses.create(model="m", input="Good day", max_output_tokens=3, stream=True))
+    assert events[-1].type == "response.incomplete"
+
+
+def test_items_become_messages(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="m", input=f"<think>hm</think>So\n{CALL}", tools=[TOOL])
+    call: Any = first.output[-1]
+    answer = client.responses.create(
+        model="m",
+        instructions="Be kind.",
+        input=[
+            {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            *(item.to_dict() for item in first.output),  # type: ignore[misc]
+            {"type": "function_call_output", "call_id": call.call_id, "output": "noon"},
+        ],
+        tools=[TOOL],
+        store=True,
+    )
+    assert answer.output_text == "noon"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
+        ({"input": [{"type": "web_search_call"}]}, "input.0.type"),
+        ({"input": [{"role": "alien", "content": "x"}]}, "input"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"background": True}, "background"),
+        ({"conversation": "conv_1"}, "conversation"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "name": ""}]}, "tools.0.name"),
+        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"temperature": 3}, "temperature"),
+        ({"input": "x" * 100_000}, "input"),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_bad_requests(served: Served, change: dict[str, Any], param: str) -> None:
+    response = httpx.post(f"{served.url}/v1/responses", json={"input": "hi", **change})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param

@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sheaf_kernels import paged_attention, rms_norm, rope_kv_write, sample, split_kv, swiglu
+from sheaf_kernels import adjust, paged_attention, rms_norm, rope_kv_write, sample, split_kv, swiglu
 from sheaf_kernels.numerics import INTERPRETED, LOG2_E, next_power_of_2
 
 ARCHS = (80, 90, 100)
@@ -242,12 +242,29 @@ def sample_variants() -> Iterator[Variant]:
         )  # fmt: skip
 
 
+def adjust_variants() -> Iterator[Variant]:
+    for dtype, vocab in product(POINTER, (32000, 49152, 128256, 151936)):
+        yield Variant(
+            adjust.adjust_kernel, f"{SHORT[dtype]} V{vocab}",
+            {
+                "logits_ptr": POINTER[dtype], "history_ptr": "*i32", "bias_ptr": "*fp32",
+                **dict.fromkeys(("rows_ptr", "flags_ptr", "mask_ptr", "bits_ptr"), "*i32"),
+                **dict.fromkeys(("repetition_ptr", "frequency_ptr", "presence_ptr", "out_ptr"), "*fp32"),
+                "logits_stride": "i32", "bits_stride": "i32",
+            },
+            {"V": vocab, "BLOCK_V": adjust.BLOCK_V, "num_warps": 4},
+            dtype == torch.bfloat16 and vocab == 128256,
+            unaligned=("bits_stride",),
+        )  # fmt: skip
+
+
 def all_variants() -> list[Variant]:
     return [
         *paged_attention_variants(),
         *split_kv_variants(),
         *rope_kv_write_variants(),
         *row_variants(),
+        *adjust_variants(),
         *sample_variants(),
     ]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sheaf_kernels import paged_attention, rms_norm, rope_kv_write, sample, swiglu
+from sheaf_kernels import adjust, paged_attention, rms_norm, rope_kv_write, sample, swiglu
 from sheaf_kernels.split_kv import SplitPlan
 
 # (rtol, atol): |kernel - reference| <= atol + rtol * |reference|, for inputs of unit variance.
@@ -297,3 +297,48 @@ def sample_inputs(
         torch.tensor([p for _, _, p in params], dtype=torch.float64, device=device),
         torch.rand(rows, dtype=torch.float64, generator=gen).to(device),
     )
+
+
+def check_adjust(
+    rows: int,
+    vocab: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    op: ModuleType = adjust,
+    seed: int = 0,
+) -> None:
+    x = adjust_inputs(rows, vocab, dtype, device, seed)
+    assert_close("adjust", op.adjust(*x), adjust.adjust_reference(*x))
+
+
+def adjust_inputs(
+    rows: int, vocab: int, dtype: torch.dtype, device: torch.device | str, seed: int = 0
+) -> tuple[Tensor, ...]:
+    """Arguments of ``adjust``: every mixture of bias, history and mask. Other rows of the buffers hold what
+    shows when it is read."""
+    gen = torch.Generator().manual_seed(seed)
+    flags, masked = torch.arange(rows, dtype=torch.int32) % 4, torch.arange(rows) // 4 % 2 == 0
+    held = torch.randperm(rows + 3, generator=gen)[:rows].to(torch.int32)
+    history = torch.full((rows + 3, vocab), 1 << 20, dtype=torch.int32)
+    bias = torch.full((rows + 3, vocab), torch.nan)
+    counts = torch.randint(0, 3, (rows, vocab), generator=gen, dtype=torch.int32)
+    prompt = torch.randint(0, 2, (rows, vocab), generator=gen, dtype=torch.int32)
+    history[held] = counts | (prompt * adjust.IN_PROMPT)
+    bias[held] = torch.randn(rows, vocab, generator=gen).masked_fill_(counts == 2, -torch.inf)
+    history[held[flags & adjust.PENALISED == 0]] = 1 << 20
+    bias[held[flags & adjust.BIASED == 0]] = torch.nan
+    mask = torch.where(masked, masked.cumsum(0) - 1, -1).flip(0).to(torch.int32)
+    words = torch.randint(-(2**31), 2**31, (rows, -(-vocab // 32)), generator=gen, dtype=torch.int64)
+    made = (
+        torch.randn(rows, vocab, generator=gen).to(dtype),
+        held,
+        flags,
+        history,
+        bias,
+        0.5 + 1.5 * torch.rand(rows, generator=gen),
+        torch.randn(rows, generator=gen),
+        torch.randn(rows, generator=gen),
+        mask,
+        words.to(torch.int32),
+    )
+    return tuple(tensor.to(device) for tensor in made)

@@ -114,9 +114,11 @@ def test_sampled_tokens_are_those_of_torch(folders: dict[tuple[int, int, int], s
         SamplingParams(temperature=1.2, top_k=5, seed=2, max_tokens=4, ignore_eos=True),
         SamplingParams(temperature=1.0, top_p=0.7, seed=3, max_tokens=4, ignore_eos=True),
         SamplingParams(temperature=1.5, top_k=20, top_p=0.5, seed=4, min_tokens=4, max_tokens=4),
+        SamplingParams(temperature=1.0, top_p=0.7, seed=3, max_tokens=4, presence_penalty=1, min_p=0.01),
+        SamplingParams(temperature=0.0, max_tokens=4, repetition_penalty=2, logit_bias={9: 4.0}),
     ]
     triton, plain = (
-        generate(folders[4, 2, 16], PROMPTS, params, attention_backend=backend)[0]
+        generate(folders[4, 2, 16], [*PROMPTS, *PROMPTS[:2]], params, attention_backend=backend)[0]
         for backend in ("triton", "torch")
     )
     assert triton == plain

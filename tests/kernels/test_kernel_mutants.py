@@ -14,10 +14,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from sheaf_kernels import paged_attention, paging, rms_norm, rope_kv_write, sample, split_kv, swiglu
+from sheaf_kernels import adjust, paged_attention, paging, rms_norm, rope_kv_write, sample, split_kv, swiglu
 from sheaf_kernels.parity import (
     AttentionCase,
     RopeCase,
+    check_adjust,
     check_paged_attention,
     check_rms_norm,
     check_rope_kv_write,
@@ -71,6 +72,10 @@ def norm(op: ModuleType) -> None:
 
 def gated(op: ModuleType) -> None:
     check_swiglu(2, 70, F32, "cpu", op)
+
+
+def adjusted(op: ModuleType) -> None:
+    check_adjust(8, 45, F32, "cpu", op)
 
 
 def sampled(op: ModuleType) -> None:
@@ -190,6 +195,18 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("chunk masses of unequal scale", sample, sampled_in_chunks, " * tl.exp2((best_C - best) * scale)", ""),
     ("chunk masses without temperature", sample, sampled_in_chunks, "* (_LOG2_E / temperature))", "* _LOG2_E)"),
     ("mass of earlier chunks forgotten", sample, sampled_in_chunks, "(before + tl.cumsum(mass, axis=0) > target)", "(tl.cumsum(mass, axis=0) > target)"),
+    ("history of another row", adjust, adjusted, "held = tl.load(rows_ptr + row).to(tl.int64) * V", "held = row * V"),
+    ("bias forgotten", adjust, adjusted, "if (flags & 1) != 0:", "if (flags & 4) != 0:"),
+    ("bias of rows without one", adjust, adjusted, "if (flags & 1) != 0:", "if flags >= 0:"),
+    ("penalties of rows without one", adjust, adjusted, "if (flags & 2) != 0:", "if flags >= 0:"),
+    ("mask of another row", adjust, adjusted, "bits_ptr + mask * bits_stride", "bits_ptr + row * bits_stride"),
+    ("mask's bits backwards", adjust, adjusted, "(words >> (v % 32))", "(words >> (31 - v % 32))"),
+    ("mask upside down", adjust, adjusted, "& 1) == 0, float", "& 1) == 1, float"),
+    ("prompt counts as output", adjust, adjusted, "count = (history & _COUNT)", "count = (history & (2 * _COUNT + 1))"),
+    ("repetition against the sign", adjust, adjusted, "tl.where(x > 0, x / repetition, x * repetition)", "tl.where(x < 0, x / repetition, x * repetition)"),
+    ("repetition of what is not there", adjust, adjusted, "x = tl.where(history != 0, penalised, x)", "x = penalised"),
+    ("repetition of output alone", adjust, adjusted, "x = tl.where(history != 0, penalised, x)", "x = tl.where(count > 0, penalised, x)"),
+    ("presence by count", adjust, adjusted, "(count > 0).to(tl.float32)", "count"),
     ("gate and up swapped", swiglu, gated, "y = gate / (1.0 + tl.exp(-gate)) * up", "y = up / (1.0 + tl.exp(-up)) * gate"),
     ("sigmoid without the gate", swiglu, gated, "y = gate / (", "y = 1.0 / ("),
 ]  # fmt: skip
@@ -228,11 +245,12 @@ def test_parity_check_kills(
         (paged_attention, windowed),
         (rope_kv_write, rope),
         (rms_norm, norm),
+        (adjust, adjusted),
         (sample, sampled),
         (sample, sampled_in_chunks),
         (swiglu, gated),
     ],
-    ids=["decode", "prefill", "chunked", "windowed", "rope", "norm", "sample", "chunks", "swiglu"],
+    ids=["decode", "prefill", "chunked", "windowed", "rope", "norm", "adjust", "sample", "chunks", "swiglu"],
 )
 def test_parity_check_passes_the_original(module: ModuleType, check: Callable[[ModuleType], None]) -> None:
     check(module)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from sheaf_kernels.adjust import BIASED, PENALISED, adjust
 from sheaf_kernels.paged_attention import PLANS, allocate_plan, paged_attention
 from sheaf_kernels.rms_norm import rms_norm
 from sheaf_kernels.rope_kv_write import rope_kv_write
@@ -21,9 +22,11 @@ from torch import Tensor
 
 from sheaf_runtime.models.config import AttentionConfig
 from sheaf_runtime.models.layers import Ops
-from sheaf_runtime.worker.adjust import Adjustments, adjust
+from sheaf_runtime.worker.adjust import Adjustments
+from sheaf_runtime.worker.bad_words import ban
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
+from sheaf_runtime.worker.masks import packed_width
 from sheaf_runtime.worker.sampler import SamplingRows, keep_likely
 
 
@@ -108,9 +111,39 @@ class TritonAttention:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
+def adjust_with_triton(logits_SV: Tensor, wanted: Adjustments) -> Tensor:
+    """``worker.adjust.adjust`` in one launch; words of several tokens are banned behind it."""
+    if wanted.none:
+        return logits_SV
+
+    def there(array: npt.NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(logits_SV.device, non_blocking=True)
+
+    mask_S = np.full(len(wanted.rows_S), -1, np.int32)
+    mask_S[wanted.masked] = np.arange(len(wanted.masked))
+    bits_MW = wanted.bits_MW
+    if bits_MW is None:
+        bits_MW = np.zeros((1, packed_width(logits_SV.shape[1])), np.int32)
+    adjusted_SV = adjust(
+        logits_SV,
+        there(wanted.rows_S.astype(np.int32)),
+        there((BIASED * wanted.biased_S + PENALISED * wanted.penalised_S).astype(np.int32)),
+        wanted.history_RV,
+        wanted.bias_RV,
+        there(wanted.repetition_S),
+        there(wanted.frequency_S),
+        there(wanted.presence_S),
+        there(mask_S),
+        there(bits_MW),
+    )
+    if wanted.bad_words is not None:
+        ban(adjusted_SV, wanted.mirror_RL.view(-1), wanted.bad_words)
+    return adjusted_SV
+
+
 def choose_with_triton(logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows) -> Tensor:
     """``worker.backend.choose_tokens`` without a visit to the host."""
-    logits_SV = adjust(logits_SV, wanted)
+    logits_SV = adjust_with_triton(logits_SV, wanted)
     best_S = logits_SV.amax(dim=-1)
     valid_S = best_S.isfinite()
     logits_SV.masked_fill_(~valid_S[:, None], 0.0)

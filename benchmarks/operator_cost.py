@@ -32,7 +32,7 @@ LIMITS = {
 SCRAPES = """
 import asyncio, random, resource, sys
 from sheaf_operator.cluster.scrape import Scraper
-from sheaf_operator.main import allow_open_files
+from sheaf_operator.main import allow_open_files, in_loop
 asked = 0
 async def follow(scraper, targets, poll):
     global asked
@@ -58,7 +58,7 @@ async def main(poll, seconds, urls):
     await asyncio.gather(*followers, return_exceptions=True)
     await scraper.close()
 allow_open_files()
-asyncio.run(main(float(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+in_loop(main(float(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
 """
 
 

@@ -20,7 +20,7 @@ class Settings:
     runtime_image: str = f"ghcr.io/sheaf-dev/sheaf/runtime:{VERSION}"
     autoscale_interval: float = 5.0
     scrape_timeout: float = 2.0
-    resync_interval: float = 60.0
+    resync_interval: float = 120.0
     retry_base: float = 0.5
     retry_cap: float = 30.0
     api_requests: int = 16  # to the API server at the same time

@@ -58,6 +58,14 @@ def test_it_goes_with_the_need_for_it() -> None:
     assert action == Delete("PodDisruptionBudget", "m-predictor", "budget-uid")
 
 
+def test_beside_somebody_elses_there_is_none() -> None:
+    """Kubernetes answers the eviction of a pod that two select with 500: its node can never be drained."""
+    given = k.spec(**SEVERAL)
+    assert budget.actions(given, k.settled(given, budget=None, guarded=True)) == []
+    (action,) = budget.actions(given, k.settled(given, guarded=True))
+    assert action == Delete("PodDisruptionBudget", "m-predictor", "budget-uid")
+
+
 def test_it_reaches_no_pod() -> None:
     given = k.spec(disruptionBudget={"maxUnavailable": 2})
     assert k.revision(given).hash == k.revision(k.spec()).hash

@@ -24,6 +24,8 @@ Right = tuple[str, str, str]  # group, resource, verb
 
 VERBS = {"POST": "create", "PUT": "update", "DELETE": "delete", "PATCH": "patch"}
 OBJECT = {"metadata": {"name": "m", "namespace": "ns", "uid": "u", "resourceVersion": "7"}}
+POD = {"metadata": {"namespace": "ns", "name": "p", "uid": "u"}}
+LIST = {"apiVersion": "v1", "kind": "List"}
 PATHS = {kind.path("ns") for kind in kinds.ALL} | {"/api/v1/namespaces/ns/events"}
 
 
@@ -47,7 +49,7 @@ async def asked_for() -> set[Right]:
     async def answer(request: web.Request) -> web.Response:
         asked.update(rights_of(request))
         if request.method == "GET" and request.path in PATHS:
-            return web.json_response({"metadata": {"resourceVersion": "7"}, "items": []})
+            return web.json_response({**LIST, "metadata": {"resourceVersion": "7"}, "items": []})
         if request.method == "GET":  # what is to be created is not there yet
             missing = {"reason": "NotFound", "details": {"name": "m"}}
             return web.json_response(missing, status=404)
@@ -77,7 +79,7 @@ async def call_everything(cluster: Cluster) -> None:
             cluster.delete(kind, "ns", "m-1", "u") for kind in ("ServingRuntime", "PodDisruptionBudget")
         ],
         "scale": [cluster.scale(k.deployment(), 2)],
-        "set_deletion_cost": [cluster.set_deletion_cost("ns", "p", "-1")],
+        "set_deletion_cost": [cluster.set_deletion_cost(POD, "-1")],
         "events": [cluster.events("ns", "Pod", "p")],
         "create_event": [cluster.create_event("ns", {})],
         "get_lease": [cluster.get_lease("ns", "sheaf-operator")],

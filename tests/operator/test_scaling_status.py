@@ -62,15 +62,18 @@ def test_samples_tell_silent_pods_from_loading_ones() -> None:
 
 
 def test_a_pod_that_was_ready_is_missing_until_its_container_starts_anew() -> None:
-    observed = k.settled(k.spec(), replicas=2, ready=1)
-    (ready,) = [c for c in observed.pods[1]["status"]["conditions"] if c["type"] == "Ready"]
-    assert samples.of_replicas(observed, {"p0": reading()}, {}).missing == 0
-    ready["lastTransitionTime"] = "2026-01-01T00:05:00Z"
-    assert samples.of_replicas(observed, {"p0": reading()}, {}).missing == 1
-    observed.pods[1]["status"]["containerStatuses"][0]["state"]["running"]["startedAt"] = ready[
-        "lastTransitionTime"
-    ]
-    assert samples.of_replicas(observed, {"p0": reading()}, {}).missing == 0
+    def missing(turned: str, started: str) -> int:
+        observed = k.settled(k.spec(), replicas=2, ready=1)
+        status = observed.pods[1]["status"]
+        (ready,) = [c for c in status["conditions"] if c["type"] == "Ready"]
+        ready["lastTransitionTime"] = turned
+        status["containerStatuses"][0]["state"]["running"]["startedAt"] = started
+        return samples.of_replicas(observed, {"p0": reading()}, {}).missing
+
+    before, later = "2026-01-01T00:00:13Z", "2026-01-01T00:05:00Z"
+    assert missing(turned="2026-01-01T00:00:11Z", started=before) == 0
+    assert missing(turned=later, started=before) == 1
+    assert missing(turned=later, started=later) == 0
 
 
 @pytest.mark.parametrize(

@@ -225,3 +225,52 @@ def test_the_bulk_is_left_out_and_what_a_plan_compares_is_kept() -> None:
     assert found.inference_service is not None
     assert found.inference_service["spec"] == k.service(REVISION)["spec"]
     assert deployment["spec"]["template"], "what was handed in is left as it is"
+
+
+def foreign_budget(selector: Json | None, namespace: str = "ns", version: str = "1") -> Json:
+    metadata = {"name": "theirs", "namespace": namespace, "uid": "b", "resourceVersion": version}
+    spec = {"minAvailable": 1} | ({} if selector is None else {"selector": selector})
+    return {"metadata": metadata, "spec": spec, "status": {"disruptionsAllowed": 1}}
+
+
+LABEL = {names.LABEL_DEPLOYMENT: "m"}
+
+
+@pytest.mark.parametrize(
+    ("selector", "guarded"),
+    [
+        ({"matchLabels": LABEL}, True),
+        ({"matchLabels": {**LABEL, "tier": "web"}}, False),
+        ({}, True),  # every pod of the namespace
+        (None, False),
+        ({"matchExpressions": [{"key": names.LABEL_REVISION, "operator": "Exists"}]}, True),
+        ({"matchExpressions": [{"key": names.LABEL_DEPLOYMENT, "operator": "In", "values": ["m"]}]}, True),
+        (
+            {"matchExpressions": [{"key": names.LABEL_DEPLOYMENT, "operator": "NotIn", "values": ["m"]}]},
+            False,
+        ),
+        ({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}, True),
+    ],
+)
+def test_somebody_elses_budget_is_known_by_whom_it_selects(selector: Json | None, guarded: bool) -> None:
+    assert observed({**whole(), kinds.BUDGETS: [foreign_budget(selector)]}).guarded is guarded
+
+
+def test_neither_our_own_budget_nor_one_of_another_namespace_is_somebody_elses() -> None:
+    own = k.budget(k.spec(autoscaling={"maxReplicas": 3}))
+    assert own is not None
+    own["metadata"]["resourceVersion"] = "1"
+    elsewhere = foreign_budget({"matchLabels": LABEL}, namespace="other")
+    found = observed({**whole(), kinds.BUDGETS: [own, elsewhere]})
+    assert found.budget is not None
+    assert not found.guarded
+
+
+def test_somebody_elses_budget_is_news_when_it_comes_changes_and_goes_but_not_when_it_counts() -> None:
+    cache = cached(whole())
+    budget = foreign_budget({"matchLabels": LABEL}, version="2")
+    assert cache.put(kinds.BUDGETS, budget) == {KEY}
+    counted = foreign_budget({"matchLabels": LABEL}, version="3") | {"status": {"disruptionsAllowed": 0}}
+    assert cache.put(kinds.BUDGETS, counted) == set()
+    assert cache.put(kinds.BUDGETS, foreign_budget({}, version="4")) == {KEY}
+    assert cache.remove(kinds.BUDGETS, foreign_budget({}, version="5")) == {KEY}

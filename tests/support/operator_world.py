@@ -57,8 +57,8 @@ class FakeCluster:
     async def scale(self, deployment: dict[str, Any], replicas: int) -> None:
         self._write("scale", replicas)
 
-    async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
-        self._write("cost", pod, cost)
+    async def set_deletion_cost(self, pod: dict[str, Any], cost: str | None) -> None:
+        self._write("cost", pod["metadata"]["name"], cost)
 
     async def write_status(self, observed: Observed, status: dict[str, Any]) -> dict[str, Any]:
         self.status_writes += 1

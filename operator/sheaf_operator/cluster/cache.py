@@ -12,6 +12,7 @@ from sheaf_operator.api.spec import KIND
 from sheaf_operator.cluster import kinds
 from sheaf_operator.cluster.kinds import Kind
 from sheaf_operator.cluster.observed import Observed, controlled_by
+from sheaf_operator.cluster.selector import selects
 from sheaf_operator.cluster.store import EVERYWHERE, Json, Name, Store, name_of
 from sheaf_operator.cluster.trim import trim
 
@@ -22,7 +23,7 @@ class Cache:
     def __init__(self, namespaces: Iterable[str] = ()) -> None:
         """`namespaces` are those that are looked after; none given means all."""
         self.scopes = tuple(namespaces) or (EVERYWHERE,)
-        self._stores = {kind: Store(_facets) for kind in kinds.ALL}
+        self._stores = {kind: _store(kind) for kind in kinds.ALL}
         self._missing: set[Kind] = set()
         self._unlisted = {(kind, scope) for kind in kinds.ALL for scope in self.scopes}
 
@@ -51,12 +52,14 @@ class Cache:
             return set()
         if kind == kinds.MODELS and before is not None and _wanted(before) == _wanted(now):
             return set()  # its status is our own writing
-        return _concerned(kind, before, now)
+        if kind == kinds.BUDGETS and before is not None and before["spec"] == now["spec"]:
+            return set()  # how many pods may go just now
+        return self._concerned(kind, before, now)
 
     def remove(self, kind: Kind, obj: Json) -> set[Name]:
         """An end was seen."""
         before = self.get(kind, name_of(obj))
-        return _concerned(kind, before) if self._stores[kind].remove(obj) else set()
+        return self._concerned(kind, before) if self._stores[kind].remove(obj) else set()
 
     def replace(
         self, kind: Kind, objects: Iterable[Json], version: int, namespace: str = EVERYWHERE
@@ -68,14 +71,14 @@ class Cache:
         if kind in self._missing:
             self._missing.discard(kind)
             return set(self.keys)
-        return _concerned(kind, *news)
+        return self._concerned(kind, *news)
 
     def lacks(self, kind: Kind) -> set[Name]:
         """The API server does not know this kind. Returns the keys for which that is news."""
         if kind in self._missing:
             return set()
         self._missing.add(kind)
-        self._stores[kind] = Store(_facets)
+        self._stores[kind] = _store(kind)
         return set(self.keys)
 
     def observe(self, namespace: str, name: str) -> Observed | None:
@@ -101,11 +104,18 @@ class Cache:
             replica_sets,
             budget=self._budget(found),
             stray=place if deployment is None else None,
+            guarded=self._guarded(found, pods),
         )
 
     def _budget(self, found: Observed) -> Json | None:
         budget = self.get(kinds.BUDGETS, (found.namespace, names.budget(found.name)))
         return budget if budget is not None and found.owns(budget) else None
+
+    def _guarded(self, found: Observed, pods: tuple[Json, ...]) -> bool:
+        """Whether a budget of somebody else selects our pods."""
+        others = [b for b in self._of(kinds.BUDGETS, found.namespace) if not found.owns(b)]
+        labels = [pod["metadata"].get("labels", {}) for pod in pods]
+        return any(selects(other["spec"].get("selector"), of) for other in others for of in labels)
 
     def _chain(self, service: Json) -> tuple[Json | None, tuple[Json, ...], tuple[Json, ...]]:
         """InferenceService → Deployment → ReplicaSets → pods."""
@@ -126,6 +136,37 @@ class Cache:
     def _of(self, kind: Kind, facet: Hashable) -> list[Json]:
         return self._stores[kind].of(facet)
 
+    def _concerned(self, kind: Kind, *states: Json | None) -> set[Name]:
+        """The LLMDeployments that may look different now; one too many costs a look."""
+        found = set()
+        for obj in states:
+            if obj is None:
+                continue
+            namespace, name = name_of(obj)
+            if kind in (kinds.MODELS, kinds.SERVICES):
+                found.add((namespace, name))
+            if label := obj["metadata"].get("labels", {}).get(names.LABEL_DEPLOYMENT):
+                found.add((namespace, label))
+            references = obj["metadata"].get("ownerReferences", [])
+            found |= {(namespace, r["name"]) for r in references if r.get("kind") == KIND}
+            if kind == kinds.BUDGETS and not _of_a_model(obj):
+                found |= {key for key in self.keys if key[0] == namespace}
+        return found
+
+
+def _store(kind: Kind) -> Store:
+    return Store(_budget_facets if kind == kinds.BUDGETS else _facets)
+
+
+def _budget_facets(budget: Json) -> Iterable[Hashable]:
+    """The namespace of other people's; ours are found by name."""
+    if not _of_a_model(budget):
+        yield budget["metadata"]["namespace"]
+
+
+def _of_a_model(obj: Json) -> bool:
+    return any(reference.get("kind") == KIND for reference in obj["metadata"].get("ownerReferences", []))
+
 
 def _facets(obj: Json) -> Iterable[Hashable]:
     """The uids of an object's owners, and the key that its label names."""
@@ -138,19 +179,3 @@ def _facets(obj: Json) -> Iterable[Hashable]:
 
 def _wanted(model: Json) -> tuple[Json | None, ...]:
     return tuple(model["metadata"].get(field) for field in ("uid", "generation", "deletionTimestamp"))
-
-
-def _concerned(kind: Kind, *states: Json | None) -> set[Name]:
-    """The LLMDeployments that may look different now; one too many costs a look."""
-    found = set()
-    for obj in states:
-        if obj is None:
-            continue
-        namespace, name = name_of(obj)
-        if kind in (kinds.MODELS, kinds.SERVICES):
-            found.add((namespace, name))
-        if label := obj["metadata"].get("labels", {}).get(names.LABEL_DEPLOYMENT):
-            found.add((namespace, label))
-        references = obj["metadata"].get("ownerReferences", [])
-        found |= {(namespace, r["name"]) for r in references if r.get("kind") == KIND}
-    return found

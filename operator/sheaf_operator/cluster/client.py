@@ -6,11 +6,11 @@ What a write answers goes into the cache at once, so that nobody acts on a state
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import orjson
 from kubernetes.aio import client, config
 
 from sheaf_operator.api import names
@@ -81,7 +81,9 @@ class Cluster:
         query = {"limit": str(PAGE), "labelSelector": kind.selector_for(self._class)}
         while True:
             answer = await self._request("GET", kind.path(namespace), query)
-            items += answer["items"]
+            # Lists of built-in kinds name the kind once, for all of them.
+            what = {"apiVersion": answer["apiVersion"], "kind": answer["kind"].removesuffix("List")}
+            items += [what | item for item in answer["items"]]
             metadata = answer["metadata"]
             if not metadata.get("continue"):
                 return items, int(metadata["resourceVersion"])
@@ -151,11 +153,12 @@ class Cluster:
         spec = {**deployment["spec"], "replicas": replicas}
         self._cache.put(kinds.DEPLOYMENTS, {**deployment, "metadata": changed, "spec": spec})
 
-    async def set_deletion_cost(self, namespace: str, pod: str, cost: str | None) -> None:
-        body = {"metadata": {"annotations": {names.DELETION_COST: cost}}}
-        await self._write(
-            kinds.PODS, "PATCH", kinds.PODS.path(namespace, pod), query={}, body=body, content_type=MERGE
-        )
+    async def set_deletion_cost(self, pod: Json, cost: str | None) -> None:
+        """Of just this pod: 409 if another one has its name by now."""
+        metadata = pod["metadata"]
+        path = kinds.PODS.path(metadata["namespace"], metadata["name"])
+        body = {"metadata": {"uid": metadata["uid"], "annotations": {names.DELETION_COST: cost}}}
+        await self._write(kinds.PODS, "PATCH", path, query={}, body=body, content_type=MERGE)
 
     async def create_event(self, namespace: str, event: Json) -> None:
         await self._request("POST", _EVENTS.format(ns=quote(namespace)), body=event)
@@ -218,7 +221,7 @@ class Cluster:
             raise Unreachable(f"API server: {type(error).__name__}: {error}") from error
         if response.status >= 400:
             raise of_answer(response.status, data)
-        decoded: Json = json.loads(data) if data else {}
+        decoded: Json = orjson.loads(data) if data else {}
         return decoded
 
 

@@ -43,7 +43,8 @@ RUNTIMES = Kind("serving.kserve.io", "v1alpha1", "servingruntimes")
 DEPLOYMENTS = Kind("apps", "v1", "deployments", names.LABEL_DEPLOYMENT)
 REPLICA_SETS = Kind("apps", "v1", "replicasets", names.LABEL_DEPLOYMENT)
 PODS = Kind("", "v1", "pods", names.LABEL_DEPLOYMENT)
-BUDGETS = Kind("policy", "v1", "poddisruptionbudgets", names.LABEL_DEPLOYMENT)
+# Other people's too: pods that two budgets select cannot be evicted at all.
+BUDGETS = Kind("policy", "v1", "poddisruptionbudgets")
 
 CHILDREN = (SERVICES, RUNTIMES, DEPLOYMENTS, REPLICA_SETS, PODS, BUDGETS)
 ALL = (MODELS, *CHILDREN)

@@ -18,7 +18,8 @@ class Observed:
 
     The InferenceService is whatever has our name, see `owns`; Deployment, ReplicaSets and pods are only those
     that descend from it if it is ours. `stray` is a Deployment in their place that does not. `events` are
-    those of objects that stand still, read for the purpose.
+    those of objects that stand still, read for the purpose. `guarded`: somebody else's PodDisruptionBudget
+    selects our pods.
     """
 
     owner: Json
@@ -31,6 +32,7 @@ class Observed:
     events: tuple[Json, ...] = ()
     budget: Json | None = None
     stray: Json | None = None
+    guarded: bool = False
 
     @property
     def name(self) -> str:
@@ -78,6 +80,11 @@ class Observed:
     @cached_property
     def ready_pods(self) -> list[Json]:
         return [pod for pod in self.live_pods if is_ready(pod)]
+
+    @cached_property
+    def silent_pods(self) -> list[Json]:
+        """Pods that served and do not now."""
+        return [pod for pod in self.live_pods if fell_silent(pod)]
 
     @property
     def replicas(self) -> int | None:

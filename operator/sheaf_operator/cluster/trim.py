@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sheaf_operator.cluster.kinds import DEPLOYMENTS, PODS, REPLICA_SETS, Kind
+from sheaf_operator.cluster.kinds import BUDGETS, DEPLOYMENTS, PODS, REPLICA_SETS, Kind
 from sheaf_operator.cluster.store import Json
 
 APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -21,6 +21,8 @@ def trim(kind: Kind, obj: Json) -> Json:
         trimmed["spec"] = {k: v for k, v in obj["spec"].items() if k != "template"}
     elif kind == PODS:
         trimmed["spec"] = _pod(obj["spec"])
+    elif kind == BUDGETS:
+        trimmed.pop("status", None)
     return trimmed
 
 

@@ -11,8 +11,9 @@ from sheaf_operator.desired.drift import of_object
 
 
 def actions(spec: LLMDeploymentSpec, observed: Observed) -> list[Action]:
+    """None beside somebody else's: Kubernetes evicts no pod that two budgets select."""
     there = observed.budget
-    if not wanted(spec, observed.replicas or 0):
+    if observed.guarded or not wanted(spec, observed.replicas or 0):
         if there is None:
             return []
         metadata = there["metadata"]

@@ -11,6 +11,7 @@ from sheaf_operator.desired.actions import Progress
 from sheaf_operator.desired.contest import Contest
 from sheaf_operator.desired.revision import Revision
 from sheaf_operator.scaling.decide import Decision, History
+from sheaf_operator.scaling.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Memory:
 
     observed: Observed | None = None
     spec: LLMDeploymentSpec | None = None  # of `observed`, once it has been read
+    policy: Policy | None = None  # of `spec`
     revision: Revision | None = None  # that its InferenceService uses
     read_at: float = float("-inf")
     look_at: float = float("inf")  # when the plan may be another one although nothing has happened

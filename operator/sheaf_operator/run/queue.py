@@ -146,6 +146,7 @@ class Worker(Generic[Key]):
         self._expected = expected
         self._queue, self._process = queue, process
         self._wake = asyncio.Event()
+        self._alarm = math.inf  # when the loop wakes by itself
 
     def add(self, key: Key) -> None:
         self._queue.add(key, asyncio.get_running_loop().time())
@@ -157,20 +158,18 @@ class Worker(Generic[Key]):
 
     async def run(self) -> None:
         """Until cancelled; then the keys in progress are cancelled too."""
-        clock = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             while True:
                 self._wake.clear()
-                while (key := self._queue.take(clock())) is not None:
-                    group.create_task(self._one(key, clock))
-                await self._sleep_until(self._queue.next_due(), clock())
-
-    async def _sleep_until(self, due: float | None, now: float) -> None:
-        try:
-            async with asyncio.timeout(None if due is None else max(0.0, due - now)):
+                while (key := self._queue.take(loop.time())) is not None:
+                    group.create_task(self._one(key, loop.time))
+                due = self._queue.next_due()
+                self._alarm = math.inf if due is None else due
+                alarm = None if due is None else loop.call_at(due, self._wake.set)
                 await self._wake.wait()
-        except TimeoutError:
-            pass
+                if alarm is not None:
+                    alarm.cancel()
 
     async def _one(self, key: Key, clock: Callable[[], float]) -> None:
         try:
@@ -184,4 +183,6 @@ class Worker(Generic[Key]):
             self._queue.done(key, clock())
             if again is not None:
                 self._queue.add_after(key, again, clock())
-        self._wake.set()
+        due = self._queue.next_due()
+        if len(self._queue) or (due is not None and due < self._alarm):
+            self._wake.set()

@@ -141,7 +141,8 @@ class Reconciler:
             memory = self._memory[key] = Memory()  # made anew under the same name: nothing of it is known
             self._telemetry.forget(*key)
         memory.observed, memory.read_at, memory.dirty = observed, now, False
-        memory.spec, memory.revision = None, current_revision(observed) if observed else None
+        memory.spec, memory.policy = None, None
+        memory.revision = current_revision(observed) if observed else None
         self._telemetry.observations.labels(*key).inc()
         return True, memory
 

@@ -43,7 +43,7 @@ class Scaler:
 
     async def run(self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory) -> float | None:
         """Scrape, decide, and write one step. Returns when to look again if that is sooner than usual."""
-        self._gauges(observed)
+        self._count_replicas(observed)
         if spec.suspend:
             memory.decision, memory.restore = None, 0  # serving again begins from the minimum
         if spec.suspend or observed.deployment is None:
@@ -55,7 +55,7 @@ class Scaler:
             return None
         memory.scraped_at = now
         before, memory.readings = memory.readings, await self._scraper.read(samples.addresses(observed))
-        self._count(observed, memory)
+        self._count_scrapes(observed, memory)
         if spec.autoscaling.mode not in WRITES and memory.marked is not None:
             await self._mark(observed, None)
             memory.marked = None
@@ -65,7 +65,7 @@ class Scaler:
         if spec.autoscaling.mode == "External":
             memory.decision = follow(spec, observed.replicas or 0)
             memory.history = History()
-            self._telemetry.desired.labels(observed.namespace, observed.name).set(memory.decision.desired)
+            self._telemetry.of(observed.namespace, observed.name).desired.set(memory.decision.desired)
             return await self._step(observed, memory, memory.decision.desired, now)
         measured = samples.of_replicas(observed, memory.readings, before)
         return await self._decide(spec, observed, memory, measured, now)
@@ -73,10 +73,11 @@ class Scaler:
     async def _decide(
         self, spec: LLMDeploymentSpec, observed: Observed, memory: Memory, measured: Samples, now: float
     ) -> float | None:
-        decision = decide(policy.of_spec(spec.autoscaling), measured, memory.history, now)
+        memory.policy = memory.policy or policy.of_spec(spec.autoscaling)
+        decision = decide(memory.policy, measured, memory.history, now)
         decision = restored(decision, self._to_restore(spec, observed, memory), spec.autoscaling)
         memory.history, memory.decision = decision.history, decision
-        self._telemetry.desired.labels(observed.namespace, observed.name).set(decision.desired)
+        self._telemetry.of(observed.namespace, observed.name).desired.set(decision.desired)
         for signal in decision.signals:
             self._telemetry.signal.labels(observed.namespace, observed.name, signal.type).set(signal.value)
         if spec.autoscaling.mode != "Builtin":
@@ -149,21 +150,21 @@ class Scaler:
                 continue
             try:
                 async with self._lease.writing():
-                    await self._cluster.set_deletion_cost(observed.namespace, name, wanted)
+                    await self._cluster.set_deletion_cost(pod, wanted)
                 self._telemetry.writes.labels("Pod").inc()
             except ApiError as error:
-                if error.code != 404:
+                if error.code not in (404, 409):  # gone, and perhaps another one in its place
                     raise
 
-    def _gauges(self, observed: Observed) -> None:
-        key = (observed.namespace, observed.name)
-        self._telemetry.replicas.labels(*key).set(observed.replicas or 0)
-        self._telemetry.ready.labels(*key).set(len(observed.ready_pods))
+    def _count_replicas(self, observed: Observed) -> None:
+        series = self._telemetry.of(observed.namespace, observed.name)
+        series.replicas.set(observed.replicas or 0)
+        series.ready.set(len(observed.ready_pods))
 
-    def _count(self, observed: Observed, memory: Memory) -> None:
+    def _count_scrapes(self, observed: Observed, memory: Memory) -> None:
         failures = {pod: words for pod, words in memory.readings.items() if isinstance(words, str)}
         for pod, words in failures.items():
             log.info("%s/%s: no metrics from pod %s: %s", observed.namespace, observed.name, pod, words)
-        self._telemetry.scrapes.labels(observed.namespace, observed.name).inc(len(memory.readings))
-        # Also when there is none: a counter that appears with the first failure has no rate for it.
-        self._telemetry.scrape_failures.labels(observed.namespace, observed.name).inc(len(failures))
+        series = self._telemetry.of(observed.namespace, observed.name)
+        series.scrapes.inc(len(memory.readings))
+        series.scrape_failures.inc(len(failures))

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+@dataclass(frozen=True)
+class Series:
+    """Those of one LLMDeployment that every poll writes: looking them up by name costs more than writing."""
+
+    desired: Gauge
+    replicas: Gauge
+    ready: Gauge
+    scrapes: Counter
+    scrape_failures: Counter
 
 
 class Telemetry:
@@ -63,7 +76,24 @@ class Telemetry:
             "sheaf_operator_lease_held", "1 while this process may write", registry=self.registry
         )
 
+        self._of: dict[tuple[str, str], Series] = {}
+
+    def of(self, namespace: str, name: str) -> Series:
+        """Made at the first call."""
+        key = (namespace, name)
+        if key not in self._of:
+            self._of[key] = Series(
+                self.desired.labels(*key),
+                self.replicas.labels(*key),
+                self.ready.labels(*key),
+                self.scrapes.labels(*key),
+                # Also while there is none: a counter that appears with the first failure has no rate for it.
+                self.scrape_failures.labels(*key),
+            )
+        return self._of[key]
+
     def forget(self, namespace: str, name: str) -> None:
+        self._of.pop((namespace, name), None)
         series = (self.observations, self.scrapes, self.scrape_failures, self.desired, self.replicas)
         for metric in (*series, self.ready, self.signal, self.condition):
             metric.remove_by_labels({"namespace": namespace, "name": name})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from sheaf_operator.api import names
-from sheaf_operator.cluster.observed import Json, Observed, fell_silent, pod_name
+from sheaf_operator.cluster.observed import Json, Observed, pod_name
 from sheaf_operator.cluster.reading import Reading, Sample
 
 SATURATED = 1.0  # seconds that a request waits before the running ones count as all that fit
@@ -53,8 +53,8 @@ def of_replicas(
         if isinstance(answer := readings.get(name), Reading)
     )
     # What a pod does that was ready and is not any more, nobody knows: it is missing, not loading.
-    silent = sum(fell_silent(pod) for pod in observed.live_pods)
-    return Samples(current=observed.replicas or 0, loads=loads, missing=len(ready) - len(loads) + silent)
+    missing = len(ready) - len(loads) + len(observed.silent_pods)
+    return Samples(current=observed.replicas or 0, loads=loads, missing=missing)
 
 
 def _since(before: Reading | str | None, now: Reading) -> Sample:

@@ -1,0 +1,44 @@
+"""What the API server answers, as the rest of the operator sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kube_objects as k
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from kubernetes.aio import client
+from sheaf_operator.cluster import kinds
+from sheaf_operator.cluster.cache import Cache
+from sheaf_operator.cluster.client import Cluster
+from sheaf_operator.desired import budget
+from sheaf_operator.settings import Settings
+
+
+async def listed(kind: kinds.Kind, *pages: dict[str, Any]) -> list[dict[str, Any]]:
+    answers = iter(pages)
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(next(answers))
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app) as server:
+        configuration = client.Configuration(host=str(server.make_url("")).rstrip("/"))
+        cluster = Cluster(configuration, Cache(), Settings())
+        items, _ = await cluster.list(kind, "ns")
+        await cluster.close()
+    return items
+
+
+async def test_what_a_list_leaves_out_of_its_items_is_no_drift() -> None:
+    """The items of a PodDisruptionBudgetList say neither apiVersion nor kind."""
+    given = k.spec(autoscaling={"maxReplicas": 3})
+    written = k.budget(given)
+    assert written is not None
+    item = {key: value for key, value in written.items() if key not in ("apiVersion", "kind")}
+    head = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudgetList"}
+    first = {**head, "metadata": {"resourceVersion": "7", "continue": "more"}, "items": [item]}
+    last = {**head, "metadata": {"resourceVersion": "7"}, "items": []}
+    (found,) = await listed(kinds.BUDGETS, first, last)
+    assert budget.actions(given, k.settled(given, budget=found)) == []

@@ -25,6 +25,23 @@ class PoolerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dimensions: int | None = None
 
 
+class KVEventsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's ``--kv-events-config``. ``hwm``: batches that may wait for a subscriber before it loses some;
+    ``buffer_steps``: batches that can be replayed."""
+
+    enable_kv_cache_events: bool = False
+    publisher: Literal["null", "zmq"] = "zmq"
+    endpoint: str = "tcp://*:5557"
+    replay_endpoint: str | None = None
+    buffer_steps: int = 10_000
+    hwm: int = 100_000
+    topic: str = ""
+
+    @property
+    def enabled(self) -> bool:
+        return self.enable_kv_cache_events and self.publisher == "zmq"
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the engine core needs. Names are vLLM's flags with underscores.
 
@@ -56,6 +73,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     long_prefill_token_threshold: int = 0
     max_num_partial_prefills: int = 1
     enable_prefix_caching: bool = True
+    kv_events_config: KVEventsConfig = KVEventsConfig()
     pipeline_depth: Literal[0, 1] = 1
     seed: int | None = None
 

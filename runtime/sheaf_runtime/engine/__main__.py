@@ -23,6 +23,7 @@ import msgspec
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine.core import EngineCore, check_config
 from sheaf_runtime.engine.io import Channel, EngineServer
+from sheaf_runtime.engine.kv_publisher import KVEventPublisher
 
 PR_SET_PDEATHSIG = 1
 
@@ -61,9 +62,11 @@ def _serve(config: EngineConfig, channel: Channel) -> int:
         # Imported late: it takes seconds, and the socket must be there at once.
         from sheaf_runtime.worker.local import LocalExecutor
 
+        kv_events = config.kv_events_config
+        kv_publisher = KVEventPublisher(kv_events) if kv_events.enabled else None
         executor = LocalExecutor(config)
         executor.warm_up()
-        server = EngineServer(EngineCore(executor, config), channel)
+        server = EngineServer(EngineCore(executor, config), channel, kv_publisher=kv_publisher)
         gc.collect()
         gc.freeze()
         server.run()

@@ -15,7 +15,7 @@ nothing that could still be hit is evicted while a worthless page is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 NULL_BLOCK = 0
 
@@ -34,7 +34,8 @@ class Block:
 
 
 class BlockPool:
-    """``num_blocks`` pages with the null page, ids 0..num_blocks-1; all objects are made once, here."""
+    """``num_blocks`` pages with the null page, ids 0..num_blocks-1; all objects are made once, here.
+    ``on_evict``, where it is set, is told the key of each page that makes room for another."""
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 2:
@@ -43,6 +44,7 @@ class BlockPool:
         self._by_key: dict[bytes, Block] = {}
         self._num_available = 0  # length of the free list
         self._num_cached = 0  # those on it that have a key
+        self.on_evict: Callable[[bytes], None] | None = None
         # A sentinel closes the list into a ring, which spares every link operation its special cases.
         self._ring = Block(-1)
         self._ring.prev = self._ring.next = self._ring
@@ -90,6 +92,8 @@ class BlockPool:
             self._unlink(block)
             if block.key is not None:
                 del self._by_key[block.key]
+                if self.on_evict is not None:
+                    self.on_evict(block.key)
                 block.key = None
             block.ref_count = 1
             taken.append(block.block_id)
@@ -127,13 +131,16 @@ class BlockPool:
 
     # --- content addresses ----------------------------------------------------------------------------
 
-    def publish(self, block_id: int, key: bytes) -> None:
-        """Let a live, fully computed page be found under ``key``; the first page under a key keeps it."""
+    def publish(self, block_id: int, key: bytes) -> bool:
+        """Let a live, fully computed page be found under ``key``; the first page under a key keeps it.
+        Returns whether this one was the first."""
         block = self._blocks[block_id]
         assert block.ref_count > 0
-        if block.key is None and key not in self._by_key:
-            block.key = key
-            self._by_key[key] = block
+        if block.key is not None or key in self._by_key:
+            return False
+        block.key = key
+        self._by_key[key] = block
+        return True
 
     def forget(self) -> None:
         """No page is found any more, whoever holds it."""

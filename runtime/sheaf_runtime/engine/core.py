@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine.admission import Limits, refuse
+from sheaf_runtime.engine.kv_events import KVEventLog
 from sheaf_runtime.engine.request import Request, derive_seed
 from sheaf_runtime.engine.scheduler import Output, Scheduler
 from sheaf_runtime.engine.structured import Structured
@@ -140,7 +141,7 @@ class EngineCore:
 
     def reset_prefix_cache(self) -> None:
         """Later requests find nothing of what was computed so far."""
-        self.scheduler.kv.pool.forget()
+        self.scheduler.kv.forget()
 
     # --- the loop's body ------------------------------------------------------------------------------
 
@@ -189,6 +190,10 @@ class EngineCore:
         return outputs
 
     # --- observation ----------------------------------------------------------------------------------
+
+    def record_kv_events(self) -> KVEventLog:
+        """What becomes of pages from now on; somebody has to take it."""
+        return self.scheduler.kv.record()
 
     def take_stats(self) -> EngineStats:
         """A snapshot; the step sizes in it are those since the last one."""

@@ -11,6 +11,7 @@ import msgspec
 import zmq
 
 from sheaf_runtime.engine.core import EngineCore
+from sheaf_runtime.engine.kv_publisher import KVEventPublisher
 from sheaf_runtime.engine.scheduler import Output
 from sheaf_runtime.protocol.messages import (
     AbortRequests,
@@ -90,13 +91,20 @@ class EngineServer:
     stats, and hear of a failure."""
 
     def __init__(
-        self, core: EngineCore, channel: Channel, *, clock: Callable[[], float] = time.monotonic
+        self,
+        core: EngineCore,
+        channel: Channel,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        kv_publisher: KVEventPublisher | None = None,
     ) -> None:
         self._core = core
         self._channel = channel
         self._clock = clock
         self.clients: set[bytes] = set()
         self._stats_due = 0.0
+        self._kv_publisher = kv_publisher
+        self._kv_log = core.record_kv_events() if kv_publisher is not None else None
 
     def run(self) -> None:
         """Serve forever. Blocks without a timer while idle."""
@@ -118,6 +126,8 @@ class EngineServer:
             if core.busy:
                 checked = False
                 self.send(core.step())
+            if self._kv_publisher is not None and self._kv_log is not None:
+                self._kv_publisher.publish(self._kv_log.take())
 
     def take_in(self) -> None:
         """Handle every message that has arrived."""

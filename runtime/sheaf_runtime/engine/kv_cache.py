@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sheaf_runtime.engine.blocks import NULL_BLOCK, BlockPool
+from sheaf_runtime.engine.kv_events import KVEventLog
 from sheaf_runtime.engine.prefix import extend_digests, page_key
 from sheaf_runtime.worker.plan import KVGroup
 
@@ -54,6 +55,19 @@ class KVCache:
         self._groups = tuple(groups)
         self._windows = [group.window for group in groups]
         self._max_in_flight_tokens = max_in_flight_tokens
+        self._log: KVEventLog | None = None
+
+    def record(self) -> KVEventLog:
+        """From now on what becomes of pages is written down."""
+        self._log = KVEventLog(self._groups, self.block_size)
+        self.pool.on_evict = self._log.removed
+        return self._log
+
+    def forget(self) -> None:
+        """No page is found any more, whoever holds it."""
+        self.pool.forget()
+        if self._log is not None:
+            self._log.cleared()
 
     def num_pages(self, num_tokens: int) -> int:
         """Most pages that a request of ``num_tokens`` tokens holds at once, over all groups."""
@@ -148,15 +162,28 @@ class KVCache:
             table += ids
         return new
 
-    def publish(self, held: BlockTables, token_ids: list[int], root: bytes, num_computed: int) -> None:
-        """Let the pages filled by the first ``num_computed`` tokens, all committed, be found."""
+    def publish(
+        self,
+        held: BlockTables,
+        token_ids: list[int],
+        root: bytes,
+        num_computed: int,
+        extras: tuple[str, ...] = (),
+    ) -> None:
+        """Let the pages filled by the first ``num_computed`` tokens, all committed, be found. ``extras`` are
+        what ``root`` was made of."""
         full = num_computed // self.block_size
         if not self.prefix_caching or full <= held.num_published:
             return
         extend_digests(held.digests, root, token_ids, self.block_size, full)
         for group, table in enumerate(held.tables):
-            for i in range(held.num_published, full):  # none of them is trimmed yet
-                self.pool.publish(table[i], page_key(group, held.digests[i]))
+            new = [
+                i
+                for i in range(held.num_published, full)  # none of them is trimmed yet
+                if self.pool.publish(table[i], page_key(group, held.digests[i]))
+            ]
+            if self._log is not None:
+                self._log.stored(group, new, held.digests, token_ids, extras)
         held.num_published = full
 
     def trim(self, held: BlockTables, num_computed: int) -> None:

@@ -39,3 +39,9 @@ def extend_digests(
 def page_key(group: int, digest: bytes) -> bytes:
     """The address of a page in one KV group: the same tokens have different pages in each."""
     return b"g%d:" % group + digest
+
+
+def split_key(key: bytes) -> tuple[int, bytes]:
+    """The group and the digest of a page's address."""
+    group, _, digest = key.partition(b":")
+    return int(group[1:]), digest

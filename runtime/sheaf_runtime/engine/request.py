@@ -40,6 +40,7 @@ class Request:
     arrival_time: float
     rank: tuple[int, int]  # (priority, order of arrival): the lowest is served first and preempted last
     root: bytes  # of the digest chain of its pages
+    extras: tuple[str, ...] = ()  # what the root was made of, in words
     pooling: PoolingParams | None = None
     pools_all: bool = False  # each position's hidden state takes part
     digests: list[bytes] = field(default_factory=list)
@@ -93,6 +94,7 @@ class Request:
             stop_ids=stop_ids if sampling.ignore_eos else stop_ids.union(eos_token_ids),
             arrival_time=message.arrival_time,
             rank=(message.priority, req_id),
+            extras=tuple(word for word in (message.cache_salt, "rope:long" if long else None) if word),
             root=root_digest(cache_salt=message.cache_salt, rope="long" if long else None),
             pooling=message.pooling,
             pools_all=pools_all and message.pooling is not None,

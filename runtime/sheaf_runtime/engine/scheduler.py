@@ -348,7 +348,7 @@ class Scheduler:
                 outputs.append(output)
             held = _tables(request)
             if output is None or output.error is None:  # what failed is no good to others
-                self.kv.publish(held, request.token_ids, request.root, request.computed)
+                self.kv.publish(held, request.token_ids, request.root, request.computed, request.extras)
             if output is not None and output.finish_reason is not None:
                 self._end(request)
             else:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import orjson
 
-from sheaf_runtime.config import PoolerConfig
+from sheaf_runtime.config import KVEventsConfig, PoolerConfig
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)}
@@ -74,10 +76,21 @@ def fraction(text: str) -> float:
 
 
 def pooler_config(text: str) -> PoolerConfig:
+    return _struct(text, PoolerConfig)
+
+
+def kv_events_config(text: str) -> KVEventsConfig:
+    config = _struct(text, KVEventsConfig)
+    if min(config.buffer_steps, config.hwm) < 0:
+        raise argparse.ArgumentTypeError(f"{text!r}: buffer_steps and hwm must not be negative")
+    return config
+
+
+def _struct(text: str, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(text, type=PoolerConfig)
+        return msgspec.json.decode(text, type=kind)
     except msgspec.MsgspecError as error:
-        names = ", ".join(PoolerConfig.__struct_fields__)
+        names = ", ".join(kind.__struct_fields__)
         raise argparse.ArgumentTypeError(f"{text!r}: {error}; it is a JSON object of {names}") from error
 
 

@@ -14,6 +14,7 @@ from sheaf_runtime.server.option_values import (
     count,
     fraction,
     json_object,
+    kv_events_config,
     pooler_config,
     port,
     positive,
@@ -232,6 +233,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=engine.enable_prefix_caching
+    )
+    add(
+        "--kv-events-config",
+        type=kv_events_config,
+        default=engine.kv_events_config,
+        metavar="JSON",
+        help="publish what the prefix cache holds over ZMQ, as vLLM does: "
+        '{"enable_kv_cache_events": true, "endpoint": "tcp://*:5557", "topic": ""}',
     )
     add(
         "--pipeline-depth",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
 from starlette.requests import Request
 
+from sheaf_runtime.server.demanded import demanded_calls
 from sheaf_runtime.server.generation import Generation
 from sheaf_runtime.server.prompts import encode, finish_prompt, render_chat
 from sheaf_runtime.server.reading import Reading
@@ -31,6 +33,8 @@ async def start_chat(
     reading = Reading(service, body, text)
     max_tokens = body.max_completion_tokens or body.max_tokens
     sampling = sampling_params(service, body, len(ids), max_tokens=max_tokens, default=None, param=param)
+    if (calls := demanded_calls(body)) is not None:
+        sampling = replace(sampling, grammar=calls)
     generation = Generation(
         service,
         request_id,

@@ -36,8 +36,13 @@ class Reading:
     def __init__(self, service: Service, body: ChatCompletionRequest, prompt: str) -> None:
         choice = body.choice_of_tools
         name = service.tool_parser
-        if choice not in ("none", "auto"):
-            raise ApiError(400, "tool_choice: only none and auto are supported yet", param="tool_choice")
+        thinks = service.server_config.reasoning_parser is not None
+        if choice not in ("none", "auto") and (thinks or name == "openai"):
+            raise ApiError(
+                400,
+                "tool_choice: only none and auto go with a model that thinks before it answers",
+                param="tool_choice",
+            )
         if choice == "auto" and name is None:
             raise ApiError(
                 400,

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from starlette.requests import Request
 
 from sheaf_runtime.server.demanded import demanded_calls
+from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import Generation
 from sheaf_runtime.server.prompts import encode, finish_prompt, render_chat
 from sheaf_runtime.server.reading import Reading
@@ -35,6 +36,13 @@ async def start_chat(
     sampling = sampling_params(service, body, len(ids), max_tokens=max_tokens, default=None, param=param)
     if (calls := demanded_calls(body)) is not None:
         sampling = replace(sampling, grammar=calls)
+    if sampling.grammar is not None and reading.tells_thoughts and reading.reader().thinking:
+        raise ApiError(
+            400,
+            f"{sampling.grammar.param}: this chat's answer begins with thoughts, which it would hold back; "
+            "turn them off, as with reasoning_effort none",
+            param=sampling.grammar.param,
+        )
     generation = Generation(
         service,
         request_id,

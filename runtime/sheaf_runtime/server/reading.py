@@ -111,6 +111,11 @@ class Reader:
     def finishes_with_calls(self) -> bool:
         return self._calls_finish and self._num_calls > 0
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the text now is a thought."""
+        return self._parser.thinking
+
     def push(self, text: str, num_tokens: int) -> list[Event]:
         before = self._parser.thinking
         events = self._parser.push(text)

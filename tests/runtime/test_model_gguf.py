@@ -14,6 +14,7 @@ import torch
 from gguf.quants import dequantize as ggml_dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving import serving
 from sheaf_runtime import LLM, SamplingParams
 from sheaf_runtime.gguf.errors import GGUFError
 from sheaf_runtime.gguf.folder import find_gguf, model_folder, write_folder
@@ -244,3 +245,16 @@ def test_a_damaged_file_is_refused_and_never_more(
     path.write_bytes(raw)
     with contextlib.suppress(GGUFError):
         GGUFFile(path)
+
+
+def test_the_api_names_the_file_and_not_the_folder_made_from_it(tmp_path: Path) -> None:
+    path = write_gguf(write_tiny(tmp_path / "hf", "llama", tokenizer=True, **WIDE), tmp_path / "m.gguf")
+    with serving(path, tmp_path) as server:
+        server.wait_ready()
+        response = server.get("/v1/models")
+        assert response is not None
+        (row,) = response.json()["data"]
+        assert (row["id"], row["root"]) == (str(path), str(path))
+        server.terminate()
+        assert server.wait_exit() == 0
+        assert f"loading {path}" in server.output()

@@ -47,11 +47,10 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
 
     try:
         with model_folder(engine.model) as folder:
-            if folder != engine.model:
-                names = server.served_model_name or (engine.model,)
-                server = msgspec.structs.replace(server, served_model_name=names)
-                engine = msgspec.structs.replace(engine, model=folder)
-            return uvloop.run(serve(engine, server, sock, certificate=certificate, core_command=core_command))
+            root, engine = engine.model, msgspec.structs.replace(engine, model=folder)
+            return uvloop.run(
+                serve(engine, server, sock, root=root, certificate=certificate, core_command=core_command)
+            )
     except GGUFError as error:
         return _refuse(str(error))
 

@@ -28,7 +28,7 @@ def model_routes(service: Service) -> APIRouter:
             "object": "model",
             "created": created,
             "owned_by": "sheaf",
-            "root": service.engine_config.model,
+            "root": service.root,
             "parent": None,
             "max_model_len": service.max_model_len,
         }

@@ -39,23 +39,23 @@ async def serve(
     server: ServerConfig,
     sock: socket.socket,
     *,
+    root: str | None = None,
     certificate: Certificate | None = None,
     core_command: list[str] | None = None,
 ) -> int:
     """Serves on ``sock`` until a signal or the loss of the engine; the exit status."""
-    return await Server(engine, server, certificate, core_command).run(sock)
+    return await Server(Service(engine, server, root), certificate, core_command).run(sock)
 
 
 class Server:
     def __init__(
         self,
-        engine: EngineConfig,
-        server: ServerConfig,
+        service: Service,
         certificate: Certificate | None,
         core_command: list[str] | None,
     ) -> None:
-        self._config = server
-        self._service = Service(engine, server)
+        self._config = service.server_config
+        self._service = service
         self._http = HttpServer(create_app(self._service), certificate)
         self._core_command = core_command
         self._core: CoreProcess | None = None
@@ -72,7 +72,7 @@ class Server:
         self._http.start(sock)
         host, port = sock.getsockname()[:2]
         scheme = "https" if self._config.ssl_certfile else "http"
-        model = self._service.engine_config.model
+        model = self._service.root
         logger.info("listening on %s://%s:%d, loading %s", scheme, host, port, model)
         with tempfile.TemporaryDirectory(prefix="sheaf-") as folder, zmq.Context() as context:
             await self._start_core(context, f"ipc://{Path(folder) / 'core'}")

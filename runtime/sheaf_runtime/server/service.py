@@ -17,10 +17,12 @@ from sheaf_runtime.server.model_folder import ModelFolder, ModelFolderError
 class Service:
     """``folder`` and ``client`` are set while loading; requests are refused until both are there."""
 
-    def __init__(self, engine: EngineConfig, server: ServerConfig) -> None:
+    def __init__(self, engine: EngineConfig, server: ServerConfig, root: str | None = None) -> None:
+        """``root`` is MODEL as it was given, where the engine reads another folder made from it."""
         self.engine_config = engine
+        self.root = root or engine.model
         self.server_config = server
-        self.model_names = server.served_model_name or (engine.model,)
+        self.model_names = server.served_model_name or (self.root,)
         self.lifecycle = Lifecycle()
         self.metrics = Metrics(self.model_names[0])
         self.metrics.draining = lambda: self.lifecycle.draining

@@ -24,11 +24,26 @@ async def test_a_settled_deployment_is_not_written_and_hardly_read() -> None:
     assert world.again == Settings().autoscale_interval
 
 
-async def test_everything_is_read_again_after_the_resync_interval() -> None:
-    world = scaling_world(1)
+async def test_what_is_not_at_rest_is_looked_at_again_after_the_resync_interval() -> None:
+    world = scaling_world(2)
+    assert world.cluster.observed is not None
+    pods = k.settled(k.spec(), replicas=2, ready=1).pods
+    world.change(pods=pods)
     await world.run()
     reads = world.cluster.reads
     await world.run(Settings().resync_interval + 1)
+    assert world.cluster.reads == reads + 1
+
+
+async def test_what_is_at_rest_is_looked_at_when_something_changes_however_late() -> None:
+    world = scaling_world(1)
+    await world.run()
+    reads = world.cluster.reads
+    for _ in range(5):
+        await world.run(Settings().resync_interval + 1)
+    assert world.cluster.reads == reads
+    world.change(deployment=k.deployment(1))
+    await world.run(1)
     assert world.cluster.reads == reads + 1
 
 

@@ -130,10 +130,14 @@ class Reconciler:
             return None, error
 
     def _observe(self, key: Key) -> tuple[bool, Memory]:
-        """Look at everything again if something changed or the last look is old. Whether that was done."""
+        """Look at everything again if something changed or, unless it is at rest, the last look is old.
+
+        Returns whether that was done. The cache tells of each change: lists find what watches have missed.
+        """
         now = self._clock()
         memory = self._memory.setdefault(key, Memory())
-        old = now - memory.read_at >= self._settings.resync_interval or now >= memory.look_at
+        aged = now - memory.read_at >= self._settings.resync_interval and not memory.resting
+        old = aged or now >= memory.look_at
         if not memory.dirty and not old:
             return False, memory
         observed = self._cache.observe(*key)

@@ -196,6 +196,7 @@ def test_parameters_reach_the_engine(client: openai.OpenAI, log: Path) -> None:
     neutral |= {"logit_bias": {}, "allowed_token_ids": None, "bad_words": [], "logprobs": None}
     assert added["sampling"] == neutral | {
         "prompt_logprobs": None,
+        "grammar": None,
         "temperature": 0.0,
         "top_k": 5,
         "top_p": 0.5,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,11 +128,12 @@ def _load_native(
         ops=make_ops(backend),
         head=head,
     )
-    targets, score_weight, pooler = dict(decoder.targets()), None, None
+    targets: Iterable[tuple[str, Tensor]] = decoder.targets()  # not kept: packing is to free them
+    score_weight, pooler = None, None
     if pooling is not None and pooling.score is not None and not pooling.needs_head:
         score_weight = torch.empty(1, model_config.hidden_size, dtype=dtype, device=device)
-        targets["score.weight"] = score_weight
-    weights_bytes = load_weights(checkpoint, targets.items(), ignore=decoder.ignored())
+        targets = chain(targets, [("score.weight", score_weight)])
+    weights_bytes = load_weights(checkpoint, targets, ignore=decoder.ignored())
     decoder.finish()
     if pooling is not None:
         pooler = Pooler(pooling, score_weight=score_weight, logits=decoder.logits)

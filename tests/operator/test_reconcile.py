@@ -360,6 +360,28 @@ async def test_events_are_read_only_while_something_stands_still_and_not_at_each
     assert world.cluster.asked == [("Pod", "p1")] * 2
 
 
+async def test_an_event_that_comes_late_changes_the_plan() -> None:
+    """Nothing but the Event tells that the new pod waits for a disk which one that serves nobody holds."""
+    given = k.spec(rollout={"patienceSeconds": 0})
+    old, new = k.revision(k.spec(engine={"maxModelLen": 9})), k.revision(given)
+    waiting = k.pod("p1", new)
+    waiting["status"]["conditions"].append({"type": "PodReadyToStartContainers", "status": "False"})
+    waiting["status"]["containerStatuses"][0]["state"] = {"waiting": {"reason": "ContainerCreating"}}
+    pods, runtimes = (k.pod("p0", old), waiting), (k.runtime(new), k.runtime(old, name="old"))
+    world = World(given, k.settled(given, pods=pods, runtimes=runtimes))
+    await world.run()
+    assert await world.run(31) == []
+    world.cluster.told = [
+        {
+            "type": "Warning",
+            "reason": "FailedAttachVolume",
+            "message": 'Multi-Attach error for volume "pv" Volume is already used by pod(s) p0',
+            "involvedObject": {"kind": "Pod", "name": "p1"},
+        }
+    ]
+    assert await world.run(31) == [("apply", "InferenceService")]
+
+
 async def test_an_api_server_that_gives_no_events_is_no_obstacle() -> None:
     world = scaling_world(1)
     waiting = k.pod("p1", k.revision(k.spec()))

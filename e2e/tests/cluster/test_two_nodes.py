@@ -168,8 +168,12 @@ def test_a_volume_of_one_node_keeps_pods_of_the_other_waiting(
         60,
         "the controller refuses to attach it twice",
     )
-    (status,) = api.get("v1", "Pod", "waits", namespace)["status"]["containerStatuses"]
-    assert status["state"]["waiting"]["reason"] == "ContainerCreating"
+
+    def waiting() -> list[str]:
+        found = api.get("v1", "Pod", "waits", namespace)["status"].get("containerStatuses", [])
+        return [status["state"]["waiting"]["reason"] for status in found]
+
+    wait_until(lambda: waiting() == ["ContainerCreating"], 30, "the kubelet waits for the disk")
     start("shares", first)
     wait_until(lambda: said(local_cluster, "shares", namespace) == "seven\n", 60, "its own node may share it")
     for name in ("holds", "shares"):

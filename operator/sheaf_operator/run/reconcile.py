@@ -92,7 +92,9 @@ class Reconciler:
         if "deletionTimestamp" in observed.owner["metadata"]:
             return None
         if fresh or not memory.resting:
+            known = memory.events
             observed = memory.observed = await self._inquirer.ask(observed, memory)
+            fresh = fresh or memory.events != known  # a plan may follow from what the Events say
         try:
             spec = memory.spec = memory.spec or LLMDeploymentSpec.model_validate(observed.owner["spec"])
         except ValidationError as error:

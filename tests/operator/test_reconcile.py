@@ -60,6 +60,15 @@ async def test_looks_and_scrapes_are_counted_and_forgotten_with_the_resource() -
     assert [world.counted(c) for c in counters] == [None] * 3
 
 
+async def test_without_a_decision_there_is_no_wanted_count() -> None:
+    given = k.spec(autoscaling={"mode": "Disabled"})
+    world = World(given, k.settled(given))
+    await world.run()
+    labels = {"namespace": KEY[0], "name": KEY[1]}
+    found = world.telemetry.registry.get_sample_value("sheaf_operator_desired_replicas", labels)
+    assert found is None  # 0 would say that the scaler wants none
+
+
 async def test_load_scales_up_at_once() -> None:
     world = scaling_world(1)
     world.scraper.load = {"p0": reading(waiting=30, running=8)}

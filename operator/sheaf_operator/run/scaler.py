@@ -65,7 +65,7 @@ class Scaler:
         if spec.autoscaling.mode == "External":
             memory.decision = follow(spec, observed.replicas or 0)
             memory.history = History()
-            self._telemetry.of(observed.namespace, observed.name).desired.set(memory.decision.desired)
+            self._telemetry.desired.labels(observed.namespace, observed.name).set(memory.decision.desired)
             return await self._step(observed, memory, memory.decision.desired, now)
         measured = samples.of_replicas(observed, memory.readings, before)
         return await self._decide(spec, observed, memory, measured, now)
@@ -77,7 +77,7 @@ class Scaler:
         decision = decide(memory.policy, measured, memory.history, now)
         decision = restored(decision, self._to_restore(spec, observed, memory), spec.autoscaling)
         memory.history, memory.decision = decision.history, decision
-        self._telemetry.of(observed.namespace, observed.name).desired.set(decision.desired)
+        self._telemetry.desired.labels(observed.namespace, observed.name).set(decision.desired)
         for signal in decision.signals:
             self._telemetry.signal.labels(observed.namespace, observed.name, signal.type).set(signal.value)
         if spec.autoscaling.mode != "Builtin":

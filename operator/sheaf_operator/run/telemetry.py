@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 class Series:
     """Those of one LLMDeployment that every poll writes: looking them up by name costs more than writing."""
 
-    desired: Gauge
     replicas: Gauge
     ready: Gauge
     scrapes: Counter
@@ -75,7 +74,6 @@ class Telemetry:
         self.lease_held = Gauge(
             "sheaf_operator_lease_held", "1 while this process may write", registry=self.registry
         )
-
         self._of: dict[tuple[str, str], Series] = {}
 
     def of(self, namespace: str, name: str) -> Series:
@@ -83,7 +81,6 @@ class Telemetry:
         key = (namespace, name)
         if key not in self._of:
             self._of[key] = Series(
-                self.desired.labels(*key),
                 self.replicas.labels(*key),
                 self.ready.labels(*key),
                 self.scrapes.labels(*key),

@@ -143,9 +143,15 @@ def test_class_and_namespaces_divide_the_models_among_operators(operator: Cluste
         waiting[0].wait_count(2)
 
 
+def uid(cluster: Cluster, model: Deployed) -> str:
+    """Of the model's InferenceService; empty while there is none."""
+    found = cluster.api.find("serving.kserve.io/v1beta1", "InferenceService", model.name, model.namespace)
+    return str(found["metadata"]["uid"]) if found else ""
+
+
 def test_kserve_may_come_later() -> None:
     """Also for an operator of given namespaces, which may not watch definitions. Then KServe's objects are
-    watched like any others: what happens to one is known before the list of each minute.
+    watched like any others: what happens to one is known before the next list (`operator.resyncInterval`).
     """
     with (
         LocalCluster(image_table(), with_kserve=False) as cluster,
@@ -159,11 +165,11 @@ def test_kserve_may_come_later() -> None:
             assert "install KServe" in told["message"]
         cluster.start_kserve()
         for model in early:
-            before = model.wait_deployment()
+            model.wait_deployment()
             model.wait_condition("Stalled", "False")
+            # Its Deployment is no sign: the garbage collector learns of new kinds only every 30 s.
+            before = uid(cluster, model)
             cluster.kubectl("delete", "inferenceservice", model.name, "--wait=false")
-            model.wait_deployment(
-                lambda o, b=before: o["metadata"]["uid"] != b["metadata"]["uid"], timeout=20
-            )
+            wait_until(lambda m=model, b=before: uid(cluster, m) not in ("", b), 20, "it is made anew")
         pods = cluster.api.list_objects("v1", "Pod", OPERATOR_NAMESPACE)
         assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods] == [0, 0]

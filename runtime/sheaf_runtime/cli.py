@@ -10,7 +10,7 @@ import sys
 # name -> (module:function taking argv, one line of help). Modules of other distributions' extras are named
 # as text, so that a machine with only the operator installed can still run the operator's subcommands.
 COMMANDS = {
-    "serve": ("sheaf_runtime.server.launch:main", "serve a model folder behind an OpenAI-compatible API"),
+    "serve": ("sheaf_runtime.server.launch:main", "serve a model behind an OpenAI-compatible API"),
     "status": ("sheaf_operator.console.command:main", "show an LLMDeployment of a cluster, live"),
 }
 

@@ -81,10 +81,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the API process needs beside ``EngineConfig``. Times are seconds.
 
+    ``revision`` and ``hf_token`` are for a model of the hub.
     Without ``tool_call_parser`` the chat template tells which one reads the model's calls;
     ``enable_auto_tool_choice`` insists that one is found.
     """
 
+    revision: str | None = None
+    hf_token: str | None = None
     host: str = "0.0.0.0"
     port: int = 8000
     served_model_name: tuple[str, ...] = ()

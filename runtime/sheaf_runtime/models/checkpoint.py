@@ -5,7 +5,6 @@ Files are memory-mapped, one at a time. Nothing is ever unpickled and no code of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any, Protocol
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sheaf_runtime.hub import weights as hub_weights
+from sheaf_runtime.hub.weights import INDEX
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.mxfp4 import BLOCKS, SCALES, dequantize
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 class Checkpoint(Protocol):
@@ -76,45 +74,13 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The folder's safetensors files, in order: those of the index, else ``model.safetensors`` alone, as
-    transformers has it, else all that are neither hidden nor Mistral's second copy.
-
-    Raises:
-        UnsupportedModelError: there are none, or the index names one that is missing.
-    """
+    """The folder's safetensors files that hold its weights, in order. Raises ``UnsupportedModelError``."""
     index = folder / INDEX
-    if index.is_file():
-        return _indexed(folder, index)
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    files = [
-        path
-        for path in sorted(folder.glob("*.safetensors"))
-        if not path.name.startswith((".", "consolidated"))
-    ]
-    if files:
-        return files
-    unsafe = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
-    if unsafe:
-        raise UnsupportedModelError(
-            f"{folder} has pickled weights only ({unsafe[0]}), which are never loaded because they can run "
-            "code; convert them to safetensors with transformers: "
-            "AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR)"
-        )
-    raise UnsupportedModelError(f"{folder} has no *.safetensors files")
-
-
-def _indexed(folder: Path, index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        outside = [name for name in names if Path(name).name != name]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        text = index.read_text(encoding="utf-8") if index.is_file() else None
+        names = hub_weights.weight_files({path.name for path in folder.iterdir()}, text, str(folder))
+    except (OSError, UnicodeDecodeError) as error:
         raise UnsupportedModelError(f"cannot read {index}: {error}") from error
-    if outside:
-        raise UnsupportedModelError(f"{index} names a file outside the folder: {outside[0]}")
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise UnsupportedModelError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:3])}; "
-            "download the model again"
-        )
+    except hub_weights.WeightsError as error:
+        raise UnsupportedModelError(str(error)) from error
     return [folder / name for name in names]

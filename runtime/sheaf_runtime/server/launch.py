@@ -6,10 +6,8 @@ import logging
 import socket
 import sys
 
-import msgspec
-
-from sheaf_runtime.gguf.errors import GGUFError
-from sheaf_runtime.gguf.folder import model_folder
+from sheaf_runtime.hub.errors import HubError
+from sheaf_runtime.hub.name import Order, hub_name
 from sheaf_runtime.server.keys import ApiKeys, KeyFileError
 from sheaf_runtime.server.model_folder import ModelFolderError, check_folder
 from sheaf_runtime.server.options import OptionError, parse
@@ -25,10 +23,14 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
     """
     try:
         engine, server = parse(argv)
-        check_folder(engine.model)
+        name = hub_name(engine.model)
+        if name is None:
+            if server.revision is not None:
+                raise OptionError(f"--revision is for a model of the hub, and {engine.model} is a path")
+            check_folder(engine.model)
         ApiKeys(server.api_key, server.api_key_file)
         certificate = Certificate(server.ssl_certfile, server.ssl_keyfile) if server.ssl_certfile else None
-    except (OptionError, ModelFolderError, CertificateError, KeyFileError) as error:
+    except (OptionError, HubError, ModelFolderError, CertificateError, KeyFileError) as error:
         return _refuse(str(error))
     logging.basicConfig(
         level=server.log_level.upper(),
@@ -45,14 +47,10 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
 
     from sheaf_runtime.server.run import serve
 
-    try:
-        with model_folder(engine.model) as folder:
-            root, engine = engine.model, msgspec.structs.replace(engine, model=folder)
-            return uvloop.run(
-                serve(engine, server, sock, root=root, certificate=certificate, core_command=core_command)
-            )
-    except GGUFError as error:
-        return _refuse(str(error))
+    order = Order(model=name, revision=server.revision, token=server.hf_token) if name else None
+    return uvloop.run(
+        serve(engine, server, sock, order=order, certificate=certificate, core_command=core_command)
+    )
 
 
 def _bind(host: str, port: int) -> socket.socket:

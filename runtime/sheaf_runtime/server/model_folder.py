@@ -67,7 +67,8 @@ def check_folder(path: str) -> None:
         raise ModelFolderError(str(error)) from error
     if not folder.is_dir():
         raise ModelFolderError(
-            f"{path} is not a folder; MODEL must be a Hugging Face model folder or a GGUF file"
+            f"{path} is not a folder; MODEL must be a Hugging Face model folder, a GGUF file, or the name of "
+            "a model on the hub, as org/model"
         )
     for name in ("config.json", "tokenizer.json"):
         if not (folder / name).is_file():

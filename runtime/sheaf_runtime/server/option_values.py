@@ -49,6 +49,12 @@ def port(text: str) -> int:
     return int(text)
 
 
+def revision(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", text) or ".." in text:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a branch, a tag or a commit")
+    return text
+
+
 def seconds(text: str) -> float:
     try:
         value = float(text)

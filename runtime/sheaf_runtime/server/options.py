@@ -18,6 +18,7 @@ from sheaf_runtime.server.option_values import (
     pooler_config,
     port,
     positive,
+    revision,
     seconds,
     seed,
     some_seconds,
@@ -78,10 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     engine, server = EngineConfig(model=""), ServerConfig()
     parser = _Parser(
         prog="sheaf serve",
-        description="Serve a model folder behind an OpenAI-compatible API.",
+        description="Serve a model behind an OpenAI-compatible API.",
         epilog="Of a flag that is given twice the last one counts. Flags cannot be abbreviated.",
     )
-    parser.add_argument("model", metavar="MODEL", help="Hugging Face model folder, or a GGUF file")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="Hugging Face model folder, GGUF file, or name on the hub: org/model, org/model:Q4_K_M",
+    )
+    add = parser.add_argument_group("model of the hub, kept in HF_HOME").add_argument
+    add("--revision", type=revision, help="branch, tag or commit (default: the hub's)")
+    add("--hf-token", metavar="TOKEN", help="for private and gated models; HF_TOKEN is seen by fewer")
     add = parser.add_argument_group("server").add_argument
     add("--host", default=server.host)
     add("--port", type=port, default=server.port)

@@ -12,16 +12,23 @@ import socket
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import zmq
 
 from sheaf_runtime.config import EngineConfig, ServerConfig
+from sheaf_runtime.gguf.errors import GGUFError
+from sheaf_runtime.gguf.folder import model_folder
+from sheaf_runtime.hub.errors import HubError
+from sheaf_runtime.hub.name import Order
 from sheaf_runtime.protocol.messages import EngineReady
 from sheaf_runtime.server.app import create_app
 from sheaf_runtime.server.client import EngineClient
 from sheaf_runtime.server.core_process import CoreProcess, describe_exit
 from sheaf_runtime.server.http import HttpServer
-from sheaf_runtime.server.model_folder import ModelFolderError, load_folder
+from sheaf_runtime.server.hub_download import download as hub_download
+from sheaf_runtime.server.model_folder import ModelFolderError, check_folder, load_folder
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.server.tls import Certificate
 
@@ -39,23 +46,26 @@ async def serve(
     server: ServerConfig,
     sock: socket.socket,
     *,
-    root: str | None = None,
+    order: Order | None = None,
     certificate: Certificate | None = None,
     core_command: list[str] | None = None,
 ) -> int:
-    """Serves on ``sock`` until a signal or the loss of the engine; the exit status."""
-    return await Server(Service(engine, server, root), certificate, core_command).run(sock)
+    """Serves on ``sock`` until a signal or the loss of the engine; the exit status. ``order`` is what has to
+    be had from the hub first."""
+    return await Server(Service(engine, server), order, certificate, core_command).run(sock)
 
 
 class Server:
     def __init__(
         self,
         service: Service,
+        order: Order | None,
         certificate: Certificate | None,
         core_command: list[str] | None,
     ) -> None:
         self._config = service.server_config
         self._service = service
+        self._order = order
         self._http = HttpServer(create_app(self._service), certificate)
         self._core_command = core_command
         self._core: CoreProcess | None = None
@@ -74,19 +84,49 @@ class Server:
         scheme = "https" if self._config.ssl_certfile else "http"
         model = self._service.root
         logger.info("listening on %s://%s:%d, loading %s", scheme, host, port, model)
-        with tempfile.TemporaryDirectory(prefix="sheaf-") as folder, zmq.Context() as context:
-            await self._start_core(context, f"ipc://{Path(folder) / 'core'}")
-            tasks = [asyncio.create_task(self._watch_core()), asyncio.create_task(self._load_folder())]
-            await self._stop.wait()
-            await self._finish()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await self._stop_core()
+        with contextlib.ExitStack() as stack:
+            if await self._obtain(stack):
+                context = stack.enter_context(zmq.Context())
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sheaf-"))
+                await self._start_core(context, f"ipc://{Path(folder) / 'core'}")
+                tasks = [asyncio.create_task(self._watch_core()), asyncio.create_task(self._load_folder())]
+                await self._stop.wait()
+                await self._finish()
+                await _cancel(*tasks)
+                await self._stop_core()
+            else:
+                await self._finish()
+        failure = self._service.lifecycle.failure
+        logger.info("exit status %d%s", self._exit_status, f": {failure}" if failure else "")
         self._service.tokenizing.shutdown(wait=False, cancel_futures=True)
         return self._exit_status
 
     # --- start ----------------------------------------------------------------------------------------
+
+    async def _obtain(self, stack: contextlib.ExitStack) -> bool:
+        """Whether the model's folder is here: from the hub, and made of a GGUF file's header. False if it is
+        not to be had, or a signal came first."""
+        engine = self._service.engine_config
+        try:
+            model = engine.model if self._order is None else await self._download(self._order)
+            if model is None:
+                return False
+            check_folder(model)
+            folder = await asyncio.to_thread(stack.enter_context, model_folder(model))
+        except (HubError, GGUFError, ModelFolderError) as error:
+            self._on_failure(str(error))
+            self._exit_status = CONFIGURATION_ERROR
+            return False
+        self._service.engine_config = msgspec.structs.replace(engine, model=folder)
+        return not self._stop.is_set()
+
+    async def _download(self, order: Order) -> str | None:
+        """None if a signal came first."""
+        download, stop = asyncio.create_task(hub_download(order)), asyncio.create_task(self._stop.wait())
+        await asyncio.wait({download, stop}, return_when=asyncio.FIRST_COMPLETED)
+        done = download.done()
+        await _cancel(stop, *([] if done else [download]))
+        return download.result() if done else None
 
     async def _start_core(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self._client = EngineClient(
@@ -175,8 +215,6 @@ class Server:
         healthy = self._loaded and self._service.lifecycle.failure is None
         await self._core.stop(patience=CORE_EXIT_SECONDS if healthy else 0)
         self._client.close()
-        failure = self._service.lifecycle.failure
-        logger.info("exit status %d%s", self._exit_status, f": {failure}" if failure else "")
 
     @property
     def _loaded(self) -> bool:
@@ -203,3 +241,9 @@ class Server:
         self._stop.clear()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,12 +15,16 @@ from sheaf_runtime.server.model_folder import ModelFolder, ModelFolderError
 
 
 class Service:
-    """``folder`` and ``client`` are set while loading; requests are refused until both are there."""
+    """``folder`` and ``client`` are set while loading; requests are refused until both are there.
 
-    def __init__(self, engine: EngineConfig, server: ServerConfig, root: str | None = None) -> None:
-        """``root`` is MODEL as it was given, where the engine reads another folder made from it."""
+    Attributes:
+        root: MODEL as it was given.
+        engine_config: its ``model`` becomes the folder that is read, once that is here.
+    """
+
+    def __init__(self, engine: EngineConfig, server: ServerConfig) -> None:
         self.engine_config = engine
-        self.root = root or engine.model
+        self.root = engine.model
         self.server_config = server
         self.model_names = server.served_model_name or (self.root,)
         self.lifecycle = Lifecycle()

@@ -9,6 +9,7 @@ its volumes.
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -57,11 +58,10 @@ def enter(mounts: list[Mount], image_paths: list[str], *, readonly: bool, scratc
     layers = _build_base(scratch)
     pivot_root(scratch, scratch + "/.host")
     os.chdir("/")
-    for entry in shown:
-        if not os.path.exists(entry.target):
-            _bind_volume(sources[entry], entry, layers)
+    _show_missing(shown, sources, layers)
     for entry in sorted(mounts, key=lambda entry: len(PurePosixPath(entry.target).parts)):
         _bind_volume(sources[entry], entry, layers)
+    _show_missing(shown, sources, layers)  # a volume on /tmp hides what the image holds below it
     for fd in sources.values():
         os.close(fd)
     detach("/.host")
@@ -123,6 +123,12 @@ def _show_entries(source: str, target: str, skip: set[str]) -> None:
         else:
             _touch(here)
         bind(there, here)
+
+
+def _show_missing(image: list[Mount], sources: Mapping[Mount, int], layers: list[str]) -> None:
+    for entry in image:
+        if not os.path.exists(entry.target):
+            _bind_volume(sources[entry], entry, layers)
 
 
 def _bind_volume(source_fd: int, entry: Mount, layers: list[str]) -> None:

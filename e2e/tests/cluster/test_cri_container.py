@@ -125,6 +125,22 @@ def test_image_paths_are_visible_in_folders_that_are_fresh(tmp_path):
     assert (tmp_path / "program").read_text() == "from the image"
 
 
+def test_a_volume_hides_nothing_of_the_image(tmp_path):
+    """As of a checkout below /tmp, where the pods of models and operator have a volume."""
+    folders = [tmp_path / name for name in ("covered/image", "covered/other", "volume")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "name").write_text(f"{folder.name}\n")
+    image, other, volume = map(str, folders)
+    mounts = [pb.Mount(container_path=str(tmp_path / "covered"), host_path=volume)]
+    with running_node({"test/tools:*": {"paths": [image]}}) as node:
+        script = f"cat {image}/name {tmp_path}/covered/name; ls {tmp_path}/covered; echo x > {image}/name"
+        container = node.run_pod().run("sh", "-c", script, mounts=mounts)
+        assert container.output() == "image\nvolume\nimage\nname\n", f"{other} is no part of it"
+        assert container.status.exit_code != 0
+    assert (folders[0] / "name").read_text() == "image\n"
+
+
 # User, environment, processes
 
 

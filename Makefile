@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export UV_SYSTEM_CERTS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lint format constraints crds manifests test model cluster bench bench-operator kernels-aot gpu-check wheelhouse clean
+.PHONY: help env lint format constraints flags crds manifests test model cluster bench bench-operator kernels-aot gpu-check wheelhouse clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -31,6 +31,9 @@ crds: env ## write the CRD and its field reference from operator/sheaf_operator/
 	@python -m sheaf_operator.api.crd
 	@python -m sheaf_operator.api.reference
 	@python -m sheaf_operator.problems.reasons.page
+
+flags: env ## write docs/flags.md from the parsers of the sheaf command
+	@python -m sheaf_runtime.cli.page
 
 manifests: crds ## write the dashboards, and the plain manifests from the Helm chart
 	@PYTHONPATH=charts python -m dashboards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -109,3 +110,26 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     drain_timeout: float = 120.0
     stall_timeout: float = 120.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> None:
+    """Raise ``ValueError`` naming the field that makes no sense, as ``spell`` writes it."""
+    at_least = (
+        ("block_size", 1),
+        ("max_num_seqs", 1),
+        ("max_num_batched_tokens", 1),
+        ("max_num_queued", 0),
+        ("long_prefill_token_threshold", 0),
+        ("max_num_partial_prefills", 1),
+        ("num_gpu_blocks_override", 2),  # one is the null page
+    )
+    for name, lowest in at_least:
+        value = getattr(config, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"{spell(name)} must be at least {lowest}, got {value}")
+    if config.max_num_batched_tokens < config.max_num_seqs:
+        raise ValueError(
+            f"{spell('max_num_batched_tokens')} ({config.max_num_batched_tokens}) must be at least "
+            f"{spell('max_num_seqs')} ({config.max_num_seqs}): a step has to hold a token of each running "
+            "request; raise it"
+        )

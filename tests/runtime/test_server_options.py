@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from model_folders import byte_level, write_folder
 from sheaf_runtime.config import EngineConfig, PoolerConfig, ServerConfig
+from sheaf_runtime.flags.parser import OptionError
 from sheaf_runtime.server.launch import main
-from sheaf_runtime.server.options import OptionError, parse
+from sheaf_runtime.server.options import parse, parser
+from sheaf_runtime.server.vllm_flags import ABSENT
 
 
 def test_defaults_are_those_of_the_configurations() -> None:
@@ -136,9 +138,23 @@ def test_sizes(text: str, size: int) -> None:
         (["--drain-timeout", "nan"], "seconds"),
         (["--stall-timeout", "0"], "above 0"),
         (["--dtype", "int8"], "invalid choice"),
-        (["--no-such-flag"], "unrecognized"),
-        (["--max-model", "64"], "unrecognized"),
-        (["--max-model=64"], "unrecognized"),
+        (["--no-such-flag"], "unrecognized argument --no-such-flag; --help lists them"),
+        (["--max-model", "64"], "unrecognized argument --max-model; did you mean --max-model-len?"),
+        (["--max-model=64"], "did you mean --max-model-len?"),
+        (["--max_model_len", "64"], "did you mean --max-model-len?"),
+        (["-port", "8000"], "did you mean --port?"),
+        (["--max-num-batched-token=9"], "did you mean --max-num-batched-tokens?"),
+        (["--kv-events-config.topic", "t"], "write --kv-events-config and one JSON object"),
+        (["--enable-chunked-prefill"], "--enable-chunked-prefill is not supported: leave it out"),
+        (["--enable_chunked_prefill"], "--enable_chunked_prefill is not supported: leave it out"),
+        (["-tp", "2"], "-tp is not supported"),
+        (["--speculative-config={}"], "--speculative-config is not supported: no speculative decoding yet"),
+        (["--model", "m"], "sheaf serve MODEL"),
+        (
+            ["--max-num-batched-tokens", "63"],
+            "--max-num-batched-tokens (63) must be at least --max-num-seqs (64)",
+        ),
+        (["--num-gpu-blocks-override", "1"], "--num-gpu-blocks-override must be at least 2, got 1"),
         (["--port 9000"], "write two arguments, '--port' and '9000', or '--port=9000'"),
         ([" --port  9000"], "write two arguments, '--port' and '9000', or '--port=9000'"),
         (["--host", "::1", "--max-num-seqs\t4"], "'--max-num-seqs' and '4'"),
@@ -156,6 +172,36 @@ def test_refusals_say_what_to_change(flags: list[str], words: str) -> None:
         parse(["m", *flags])
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_flag_is_known_or_refused_by_name_but_not_both() -> None:
+    assert set(parser().names()) & set(ABSENT) == set()
+
+
+def test_help_is_in_groups_with_every_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = parser().format_help()
+    titles = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == [
+        "positional arguments:",
+        "options:",
+        "model:",
+        "model of the hub, kept in HF_HOME:",
+        "embeddings and scores:",
+        "hardware and kernels:",
+        "memory and prefix cache:",
+        "scheduling:",
+        "API server:",
+        "prompts, tool calls and reasoning:",
+        "ends and failures:",
+        "observability:",
+    ]
+    assert "--max-num-seqs N                  most requests in a batch (default: 64)\n" in text
+    assert "--[no-]access-log" in text
+    assert "(default: on)" in text
+    assert max(map(len, text.splitlines())) <= 110
+    for _, actions in parser().groups():
+        assert [a.dest for a in actions if not a.help] == []
 
 
 def test_of_a_flag_given_twice_the_last_counts() -> None:

@@ -20,8 +20,8 @@ import traceback
 
 import msgspec
 
-from sheaf_runtime.config import EngineConfig
-from sheaf_runtime.engine.core import EngineCore, check_config
+from sheaf_runtime.config import EngineConfig, check_config
+from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.io import Channel, EngineServer
 from sheaf_runtime.engine.kv_publisher import KVEventPublisher
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
-from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.config import EngineConfig, check_config
 from sheaf_runtime.engine.admission import Limits, refuse
 from sheaf_runtime.engine.kv_events import KVEventLog
 from sheaf_runtime.engine.request import Request, derive_seed
@@ -228,25 +228,3 @@ class EngineCore:
         self.scheduler.check_integrity()
         scheduled = {id(r) for r in self.scheduler.running + self.scheduler.waiting}
         assert scheduled == {id(r) for r in self._requests.values()}, "a request leaked"
-
-
-def check_config(config: EngineConfig) -> None:
-    """Raise ``ValueError`` naming the field that makes no sense."""
-    at_least = (
-        ("block_size", 1),
-        ("max_num_seqs", 1),
-        ("max_num_batched_tokens", 1),
-        ("max_num_queued", 0),
-        ("long_prefill_token_threshold", 0),
-        ("max_num_partial_prefills", 1),
-        ("num_gpu_blocks_override", 2),  # one is the null page
-    )
-    for name, lowest in at_least:
-        value = getattr(config, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"{name} must be at least {lowest}, got {value}")
-    if config.max_num_batched_tokens < config.max_num_seqs:
-        raise ValueError(
-            f"max_num_batched_tokens ({config.max_num_batched_tokens}) must be at least max_num_seqs "
-            f"({config.max_num_seqs}): a step has to hold a token of each running request"
-        )

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from sheaf_runtime.config import EngineConfig
-from sheaf_runtime.engine.core import EngineCore, check_config
+from sheaf_runtime.config import EngineConfig, check_config
+from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.scheduler import Output
 from sheaf_runtime.gguf.folder import model_folder
 from sheaf_runtime.protocol.messages import AddRequest, EngineStats, FinishReason, Rejected, TokenLogprobs

@@ -6,11 +6,12 @@ import logging
 import socket
 import sys
 
+from sheaf_runtime.flags.parser import OptionError
 from sheaf_runtime.hub.errors import HubError
 from sheaf_runtime.hub.name import Order, hub_name
 from sheaf_runtime.server.keys import ApiKeys, KeyFileError
 from sheaf_runtime.server.model_folder import ModelFolderError, check_folder
-from sheaf_runtime.server.options import OptionError, parse
+from sheaf_runtime.server.options import parse
 from sheaf_runtime.server.tls import Certificate, CertificateError
 
 CONFIGURATION_ERROR = 2

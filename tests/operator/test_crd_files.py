@@ -101,3 +101,8 @@ def test_every_field_says_what_it_is() -> None:
 
     root = crd.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
     assert silent({"properties": {k: root[k] for k in ("spec", "status")}}, "") == []
+
+
+def test_what_may_be_null_is_no_enumeration() -> None:
+    """The API server refuses null there, even where the enumeration lists it; a Pod takes it."""
+    assert [path for path, node in ALL.items() if node.get("nullable") and "enum" in node] == []

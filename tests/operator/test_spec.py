@@ -39,6 +39,19 @@ def test_null_counts_as_left_out_anywhere_inside() -> None:
     assert k.spec(**given) == k.spec(pod={"tolerations": tolerates_all, "affinity": {}})
 
 
+def test_an_empty_text_counts_as_left_out_where_a_pod_takes_it_so() -> None:
+    """Another spelling of the same is no other revision: no pod is replaced for it."""
+    empty = {
+        "tolerations": [{"key": "a", "operator": "", "effect": ""}],
+        "volumes": [{"name": "v", "emptyDir": {"medium": ""}}],
+        "serviceAccountName": "",
+        "priorityClassName": "",
+        "runtimeClassName": "",
+    }
+    left_out = {"tolerations": [{"key": "a"}], "volumes": [{"name": "v", "emptyDir": {}}]}
+    assert k.spec(pod=empty) == k.spec(pod=left_out)
+
+
 # Our model → Kubernetes' own, whose fields it takes all; and those that it leaves out on purpose.
 KUBERNETES: dict[type[ApiModel], tuple[Any, set[str]]] = {
     affinity.Affinity: (client.V1Affinity, set()),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from sheaf_operator.api.fields import ApiModel, ObjectName
+from sheaf_operator.api.fields import ApiModel, LabelName, rule, rules
 from sheaf_operator.api.labels import LabelKey
 from sheaf_operator.api.selectors import LabelSelector, NodeSelectorTerm, atomic
 
@@ -42,12 +42,29 @@ class NodeAffinity(ApiModel):
 class PodAffinityTerm(ApiModel):
     """Pods, and the domain (node, zone, ...) that is shared with them or not."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "has(self.labelSelector)"
+                " || [has(self.matchLabelKeys) ? self.matchLabelKeys : [],"
+                " has(self.mismatchLabelKeys) ? self.mismatchLabelKeys : []].all(keys, size(keys) == 0)",
+                "matchLabelKeys and mismatchLabelKeys need a labelSelector: add one ({} for all pods)",
+                fieldPath=".labelSelector",
+            ),
+            rule(
+                "!has(self.matchLabelKeys) || !has(self.mismatchLabelKeys)"
+                " || !self.matchLabelKeys.exists(key, key in self.mismatchLabelKeys)",
+                "no key may be in both matchLabelKeys and mismatchLabelKeys",
+                fieldPath=".mismatchLabelKeys",
+            ),
+        )
+    )
     topology_key: Annotated[LabelKey, Field(description="Node label whose values are the domains.")]
     label_selector: Annotated[
         LabelSelector | None, Field(description="The pods; left out for none, {} for all.")
     ] = None
     namespaces: Annotated[
-        list[ObjectName] | None, atomic(16, "Namespaces of the pods; default: this one.")
+        list[LabelName] | None, atomic(16, "Namespaces of the pods; default: this one.")
     ] = None
     namespace_selector: Annotated[
         LabelSelector | None, Field(description="Namespaces of the pods by label; {} for all.")

@@ -7,11 +7,27 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sheaf_operator.api.env import EnvVar
-from sheaf_operator.api.fields import ApiModel, Bytes, Cpu, rule, rules
+from sheaf_operator.api.fields import ApiModel, Bytes, Cpu, LabelName, rule, rules
 from sheaf_operator.api.selectors import atomic
-from sheaf_operator.api.volumes import LabelName, Mounts
+from sheaf_operator.api.volumes import Mounts
 
-Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s{}]+$")]
+_HOST = r"([A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?|\\[[0-9A-Fa-f:]+\\])(:[0-9]+)?/"
+_PART = "[a-z0-9]+([.]|_|__|-+|[a-z0-9])*"
+_TAG, _DIGEST = "(:[A-Za-z0-9_][-.A-Za-z0-9_]{0,127})?", "(@[a-z0-9]+:[0-9a-f]{32,128})?"
+Image = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=512,
+        json_schema_extra=rules(
+            rule(
+                f"self.matches('^({_HOST})?{_PART}(/{_PART})*{_TAG}{_DIGEST}$')",
+                "must be an image such as registry.example:5000/team/name:tag or name@sha256:DIGEST: no https://,"
+                " no blank, the name in lower case",
+            )
+        ),
+    ),
+]
 Argument = Annotated[str, Field(max_length=4096)]
 
 

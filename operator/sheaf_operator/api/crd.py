@@ -40,14 +40,24 @@ def _nullable(node: dict[str, Any]) -> dict[str, Any]:
             *(n for n, sub in node["properties"].items() if "default" in sub),
         }
         out["properties"] = {
-            name: _nullable(sub)
-            if name in needed or "nullable" in sub
-            else {"nullable": True, **_nullable(sub)}
+            name: _nullable(sub) if name in needed or "nullable" in sub else _or_null(_nullable(sub))
             for name, sub in node["properties"].items()
         }
     if out.get("nullable") is False:  # the API server keeps no False: it would differ from what is applied
         del out["nullable"]
     return {**out, "items": _nullable(node["items"])} if "items" in node else out
+
+
+def _or_null(node: dict[str, Any]) -> dict[str, Any]:
+    """The API server takes no null for an enumeration, whatever it lists: a rule does, as it is not asked."""
+    kept = dict(node)
+    if values := kept.pop("enum", None):
+        words = ", ".join(filter(None, values))
+        kept |= {
+            "maxLength": max(map(len, values)),
+            **rules(rule(f"self in {values!r}", f"must be one of {words}")),
+        }
+    return {"nullable": True, **kept}
 
 
 def _convert(node: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:

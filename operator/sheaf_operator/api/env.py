@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from sheaf_operator.api.fields import ApiModel, Cpu, ObjectName, rule, rules
+from sheaf_operator.api.fields import ApiModel, KeyName, ObjectName, int_or_string, rule, rules
+from sheaf_operator.api.labels import KEY_BODY
 
 # Environment that KServe refuses or that the operator sets itself.
 OWNED_ENV = ("PYTHONPATH", "HOME", "OMP_NUM_THREADS")
-_KEY = Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", description="The key in it.")
+_KEY = Field(description="The key in it.")
+_PATH = (
+    rf"^metadata[.](name|namespace|uid|labels\\['{KEY_BODY}'\\]|annotations\\['(?i:{KEY_BODY})'\\])$",
+    "^(spec[.](nodeName|serviceAccountName)|status[.](host|pod)IPs?)$",
+)
+Divisor = Annotated[str, BeforeValidator(str), int_or_string(24)]
+_GIVEN = "string(self.divisor)"
+_CPU_UNITS = ("1m", "1")
+_BYTE_UNITS = ("1", *(f"1{unit}{i}" for i in ("", "i") for unit in ("K" if i else "k", *"MGTPE")))
 
 
 class SecretKey(ApiModel):
     """One key of a Secret of the same namespace."""
 
     name: Annotated[ObjectName, Field(description="The Secret's name.")]
-    key: Annotated[str, _KEY]
+    key: Annotated[KeyName, _KEY]
     optional: Annotated[bool | None, Field(description="Whether it may be missing.")] = None
 
 
@@ -25,7 +34,7 @@ class ConfigMapKey(ApiModel):
     """One key of a ConfigMap of the same namespace."""
 
     name: Annotated[ObjectName, Field(description="The ConfigMap's name.")]
-    key: Annotated[str, _KEY]
+    key: Annotated[KeyName, _KEY]
     optional: Annotated[bool | None, Field(description="Whether it may be missing.")] = None
 
 
@@ -42,8 +51,7 @@ class FieldRef(ApiModel):
             description="Such as metadata.name, metadata.labels['KEY'], spec.nodeName or status.podIP.",
             json_schema_extra=rules(
                 rule(
-                    "self.matches('^metadata[.](name|namespace|uid|(labels|annotations)[[]\\'[^\\']+\\'[]])$')"
-                    " || self.matches('^(spec[.](nodeName|serviceAccountName)|status[.](host|pod)IPs?)$')",
+                    " || ".join(f'self.matches("{path}")' for path in _PATH),
                     "must be metadata.name, .namespace, .uid, .labels['KEY'] or .annotations['KEY'],"
                     " spec.nodeName or .serviceAccountName, or status.hostIP, .hostIPs, .podIP or .podIPs",
                 )
@@ -55,6 +63,17 @@ class FieldRef(ApiModel):
 class ResourceFieldRef(ApiModel):
     """A request or limit of a container."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                f"!has(self.divisor) || {_GIVEN} == '0' || isQuantity({_GIVEN})"
+                f" && (self.resource.endsWith('.cpu') ? {list(_CPU_UNITS)!r} : {list(_BYTE_UNITS)!r})"
+                f".exists(unit, quantity(unit).compareTo(quantity({_GIVEN})) == 0)",
+                "divisor must be 1 or 1m for cpu, else 1 or one unit such as 1Mi or 1G",
+                fieldPath=".divisor",
+            )
+        )
+    )
     container_name: Annotated[
         str | None, Field(max_length=63, description="The container; default: the one with the variable.")
     ] = None
@@ -66,7 +85,10 @@ class ResourceFieldRef(ApiModel):
             description="Such as limits.cpu or requests.memory.",
         ),
     ]
-    divisor: Annotated[Cpu | None, Field(description="The unit of the value, such as 1 or 1m.")] = None
+    divisor: Annotated[
+        Divisor | None,
+        Field(description="The unit of the value: 1 or 1m for cpu, 1, 1Mi, 1G and the like for the others."),
+    ] = None
 
 
 class EnvSource(ApiModel):
@@ -92,7 +114,10 @@ class EnvVar(ApiModel):
 
     model_config = ConfigDict(
         json_schema_extra=rules(
-            rule("!(has(self.value) && has(self.valueFrom))", "set either value or valueFrom, not both"),
+            rule(
+                "!(has(self.value) && self.value != '' && has(self.valueFrom))",
+                "set either value or valueFrom, not both",
+            ),
             rule(
                 "!has(self.value) || !self.value.contains('{{')",
                 "must not contain '{{': KServe would expand it as a template",

@@ -32,6 +32,19 @@ def _text(value: object) -> object:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _none_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+# What a Pod takes for left out: charts write it for a value that nobody has set.
+EMPTY_IS_NONE = BeforeValidator(_none_if_empty)
+
+
+def int_or_string(longest: int, **more: Any) -> Any:
+    """The schema of what may be written as a whole number or as text."""
+    return WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": longest, **more})
+
+
 def _between(least: str, most: str, message: str) -> Any:
     """The schema of a quantity within bounds. An integer is a quantity without a unit."""
     text = "string(self)"
@@ -39,8 +52,7 @@ def _between(least: str, most: str, message: str) -> Any:
         f"quantity({text}).compareTo(quantity('{least}')) >= 0"
         f" && quantity({text}).compareTo(quantity('{most}')) <= 0"
     )
-    schema = {"x-kubernetes-int-or-string": True, "maxLength": 24}
-    return WithJsonSchema({**schema, **rules(rule(f"isQuantity({text}) && {within}", message))})
+    return int_or_string(24, **rules(rule(f"isQuantity({text}) && {within}", message)))
 
 
 Cpu = Annotated[
@@ -56,9 +68,27 @@ Bytes = Annotated[
         "1Mi", "4Pi", "must be bytes with a unit, such as 512Mi or 16Gi, from 1Mi to 4Pi (m is a thousandth)"
     ),
 ]
-ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$")]
+DNS_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+SUBDOMAIN = f"{DNS_LABEL}([.]{DNS_LABEL})*"
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{SUBDOMAIN}$")]
 ModelName = Annotated[
     str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/:-]*[A-Za-z0-9])?$")
+]
+OptionalName = Annotated[
+    Annotated[str, Field(max_length=253, pattern=f"^({SUBDOMAIN})?$")] | None, EMPTY_IS_NONE
+]
+LabelName = Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{DNS_LABEL}$")]
+# A key of a Secret or ConfigMap, which may become a file's name.
+KeyName = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[-._a-zA-Z0-9]+$",
+        json_schema_extra=rules(
+            rule("self != '.' && !self.startsWith('..')", "must not be '.' or begin with '..'")
+        ),
+    ),
 ]
 Seconds = Annotated[int, Field(ge=0, le=3600)]
 

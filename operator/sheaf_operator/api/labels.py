@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sheaf_operator.api.fields import rule, rules
+from sheaf_operator.api.fields import SUBDOMAIN, rule, rules
 
-_DNS = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-KEY = rf"^({_DNS}([.]{_DNS})*/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$"
+KEY_BODY = rf"({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?"
+KEY = f"^{KEY_BODY}$"
 VALUE = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 _ALPHABET = "letters, digits and, between them, '-', '_' or '.'"
 _KEY_MESSAGE = f"must be at most 63 {_ALPHABET}, perhaps after a domain and '/'"
@@ -24,11 +24,13 @@ LabelValue = Annotated[
     str, Field(max_length=63, json_schema_extra=rules(rule(f"self.matches('{VALUE}')", _VALUE_MESSAGE)))
 ]
 
-_KEYS = rule(f"self.all(k, size(k) <= 317 && k.matches('{KEY}'))", "keys " + _KEY_MESSAGE)
+_KEYS = rule(
+    f"self.all(k, size(k) <= 317 && k.indexOf('/') <= 253 && k.matches('{KEY}'))", "keys " + _KEY_MESSAGE
+)
+_RESERVED = ("app", "component", "app.kubernetes.io/managed-by", "controller.kubernetes.io/pod-deletion-cost")
 _NOT_RESERVED = rule(
-    "self.all(k, k != 'app' && k != 'component' && !k.matches('^([^/]*[.])?(sheaf[.]dev|kserve[.]io)/')"
-    " && k != 'app.kubernetes.io/managed-by')",
-    "must not use app, component, app.kubernetes.io/managed-by or keys under sheaf.dev and kserve.io: "
+    f"self.all(k, !(k in {list(_RESERVED)!r}) && !k.matches('^([^/]*[.])?(sheaf[.]dev|kserve[.]io)/'))",
+    f"must not use {', '.join(_RESERVED)} or keys under sheaf.dev and kserve.io: "
     "these belong to Sheaf and KServe",
 )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from sheaf_operator.api.fields import ApiModel, rule, rules
+from sheaf_operator.api.fields import EMPTY_IS_NONE, ApiModel, rule, rules
 from sheaf_operator.api.labels import KEY, LabelKey, LabelValue
 from sheaf_operator.api.selectors import LabelSelector, atomic
 
@@ -44,11 +44,14 @@ class Toleration(ApiModel):
         ),
     ] = None
     operator: Annotated[
-        Literal["Exists", "Equal"] | None, Field(description="How value is compared; default Equal.")
+        Literal["Exists", "Equal", ""] | None,
+        EMPTY_IS_NONE,
+        Field(description="How value is compared; default Equal."),
     ] = None
     value: Annotated[LabelValue | None, Field(description="The taint's value.")] = None
     effect: Annotated[
-        Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None,
+        Literal["NoSchedule", "PreferNoSchedule", "NoExecute", ""] | None,
+        EMPTY_IS_NONE,
         Field(description="The taint's effect; left out for all."),
     ] = None
     toleration_seconds: Annotated[

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from sheaf_operator.api.affinity import Affinity
 from sheaf_operator.api.containers import Container, Image, Probes, SecurityContext, containers
 from sheaf_operator.api.env import Env
-from sheaf_operator.api.fields import ApiModel, LocalRef, ObjectName, rules
+from sheaf_operator.api.fields import ApiModel, LocalRef, OptionalName, rules
 from sheaf_operator.api.labels import LabelMap, PodAnnotations, PodLabels
 from sheaf_operator.api.placement import Toleration, TopologySpread
 from sheaf_operator.api.pod_rules import POD_RULES
@@ -49,7 +49,7 @@ class Pod(ApiModel):
         ),
     ] = Field(default_factory=list)
     service_account_name: Annotated[
-        ObjectName | None, Field(description="ServiceAccount of the pods; its token is not mounted.")
+        OptionalName, Field(description="ServiceAccount of the pods; its token is not mounted.")
     ] = None
     image_pull_secrets: Annotated[
         list[LocalRef],
@@ -59,8 +59,8 @@ class Pod(ApiModel):
             json_schema_extra={"x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = Field(default_factory=list)
-    priority_class_name: Annotated[ObjectName | None, Field(description="PriorityClass of the pods.")] = None
-    runtime_class_name: Annotated[ObjectName | None, Field(description="RuntimeClass of the pods.")] = None
+    priority_class_name: Annotated[OptionalName, Field(description="PriorityClass of the pods.")] = None
+    runtime_class_name: Annotated[OptionalName, Field(description="RuntimeClass of the pods.")] = None
     security_context: Annotated[
         SecurityContext, Field(description="User and groups of the pods' containers.")
     ] = SecurityContext()

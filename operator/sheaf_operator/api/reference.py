@@ -92,7 +92,7 @@ def _holds(field: Json, objects: Objects) -> str:
     if node.get("x-kubernetes-int-or-string"):
         return "number or text"
     if values := node.get("enum") or ([node["const"]] if "const" in node else []):
-        return ", ".join(f"`{value}`" for value in values)
+        return ", ".join(f"`{value}`" for value in values if value)
     if node.get("type") == "array":
         return f"list of {_holds(node['items'], objects)}, up to {node['maxItems']}"
     if isinstance(node.get("additionalProperties"), dict):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from sheaf_operator.api.fields import ApiModel, rule, rules
+from sheaf_operator.api.fields import ApiModel, ObjectName, rule, rules
 from sheaf_operator.api.labels import LabelKey, LabelMap, LabelValue
 
 _ATOMIC: dict[str, Any] = {"x-kubernetes-list-type": "atomic"}
@@ -65,9 +65,7 @@ class NodeField(ApiModel):
 
     key: Annotated[Literal["metadata.name"], Field(description="metadata.name.")]
     operator: Annotated[Literal["In", "NotIn"], Field(description="Whether it is that node or another.")]
-    values: Annotated[
-        list[Annotated[str, Field(max_length=253)]], atomic(1, "The node's name.", min_length=1)
-    ]
+    values: Annotated[list[ObjectName], atomic(1, "The node's name.", min_length=1)]
 
 
 class NodeSelectorTerm(ApiModel):

@@ -12,7 +12,17 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from sheaf_operator.api.autoscaling import Autoscaling
-from sheaf_operator.api.fields import ApiModel, Bytes, Cpu, LocalRef, ModelName, ObjectName, rule, rules
+from sheaf_operator.api.fields import (
+    SUBDOMAIN,
+    ApiModel,
+    Bytes,
+    Cpu,
+    LocalRef,
+    ModelName,
+    ObjectName,
+    rule,
+    rules,
+)
 from sheaf_operator.api.flags import ExtraArgs
 from sheaf_operator.api.pod import Pod
 
@@ -58,12 +68,18 @@ class Model(ApiModel):
             description="Where the model's folder comes from: hf://, pvc://claim/path, s3://, gs:// or oci://.",
             json_schema_extra=rules(
                 rule(
-                    "self.matches('^(hf|s3|gs)://[^/ ]+/[^/ ][^ ]*$')"
-                    " || self.matches('^oci://[^/ ]+/[^ ]*[^/ ]$')"
-                    " || self.matches('^pvc://[a-z0-9]([-.a-z0-9]*[a-z0-9])?(/[^ ]*)?$')",
+                    "self.matches('^(?s:(hf|s3|gs)://[^/]+/[^/].*|oci://[^/]+/.*[^/])$')"
+                    f" || self.matches('^(?s:pvc://{SUBDOMAIN}(/.*)?)$')",
                     URI_MESSAGE,
                 ),
-                rule("!self.contains('..')", "must not contain '..': name the model's folder directly"),
+                rule(
+                    r"!self.matches('[\\s\\pZ\\pC]')",
+                    "must not contain a blank, line break or invisible character, not at its end either:"
+                    " write it on one line, in YAML without '|' or '>'",
+                ),
+                rule(
+                    "!self.matches('/[.][.](/|$)')", "must not contain '..': name the model's folder directly"
+                ),
             ),
         ),
     ]

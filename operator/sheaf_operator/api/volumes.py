@@ -10,22 +10,32 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from sheaf_operator.api import names
-from sheaf_operator.api.fields import ApiModel, Bytes, ObjectName, rule, rules
+from sheaf_operator.api.fields import (
+    EMPTY_IS_NONE,
+    ApiModel,
+    Bytes,
+    KeyName,
+    LabelName,
+    ObjectName,
+    rule,
+    rules,
+)
 from sheaf_operator.api.selectors import atomic
 
 # Where the runtime's container has its model, its writable folders and its certificate.
 OWNED_PATHS = ("/", names.MODEL_DIR, "/dev/shm", "/tmp", names.TLS_DIR)
 _MODE = Field(ge=0, le=0o777, description="Permission bits of the files, as a decimal number; default 420.")
 
-LabelName = Annotated[str, Field(min_length=1, max_length=63, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-KeyName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
 RelativePath = Annotated[
     str,
     Field(
         min_length=1,
         max_length=512,
         json_schema_extra=rules(
-            rule("!self.startsWith('/') && !self.contains('..')", "must be a path below, without '..' in it")
+            rule(
+                "!self.matches('^(/|[.][.])|/[.][.](/|$)')",
+                "must be a path below: it may not begin with '/' or '..', nor have '..' as a part",
+            )
         ),
     ),
 ]
@@ -61,7 +71,9 @@ class EmptyDir(ApiModel):
     """A folder that lives as long as the pod."""
 
     medium: Annotated[
-        Literal["Memory"] | None, Field(description="Memory: in memory, which counts as the container's.")
+        Literal["Memory", ""] | None,
+        EMPTY_IS_NONE,
+        Field(description="Memory: in memory, which counts as the container's."),
     ] = None
     size_limit: Annotated[Bytes | None, Field(description="The pod is evicted when it holds more.")] = None
 
@@ -83,7 +95,7 @@ class Volume(ApiModel):
         json_schema_extra=rules(
             rule(
                 f"[{', '.join(f'has(self.{s})' for s in _SOURCES)}].filter(given, given).size() == 1",
-                f"set one of {', '.join(_SOURCES[:-1])} and {_SOURCES[-1]}",
+                f"set one of {', '.join(_SOURCES[:-1])} and {_SOURCES[-1]} (emptyDir: {{}} is empty)",
             )
         )
     )
@@ -117,8 +129,8 @@ class VolumeMount(ApiModel):
             description="The folder or file in the container.",
             json_schema_extra=rules(
                 rule(
-                    "self.startsWith('/') && !self.contains(':') && !self.contains('..')",
-                    "must be an absolute path without ':' or '..'",
+                    r"self.matches('^(/[^/:\\n]+)*/?$') && !self.matches('/[.][.]?(/|$)')",
+                    "must be an absolute path without ':', '//', '/./', '/../' or a line break",
                 )
             ),
         ),

@@ -99,6 +99,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     allowed_origins: tuple[str, ...] = ("*",)
     max_body_size: int = 16 * 2**20
     access_log: bool = True
+    otlp_traces_endpoint: str | None = None
     chat_template: str | None = None
     trust_request_chat_template: bool = False
     tool_call_parser: str | None = None

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 from checked_executor import CheckedExecutor, Info
-from engine_process import PATIENCE, Client, core_process, cpu_seconds, sockets
+from engine_process import PATIENCE, Client, core_process, cpu_seconds, listening, sockets
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine import __main__ as entry
 from sheaf_runtime.engine.io import Channel
@@ -181,7 +181,6 @@ def test_the_end_of_stdin_ends_it(model, tmp_path):
         assert isinstance(client.receive(), Accepted)
         process.stdin.close()
         assert process.wait(PATIENCE) == 0
-        assert not (tmp_path / "core").exists()
 
 
 def test_it_dies_with_its_parent(model, tmp_path):
@@ -189,16 +188,18 @@ def test_it_dies_with_its_parent(model, tmp_path):
     config = msgspec.json.encode(EngineConfig(model=str(model), kv_cache_memory=1 << 20)).decode()
     script = (
         "import subprocess, sys, time\n"
-        "core = subprocess.Popen([sys.executable, '-m', 'sheaf_runtime.engine', '--address', sys.argv[1]],\n"
-        "                        stdin=subprocess.PIPE)\n"
+        "fd = int(sys.argv[1])\n"
+        "core = subprocess.Popen([sys.executable, '-m', 'sheaf_runtime.engine', '--socket', str(fd)],\n"
+        "                        stdin=subprocess.PIPE, pass_fds=[fd])\n"
         "core.stdin.write(sys.argv[2].encode() + b'\\n'); core.stdin.flush()\n"
         "print(core.pid, flush=True)\n"
         "core.wait()\n"
     )
-    command = [sys.executable, "-c", script, f"ipc://{tmp_path}/core", config]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
-        pidfd = os.pidfd_open(int(parent.stdout.readline()))
-        parent.kill()
+    with listening(f"ipc://{tmp_path}/core") as listener:
+        command = [sys.executable, "-c", script, str(listener.fileno()), config]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[listener.fileno()]) as parent:
+            pidfd = os.pidfd_open(int(parent.stdout.readline()))
+            parent.kill()
     ended, _, _ = select.select([pidfd], [], [], PATIENCE)
     os.close(pidfd)
     assert ended
@@ -233,7 +234,7 @@ def test_a_failure_in_the_loop_is_told_and_ends_the_process(monkeypatch, tmp_pat
         "sheaf_runtime.worker.local.LocalExecutor", lambda config: Breaks(Info(), config.block_size, 4, 32)
     )
     address = f"ipc://{tmp_path}/core"
-    channel = Channel(address)
+    channel = Channel(listening(address).detach())
     with sockets() as context:
         clients = [Client(context, address, b"said hello"), Client(context, address, b"did not")]
         clients[0].send(Hello())

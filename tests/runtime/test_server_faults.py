@@ -155,6 +155,23 @@ def test_a_killed_core_is_noticed_at_once_though_nothing_runs(folder: Path, tmp_
         assert "killed by SIGKILL" in server.output()
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_killed_server_leaves_nothing_behind(
+    folder: Path, tmp_path: Path, loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    with serving(folder, tmp_path, fake={} if loaded else {"load_seconds": 600}) as server:
+        if loaded:
+            server.wait_ready()
+        wait_for(server.children, "the core")
+        core = server.core_pid()
+        server.terminate(signal.SIGKILL)
+        server.wait_exit()
+        wait_for(lambda: not Path(f"/proc/{core}").exists(), "the core to end")
+        assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_an_idle_engine_does_not_stall(folder: Path, tmp_path: Path) -> None:
     with serving(folder, tmp_path, "--stall-timeout", "0.2") as server:
         server.wait_ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,16 +65,26 @@ def sockets() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
         context.destroy(linger=0)
 
 
+def listening(address: str) -> socket.socket:
+    """A Unix socket that listens at a ZMQ address."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address.removeprefix("ipc://"))
+    listener.listen()
+    return listener
+
+
 @contextmanager
 def core_process(config: EngineConfig | bytes, address: str) -> Iterator[subprocess.Popen[bytes]]:
     """Started with ``config`` on stdin, which stays open; ended and reaped at the end."""
     line = config if isinstance(config, bytes) else msgspec.json.encode(config)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sheaf_runtime.engine", "--address", address],
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    with listening(address) as listener:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sheaf_runtime.engine", "--socket", str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            pass_fds=[listener.fileno()],
+        )
     assert process.stdin is not None
     assert process.stderr is not None
     try:

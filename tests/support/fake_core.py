@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import socket
 import sys
 import time
 
@@ -50,8 +51,8 @@ class Faults(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FakeCore:
-    def __init__(self, socket: zmq.Socket[bytes], config: EngineConfig, faults: Faults) -> None:
-        self.socket, self.config, self.faults = socket, config, faults
+    def __init__(self, router: zmq.Socket[bytes], config: EngineConfig, faults: Faults) -> None:
+        self.socket, self.config, self.faults = router, config, faults
         self.requests: dict[str, tuple[AddRequest, int]] = {}
         self.client = b""
         self.steps = self.prompt_tokens = self.generation_tokens = 0
@@ -177,18 +178,21 @@ class FakeCore:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--address")
-    address = parser.parse_args().address
+    parser.add_argument("--socket", type=int)
+    listener = parser.parse_args().socket
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
     faults = msgspec.json.decode(os.environ.get("FAKE_CORE", "{}"), type=Faults)
-    socket = zmq.Context().socket(zmq.ROUTER)
-    socket.bind(address)
+    with socket.socket(fileno=os.dup(listener)) as duplicate:
+        address = duplicate.getsockname()
+    router = zmq.Context().socket(zmq.ROUTER)
+    router.setsockopt(zmq.USE_FD, listener)
+    router.bind(f"ipc://{address}")
     time.sleep(faults.load_seconds)
-    core = FakeCore(socket, config, faults)
+    core = FakeCore(router, config, faults)
     if faults.fail_loading:
-        core.client, _ = socket.recv_multipart()
+        core.client, _ = router.recv_multipart()
         core.send(EngineFailed(message=faults.fail_loading))
-        socket.close(linger=1000)
+        router.close(linger=1000)
         sys.exit(2)
     core.run()
     os._exit(0)

@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "HF_TOKEN": "`serve`: for private and gated models",
     "HF_ENDPOINT": "`serve`: a mirror of the hub",
     "HF_HUB_OFFLINE": "`serve`: 1 uses what has been fetched and asks nobody",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "`serve --otlp-traces-endpoint`: grpc (default) or http/protobuf",
+    "OTEL_SERVICE_NAME": "`serve --otlp-traces-endpoint`: the service of its traces (default: sheaf)",
     "TMPDIR": "`serve`: a writable folder for the socket between its two processes",
 }
 

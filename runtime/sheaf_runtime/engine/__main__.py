@@ -1,4 +1,4 @@
-"""The engine core process: ``python -m sheaf_runtime.engine --address ipc:///...``.
+"""The engine core process: ``python -m sheaf_runtime.engine --socket FD``.
 
 Reads one ``EngineConfig`` as a line of JSON from stdin and keeps reading: end of file means that the
 API process is gone, and this process ends with it. Signals are ignored: the API process decides about drains.
@@ -8,7 +8,6 @@ Exit codes: 0 told to end, 1 failed, 2 wrong configuration.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import gc
 import logging
@@ -30,8 +29,8 @@ PR_SET_PDEATHSIG = 1
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sheaf_runtime.engine", allow_abbrev=False)
-    parser.add_argument("--address", required=True, help="ZMQ address to bind, e.g. ipc:///tmp/engine.sock")
-    address = parser.parse_args(argv).address
+    parser.add_argument("--socket", type=int, required=True, help="descriptor of a listening Unix socket")
+    listener = parser.parse_args(argv).socket
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
@@ -43,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     except msgspec.DecodeError as error:
         print(f"engine: bad configuration on stdin: {error}", file=sys.stderr, flush=True)
         return 2
-    threading.Thread(target=_exit_at_eof, args=(address,), daemon=True).start()
-    channel = Channel(address)
+    threading.Thread(target=_exit_at_eof, daemon=True).start()
+    channel = Channel(listener)
     try:
         return _serve(config, channel)
     finally:
@@ -86,13 +85,10 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _exit_at_eof(address: str) -> None:
-    """Nothing of this process outlives it but the socket's file, so it may end at any point."""
+def _exit_at_eof() -> None:
+    """Nothing of this process outlives it, so it may end at any point."""
     while os.read(0, 65536):
         pass
-    if address.startswith("ipc://"):
-        with contextlib.suppress(OSError):
-            os.unlink(address.removeprefix("ipc://"))
     os._exit(0)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 import time
 import traceback
@@ -39,16 +41,18 @@ class _AnyRequest(msgspec.Struct):
 
 
 class Channel:
-    """A bound ROUTER socket. Messages to clients that are gone are dropped by ZMQ, nothing ever blocks."""
+    """A ROUTER on a Unix socket that listens already, given by its descriptor. Messages to clients that are
+    gone are dropped by ZMQ, nothing ever blocks."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, listener: int) -> None:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         # A burst must not be dropped; what can pile up is bounded by the requests that were accepted.
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a client that reconnects keeps its identity
-        self._socket.bind(address)
+        self._socket.setsockopt(zmq.USE_FD, listener)
+        self._socket.bind(f"ipc://{_name(listener)}")
 
     def wait(self, seconds: float | None) -> bool:
         """Whether a message has arrived; blocks for ``seconds``, or for as long as it takes."""
@@ -84,6 +88,11 @@ class Channel:
                 break
         for client in clients:
             self.send(client, EngineFailed(message=message))
+
+
+def _name(listener: int) -> str:
+    with socket.socket(fileno=os.dup(listener)) as duplicate:
+        return str(duplicate.getsockname())
 
 
 class EngineServer:

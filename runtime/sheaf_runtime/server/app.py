@@ -28,7 +28,7 @@ def create_app(service: Service) -> App:
         probe_routes,
     ):
         app.include_router(routes(service))
-    edge = Edge(app, service.lifecycle, service.server_config)
+    edge = Edge(app, service.lifecycle, service.server_config, service.traces)
     origins = service.server_config.allowed_origins
     if not origins:
         return edge

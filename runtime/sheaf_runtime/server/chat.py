@@ -52,6 +52,6 @@ async def start_chat(
         visible=reading.visible,
         counts_tokens=reading.tells_thoughts,
     )
+    generation.report_to(request.scope)
     await generation.start(request.receive)
-    generation.facts = request.scope["facts"]
     return generation, reading

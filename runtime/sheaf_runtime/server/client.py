@@ -28,6 +28,7 @@ from sheaf_runtime.protocol.messages import (
 )
 
 logger = logging.getLogger(__name__)
+CONNECT_SECONDS = 10.0  # it takes a fraction of a millisecond
 
 
 class EngineDeadError(RuntimeError):
@@ -40,6 +41,17 @@ class RejectedError(RuntimeError):
     def __init__(self, rejection: Rejected) -> None:
         super().__init__(rejection.message)
         self.rejection = rejection
+
+
+def connect(socket: zmq.Socket[bytes], address: str) -> None:
+    """Returns when it is connected, and the name may vanish. Raises ``OSError``."""
+    monitor = socket.get_monitor_socket(zmq.EVENT_CONNECTED)
+    try:
+        socket.connect(address)
+        if not monitor.poll(int(CONNECT_SECONDS * 1000)):
+            raise TimeoutError(f"cannot connect to {address}")
+    finally:
+        socket.disable_monitor()
 
 
 class OutputQueue:
@@ -113,7 +125,7 @@ class EngineClient:
         # The core reads its socket once a step; messages must never be dropped or block the event loop.
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.connect(address)
+        connect(self._socket, address)
         self._fd = self._socket.FD
         self._loop.add_reader(self._fd, self._receive)
         self._send(Hello())

@@ -58,9 +58,9 @@ def completion_routes(service: Service) -> APIRouter:
             )
             prompts.append((ids, sampling))
         generation = Generation(service, _new_id("cmpl"), prompts, body, arrival)
+        generation.report_to(request.scope)
         await generation.start(request.receive)
         answer = CompletionAnswer(generation, service.folder.tokenizer, arrival, model, body)
-        generation.facts = request.scope["facts"]
         return await respond(generation, answer, stream=body.stream)
 
     @router.post("/chat/completions", response_model=None)

@@ -23,10 +23,18 @@ class CoreProcess:
         self._process = process
 
     @classmethod
-    async def start(cls, config: EngineConfig, address: str, command: list[str] | None = None) -> CoreProcess:
+    async def start(
+        cls, config: EngineConfig, listener: int, command: list[str] | None = None
+    ) -> CoreProcess:
+        """``listener`` is the descriptor of the socket on which it listens."""
         command = command or [sys.executable, "-m", "sheaf_runtime.engine"]
         process = await asyncio.create_subprocess_exec(
-            *command, "--address", address, stdin=asyncio.subprocess.PIPE, start_new_session=True
+            *command,
+            "--socket",
+            str(listener),
+            stdin=asyncio.subprocess.PIPE,
+            pass_fds=[listener],
+            start_new_session=True,
         )
         assert process.stdin is not None
         with contextlib.suppress(ConnectionError):  # it died at once; wait() tells

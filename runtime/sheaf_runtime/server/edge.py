@@ -1,5 +1,5 @@
-"""The outermost ASGI layer: API keys, body size, request ids, access log, and ``Connection: close`` of a
-draining server."""
+"""The outermost ASGI layer: API keys, body size, request ids, access log, spans, and ``Connection: close`` of
+a draining server."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sheaf_runtime.config import ServerConfig
 from sheaf_runtime.server.errors import ApiError, error_response
 from sheaf_runtime.server.keys import ApiKeys
 from sheaf_runtime.server.lifecycle import Lifecycle
+from sheaf_runtime.server.tracing import TRACED, Traces
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -30,19 +31,24 @@ access = logging.getLogger("sheaf.access")
 class Edge:
     """Wraps the application without touching the bytes that stream through."""
 
-    def __init__(self, app: App, lifecycle: Lifecycle, config: ServerConfig) -> None:
+    def __init__(
+        self, app: App, lifecycle: Lifecycle, config: ServerConfig, traces: Traces | None = None
+    ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._keys = ApiKeys(config.api_key, config.api_key_file)
         self._max_body = config.max_body_size
         self._log = config.access_log
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         headers = dict(scope["headers"])
         request_id = _request_id(headers.get(REQUEST_ID, b""))
-        began = time.monotonic()
+        began, clock = time.monotonic(), time.time()
+        if self._traces is not None and scope["path"] in TRACED:
+            scope["span"] = {"gen_ai.request.id": request_id.decode()}
         facts: dict[str, Any] = scope.setdefault("facts", {})
         status = 0
 
@@ -61,6 +67,9 @@ class Edge:
             else:
                 await self._app(scope, self._limited(receive), sent)
         finally:
+            if self._traces is not None and "span" in scope:
+                path, span = scope["path"], scope["span"]
+                self._traces.request(headers, span, path=path, status=status, began=clock, ended=time.time())
             if self._log and scope["path"] not in UNLOGGED:
                 took = (time.monotonic() - began) * 1000
                 facts = {"request_id": request_id.decode(), **facts}

@@ -17,6 +17,7 @@ from sheaf_runtime.server.client import EngineDeadError, OutputQueue, RejectedEr
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.schemas import Generate
 from sheaf_runtime.server.service import Service
+from sheaf_runtime.server.tracing import Attributes, generation_attributes, latencies
 from sheaf_runtime.text import OutputText
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Choice:
         self.first: float | None = None
         self.last: float | None = None
         self.ended = False
+        self.reason: FinishReason | None = None
 
 
 class Generation:
@@ -75,7 +77,10 @@ class Generation:
         self._service = service
         self._queue = OutputQueue()
         self._arrival = arrival
-        self.facts: dict[str, Any] = {}  # for the access log, complete once it is closed
+        self._facts: dict[str, Any] = {}  # for the access log, complete once it is closed
+        self._span: Attributes | None = None  # for its trace, likewise
+        self._model = body.model or service.model_names[0]
+        self._n = body.n
         self._watcher: asyncio.Task[None] | None = None
         # Each token is news then, though it may add no text yet.
         self._tokens_wanted = counts_tokens or body.num_logprobs is not None or body.return_token_ids
@@ -107,6 +112,10 @@ class Generation:
                 self._index[request.request_id] = index
                 self.choices.append(Choice(request, text, copy=copy))
 
+    def report_to(self, scope: MutableMapping[str, Any]) -> None:
+        """Where the access log and the trace of the HTTP request look."""
+        self._facts, self._span = scope["facts"], scope.get("span")
+
     def close(self, reason: FinishReason = "abort") -> None:
         """Choices that have not ended are aborted in the engine and counted under ``reason``."""
         if self._watcher is not None:
@@ -116,12 +125,14 @@ class Generation:
             if not choice.ended:
                 self._end(choice, reason)
         first = min((choice.first for choice in self.choices if choice.first is not None), default=None)
-        self.facts["prompt_tokens"], self.facts["completion_tokens"] = (
+        self._facts["prompt_tokens"], self._facts["completion_tokens"] = (
             self.prompt_tokens,
             self.completion_tokens,
         )
         if first is not None:
-            self.facts["first_token_ms"] = round((first - self._arrival) * 1000)
+            self._facts["first_token_ms"] = round((first - self._arrival) * 1000)
+        if self._span is not None:
+            self._trace(self._span, first)
 
     async def start(self, receive: Receive) -> None:
         """Returns when the engine has accepted every choice. From here on a disconnect ends the request.
@@ -244,7 +255,7 @@ class Generation:
             choice.last = now
 
     def _end(self, choice: Choice, reason: FinishReason) -> None:
-        choice.ended = True
+        choice.ended, choice.reason = True, reason
         self._service.metrics.on_finished(
             reason,
             arrival=self._arrival,
@@ -253,6 +264,25 @@ class Generation:
             last=choice.last,
             prompt_tokens=len(choice.request.prompt_token_ids),
             generated_tokens=choice.text.num_tokens,
+        )
+
+    def _trace(self, span: Attributes, first: float | None) -> None:
+        span |= generation_attributes(
+            request_id=self.request_id,
+            model=self._model,
+            n=self._n,
+            sampling=self.choices[0].request.sampling,
+            sequences=len(self.choices),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            finish_reasons=[choice.reason for choice in self.choices if choice.reason is not None],
+        )
+        span |= latencies(
+            arrival=self._arrival,
+            scheduled=min((c.scheduled for c in self.choices if c.scheduled is not None), default=None),
+            first=first,
+            last=max((c.last for c in self.choices if c.last is not None), default=None),
+            ended=time.time(),
         )
 
     def _abort_rest(self) -> None:

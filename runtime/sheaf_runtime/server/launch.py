@@ -13,6 +13,7 @@ from sheaf_runtime.server.keys import ApiKeys, KeyFileError
 from sheaf_runtime.server.model_folder import ModelFolderError, check_folder
 from sheaf_runtime.server.options import parse
 from sheaf_runtime.server.tls import Certificate, CertificateError
+from sheaf_runtime.server.tracing import TracingError, check_tracing
 
 CONFIGURATION_ERROR = 2
 
@@ -30,8 +31,10 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
                 raise OptionError(f"--revision is for a model of the hub, and {engine.model} is a path")
             check_folder(engine.model)
         ApiKeys(server.api_key, server.api_key_file)
+        if server.otlp_traces_endpoint is not None:
+            check_tracing(server.otlp_traces_endpoint)
         certificate = Certificate(server.ssl_certfile, server.ssl_keyfile) if server.ssl_certfile else None
-    except (OptionError, HubError, ModelFolderError, CertificateError, KeyFileError) as error:
+    except (OptionError, HubError, ModelFolderError, CertificateError, KeyFileError, TracingError) as error:
         return _refuse(str(error))
     logging.basicConfig(
         level=server.log_level.upper(),

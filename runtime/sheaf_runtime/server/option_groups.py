@@ -267,6 +267,11 @@ def observability(add: Add) -> None:
         help="a line for each request, without texts",
     )
     add(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="send a trace of each request to this OpenTelemetry collector (needs sheaf[otel])",
+    )
+    add(
         "--kv-events-config",
         type=values.kv_events_config,
         default=ENGINE.kv_events_config,

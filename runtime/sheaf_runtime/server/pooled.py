@@ -18,6 +18,7 @@ from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import ClientDisconnected, rejected
 from sheaf_runtime.server.pooling_schemas import PoolingBody
 from sheaf_runtime.server.service import Service
+from sheaf_runtime.server.tracing import Attributes, latencies
 
 
 class PooledBatch:
@@ -31,6 +32,7 @@ class PooledBatch:
         self._arrival = arrival
         self._queue = OutputQueue()
         self._running: set[int] = set()
+        self._scheduled: float | None = None  # the first of them
         self._vectors: list[array[float]] = [array("f")] * len(inputs)
 
     @property
@@ -40,6 +42,7 @@ class PooledBatch:
     async def run(self, body: PoolingBody, params: PoolingParams, request: Request) -> list[array[float]]:
         """The vectors in the order of the inputs. Raises ``ApiError``, or ``ClientDisconnected``."""
         request.scope["facts"]["prompt_tokens"] = self.num_tokens
+        span: Attributes | None = request.scope.get("span")
         info = self._service.client.info
         assert info is not None
         watcher = asyncio.create_task(self._watch(request.receive))
@@ -56,6 +59,8 @@ class PooledBatch:
         except RejectedError as error:
             raise rejected(error) from error
         finally:
+            if span is not None:
+                self._trace(span)
             watcher.cancel()
             self._service.client.abort([self._name(index) for index in self._running])
         return self._vectors
@@ -75,10 +80,23 @@ class PooledBatch:
         )
         await self._service.client.add(message, self._queue)
 
+    def _trace(self, span: Attributes) -> None:
+        span |= {
+            "gen_ai.request.id": self.id,
+            "gen_ai.response.model": self._service.model_names[0],
+            "gen_ai.usage.num_sequences": len(self._inputs),
+            "gen_ai.usage.prompt_tokens": self.num_tokens,
+        }
+        span |= latencies(
+            arrival=self._arrival, scheduled=self._scheduled, first=None, last=None, ended=time.time()
+        )
+
     def _take(self, output: RequestOutput) -> None:
         index = int(output.request_id.rpartition("-")[2])
         self._running.discard(index)
         now = time.time()
+        if output.scheduled_time is not None:
+            self._scheduled = min(self._scheduled or output.scheduled_time, output.scheduled_time)
         self._service.metrics.on_finished(
             output.finish_reason or "error",
             arrival=self._arrival,

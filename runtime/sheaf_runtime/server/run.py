@@ -11,7 +11,6 @@ import signal
 import socket
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,6 +30,7 @@ from sheaf_runtime.server.hub_download import download as hub_download
 from sheaf_runtime.server.model_folder import ModelFolderError, check_folder, load_folder
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.server.tls import Certificate
+from sheaf_runtime.server.tracing import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,11 @@ async def serve(
 ) -> int:
     """Serves on ``sock`` until a signal or the loss of the engine; the exit status. ``order`` is what has to
     be had from the hub first."""
-    return await Server(Service(engine, server), order, certificate, core_command).run(sock)
+    traces = Traces(server.otlp_traces_endpoint) if server.otlp_traces_endpoint else None
+    status = await Server(Service(engine, server, traces), order, certificate, core_command).run(sock)
+    if traces is not None:
+        traces.close()
+    return status
 
 
 class Server:
@@ -86,9 +90,7 @@ class Server:
         logger.info("listening on %s://%s:%d, loading %s", scheme, host, port, model)
         with contextlib.ExitStack() as stack:
             if await self._obtain(stack):
-                context = stack.enter_context(zmq.Context())
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sheaf-"))
-                await self._start_core(context, f"ipc://{Path(folder) / 'core'}")
+                await self._start_core(stack.enter_context(zmq.Context()))
                 tasks = [asyncio.create_task(self._watch_core()), asyncio.create_task(self._load_folder())]
                 await self._stop.wait()
                 await self._finish()
@@ -128,17 +130,23 @@ class Server:
         await _cancel(stop, *([] if done else [download]))
         return download.result() if done else None
 
-    async def _start_core(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
-        self._client = EngineClient(
-            context,
-            address,
-            stall_timeout=self._config.stall_timeout,
-            on_ready=self._on_ready,
-            on_stats=self._service.metrics.on_stats,
-            on_failure=self._on_failure,
-        )
-        self._service.attach(self._client)
-        self._core = await CoreProcess.start(self._service.engine_config, address, self._core_command)
+    async def _start_core(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            # Its name is there for less than a millisecond, whatever ends this process later.
+            with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
+                listener.bind(f"{folder}/core")
+                listener.listen()
+                self._client = EngineClient(
+                    context,
+                    f"ipc://{folder}/core",
+                    stall_timeout=self._config.stall_timeout,
+                    on_ready=self._on_ready,
+                    on_stats=self._service.metrics.on_stats,
+                    on_failure=self._on_failure,
+                )
+            self._service.attach(self._client)
+            config = self._service.engine_config
+            self._core = await CoreProcess.start(config, listener.fileno(), self._core_command)
 
     async def _load_folder(self) -> None:
         """Reads the tokenizer in a thread, while the core loads the weights."""

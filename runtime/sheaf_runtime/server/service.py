@@ -12,6 +12,7 @@ from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.lifecycle import Lifecycle
 from sheaf_runtime.server.metrics import Metrics
 from sheaf_runtime.server.model_folder import ModelFolder, ModelFolderError
+from sheaf_runtime.server.tracing import Traces
 
 
 class Service:
@@ -22,10 +23,11 @@ class Service:
         engine_config: its ``model`` becomes the folder that is read, once that is here.
     """
 
-    def __init__(self, engine: EngineConfig, server: ServerConfig) -> None:
+    def __init__(self, engine: EngineConfig, server: ServerConfig, traces: Traces | None = None) -> None:
         self.engine_config = engine
         self.root = engine.model
         self.server_config = server
+        self.traces = traces
         self.model_names = server.served_model_name or (self.root,)
         self.lifecycle = Lifecycle()
         self.metrics = Metrics(self.model_names[0])

@@ -20,9 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import loadgen
 from local_server import Server
 from machine import commit, cpu_seconds, processor
+from sheaf_runtime.bench.datasets import random_jobs
+from sheaf_runtime.bench.load import Job, Outcome, Target, run_load
+from sheaf_runtime.bench.report import summarize
+from sheaf_runtime.endpoint.session import open_session
 
 HERE = Path(__file__).parent
 STREAMS = (1, 4, 16)
@@ -66,7 +69,7 @@ class Baseline:
             raise SystemExit("the transformers process died; run it by hand to see why")
         return line
 
-    def tok_per_s(self, jobs: list[loadgen.Job]) -> float:
+    def tok_per_s(self, jobs: list[Job]) -> float:
         assert self.process.stdin is not None
         seconds = tokens = 0.0
         for job in jobs:
@@ -98,14 +101,20 @@ def peak_rss_mib(pid: int) -> float:
 
 
 def measure(server: Server, streams: int, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    jobs = loadgen.random_jobs(2 * streams, args.prompt_tokens, args.output_tokens, 40000, seed)
+    jobs = random_jobs(2 * streams, args.prompt_tokens, args.output_tokens, 40000, seed)
     api = server.processes()["api"]
     before = cpu_seconds(api)
-    summary = loadgen.summarize(asyncio.run(loadgen.closed_loop(server.url, "m", jobs, streams)))
-    if summary["failures"]:
-        raise SystemExit(f"{summary['failures']} requests failed: {summary['first_error']}")
-    summary["api_cpu_us_per_token"] = round(1e6 * (cpu_seconds(api) - before) / summary["output_tokens"], 1)
-    return summary
+    summary = summarize(asyncio.run(closed_loop(server.url, jobs, streams)), percentiles=(90, 99))
+    if summary["failed"]:
+        raise SystemExit(f"{summary['failed']} requests failed: {next(iter(summary['errors']))}")
+    cpu = 1e6 * (cpu_seconds(api) - before) / summary["total_output_tokens"]
+    shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in summary.items()}
+    return shown | {"api_cpu_us_per_token": round(cpu, 1)}
+
+
+async def closed_loop(url: str, jobs: list[Job], streams: int) -> list[Outcome]:
+    async with open_session(url) as session:
+        return await run_load(session, Target(url, "m"), jobs, concurrency=streams)
 
 
 def main() -> int:
@@ -125,12 +134,12 @@ def main() -> int:
         rounds: dict[int, list[dict[str, Any]]] = {n: [] for n in STREAMS}
         alone: list[float] = []
         for round_ in range(args.rounds):
-            jobs = loadgen.random_jobs(2, args.prompt_tokens, args.output_tokens, 40000, 100 + round_)
+            jobs = random_jobs(2, args.prompt_tokens, args.output_tokens, 40000, 100 + round_)
             alone.append(baseline.tok_per_s(jobs))
             print(f"round {round_ + 1}: transformers {alone[-1]:.1f} tok/s", end="", flush=True)
             for streams in STREAMS:
                 rounds[streams].append(measure(server, streams, 1000 * round_ + streams, args))
-                rate = rounds[streams][-1]["output_tok_per_s"]
+                rate = rounds[streams][-1]["output_throughput"]
                 print(f" | ours x{streams} {rate:.1f}", end="", flush=True)
             print()
         print(f"idle for {args.idle_seconds:.0f} s", flush=True)
@@ -141,11 +150,12 @@ def main() -> int:
             "output_tokens": args.output_tokens,
             "transformers_one_at_a_time_tok_per_s": round(statistics.median(alone), 2),
             "sheaf": {
-                str(n): sorted(r, key=lambda s: s["output_tok_per_s"])[len(r) // 2] for n, r in rounds.items()
+                str(n): sorted(r, key=lambda s: s["output_throughput"])[len(r) // 2]
+                for n, r in rounds.items()
             },
             "ratio_to_transformers": {
                 str(n): round(
-                    statistics.median(s["output_tok_per_s"] / a for s, a in zip(r, alone, strict=True)), 2
+                    statistics.median(s["output_throughput"] / a for s, a in zip(r, alone, strict=True)), 2
                 )
                 for n, r in rounds.items()
             },

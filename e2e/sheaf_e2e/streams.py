@@ -1,7 +1,7 @@
 """Streaming requests on a completions endpoint from a thread, while a test does something to the cluster.
 
-Connections are pooled and kept alive and nothing is ever retried: see ``benchmarks/loadgen.py``, which also
-says when a stream counts as complete (a finish reason and ``[DONE]``).
+Connections are pooled and kept alive and nothing is ever retried: see ``sheaf_runtime.bench.load``, which
+also says when a stream counts as complete (a finish reason and ``[DONE]``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from loadgen import Job, Outcome, client_session, poisson_arrivals, random_jobs, send
+from sheaf_runtime.bench.datasets import random_jobs
+from sheaf_runtime.bench.load import Job, Outcome, Target, arrival_times, send
+from sheaf_runtime.endpoint.session import open_session
 
 VOCABULARY = 256  # token ids that any model here has
 
@@ -37,7 +39,7 @@ class Streams:
     ) -> None:
         assert (rate is None) != (clients is None)
         self.outcomes: list[Outcome] = []
-        self._url, self._model = url, model
+        self._target = Target(url, model)
         self._rate, self._clients = rate, clients
         self._jobs = iter(random_jobs(5000, prompt_tokens, output_tokens, VOCABULARY, seed))
         self._error: BaseException | None = None
@@ -85,10 +87,10 @@ class Streams:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         self._stop = lambda: loop.call_soon_threadsafe(stop.set)
         self._started.set()
-        async with client_session() as session, asyncio.TaskGroup() as tasks:
+        async with open_session(self._target.url) as session, asyncio.TaskGroup() as tasks:
 
             async def one(job: Job) -> None:
-                self.outcomes.append(await send(session, self._url, self._model, job, time.perf_counter()))
+                self.outcomes.append(await send(session, self._target, job, time.perf_counter()))
 
             async def client() -> None:
                 while not stop.is_set():
@@ -100,7 +102,7 @@ class Streams:
                 return
             assert self._rate is not None
             begin = time.monotonic()
-            for due, job in zip(poisson_arrivals(self._rate, 5000), self._jobs, strict=False):
+            for due, job in zip(arrival_times(5000, self._rate), self._jobs, strict=False):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), max(0.0, begin + due - time.monotonic()))
                 if stop.is_set():

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import openai
-from loadgen import Outcome, take_line
+from sheaf_runtime.bench.load import Outcome, finish, take_line
 
 SUBJECTS = (
     "the sea",
@@ -51,8 +51,7 @@ async def ask(client: openai.AsyncOpenAI, model: str, prompt: str, max_tokens: i
         ) as response:
             async for line in response.iter_lines():
                 take_line(out, line.encode())
-        if not out.complete and out.error is None:
-            out.error = "the stream ended without a finish reason and [DONE]"
+        finish(out)
     except openai.APIError as error:
         out.error = f"{type(error).__name__}: {error}"
     except Exception as error:  # httpx errors inside the body are not wrapped by the client

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadgen import Outcome
 from localcluster.cache import cache_root
+from sheaf_runtime.bench.load import Outcome
 
 from sheaf_e2e.demo.follower import Recording
 

@@ -12,8 +12,9 @@ from types import TracebackType
 
 import openai
 import yaml
-from loadgen import Outcome, summarize
 from localcluster.cluster import Cluster, Object
+from sheaf_runtime.bench.load import Outcome
+from sheaf_runtime.bench.report import summarize
 
 from sheaf_e2e.checkout import CHECKOUT
 from sheaf_e2e.demo.console import Console
@@ -213,19 +214,18 @@ def grow_until(enough: Callable[[], bool], users: Users, console: Console) -> No
 def summary(outcomes: list[Outcome], console: Console) -> None:
     """Counts and times as the clients saw them. Raises StoryFailed if a single request failed."""
     s = summarize(outcomes)
-    ttft = s["ttft_s"]
+    p50, p99 = ((s[name] or 0.0) / 1000 for name in ("median_ttft_ms", "p99_ttft_ms"))
     console.say(
-        f"{s['requests']} requests, {s['failures']} failures; "
-        f"TTFT p50 {ttft['p50']:.2f} s, p99 {ttft['p99']:.2f} s; "
-        f"{s['output_tokens']} tokens at {s['output_tok_per_s']:.0f} tok/s"
+        f"{len(outcomes)} requests, {s['failed']} failures; TTFT p50 {p50:.2f} s, p99 {p99:.2f} s; "
+        f"{s['total_output_tokens']} tokens at {s['output_throughput']:.0f} tok/s"
     )
     cores = os.cpu_count() or 1
     if cores < 8:
         console.say(
             f"On {cores} cores more replicas show the mechanism, not more throughput: they share the cores."
         )
-    if s["failures"]:
-        raise StoryFailed(f"{s['failures']} requests failed; the first: {s['first_error']}")
+    if s["failed"]:
+        raise StoryFailed(f"{s['failed']} requests failed; most often: {next(iter(s['errors']))}")
     console.good("no request failed, every answer came complete with [DONE]")
 
 

@@ -11,12 +11,14 @@ import sys
 # as text, so that a machine with only the operator installed can still run the operator's subcommands.
 COMMANDS = {
     "serve": ("sheaf_runtime.server.launch:main", "serve a model behind an OpenAI-compatible API"),
+    "bench": ("sheaf_runtime.bench.command:main", "put load on an endpoint: sheaf bench serve"),
     "status": ("sheaf_operator.console.command:main", "show an LLMDeployment of a cluster, live"),
 }
 
-USAGE = "usage: sheaf COMMAND [options]\n\ncommands:\n" + "".join(
+USAGE = "usage: sheaf COMMAND [flags]\n\ncommands:\n" + "".join(
     f"  {name:<10} {text}\n" for name, (_, text) in COMMANDS.items()
 )
+USAGE += "\nsheaf COMMAND --help lists its flags, sheaf --version the version.\n"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -94,7 +94,7 @@ def usage_of(action: argparse.Action) -> str:
         return str(action.metavar or action.dest)
     if isinstance(action, argparse.BooleanOptionalAction):
         return action.option_strings[0].replace("--", "--[no-]", 1)
-    names = ", ".join(sorted(action.option_strings, key=len))
+    names = ", ".join(action.option_strings)
     if action.nargs == 0:
         return names
     if action.choices is not None and action.metavar is None:

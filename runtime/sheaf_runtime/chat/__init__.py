@@ -1,0 +1,1 @@
+"""`sheaf chat`: a conversation in a terminal with any OpenAI-compatible endpoint."""

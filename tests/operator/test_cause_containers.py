@@ -149,3 +149,11 @@ def test_a_sidecar_that_is_not_ready_is_named() -> None:
     assert problem is not None
     assert problem.reason == "SidecarFailed"
     assert "istio-proxy" in problem.said
+
+
+def test_too_little_memory_for_the_download_is_raised_where_kserve_has_it() -> None:
+    """kserve#5326: spec.resources.memory is another container's."""
+    pod = container("storage-initializer", init=True, code=137, reason="OOMKilled")
+    problem = found(pod)
+    assert problem is not None
+    assert "storageInitializer.memoryLimit in KServe's ConfigMap" in problem.message

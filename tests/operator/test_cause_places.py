@@ -192,6 +192,17 @@ def test_the_pods_events_tell_what_its_status_does_not(kind: str, message: str, 
     assert problem.lacks == ((Lack("Volume", "model-store"),) if reason == "VolumeInUse" else ())
 
 
+def test_blueking_paas_1414_an_event_may_lack_what_most_have() -> None:
+    """Reason, message and times are optional in an Event; others write them too."""
+    bare = {"involvedObject": {"kind": "Pod", "name": "p1"}, "type": "Warning"}
+    told = event("Pod", "p1", "FailedMount", "mount failed: exit status 32")
+    problem = found(
+        creating(), at=30, events=({**bare, "reason": "FailedMount"}, {**bare, "message": "x"}, told)
+    )
+    assert problem is not None
+    assert "exit status 32" in problem.said
+
+
 def test_at_rest_nobody_is_asked() -> None:
     assert questions(k.settled(k.spec(), replicas=2, ready=2), OURS.hash, after(10**6)) == []
     assert questions(k.settled(k.spec(), replicas=2, ready=1), OURS.hash, after(10**6)) == []

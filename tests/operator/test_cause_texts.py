@@ -5,7 +5,6 @@ import pytest
 from sheaf_operator.api import names
 from sheaf_operator.cluster.errors import ApiError, of_answer
 from sheaf_operator.problems.crashes import of_crash
-from sheaf_operator.problems.downloads import of_download
 from sheaf_operator.problems.images import of_pull
 from sheaf_operator.problems.problem import Lack
 from sheaf_operator.problems.refused import of_refusal
@@ -91,6 +90,24 @@ CRASHES = {
         "RuntimeError: [enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory",
         "OutOfMemory",
     ),
+    "pytorch: another process has the device": (
+        "RuntimeError: CUDA error: all CUDA-capable devices are busy or unavailable",
+        "DeviceMissing",
+    ),
+    "pytorch: fabric manager": (
+        "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
+        "DeviceMissing",
+    ),
+    "device plugin: CDI": (
+        "failed to inject CDI devices: unresolvable CDI devices nvidia.com/gpu=GPU-1",
+        "DriverMissing",
+    ),
+    "a file that was cut off": (
+        "safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata, file"
+        " not fully covered",
+        "ModelUnsupported",
+    ),
+    "no tokenizer": ("OSError: Can't load tokenizer for '/mnt/models'. If you were", "ModelNotFound"),
     "port": ("OSError: [Errno 98] Address already in use", "PortInUse"),
     "disk": ("OSError: [Errno 28] No space left on device", "DiskFull"),
     "anything": ("ValueError: boom", "ContainerCrashing"),
@@ -101,87 +118,6 @@ CRASHES = {
 @pytest.mark.parametrize(("text", "reason"), CRASHES.values(), ids=CRASHES)
 def test_a_crash(text: str, reason: str) -> None:
     assert of_crash(text) == reason
-
-
-DOWNLOADS = {
-    "hub: private": (
-        "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. Repository Not Found for url: https://x",
-        "ModelAccessDenied",
-    ),
-    "hub: gated": (
-        "huggingface_hub.errors.GatedRepoError: 403 Client Error. Cannot access gated repo for url https://x",
-        "ModelAccessDenied",
-    ),
-    "hub: missing": (
-        "requests.exceptions.HTTPError: 404 Client Error: Not Found for url: https://huggingface.co/api/models/x",
-        "ModelNotFound",
-    ),
-    "hub: file": (
-        "EntryNotFoundError: 404 Client Error. Entry Not Found for url: https://x",
-        "ModelNotFound",
-    ),
-    "hub: busy": (
-        "HfHubHTTPError: 429 Client Error: Too Many Requests for url: https://x",
-        "ModelStoreUnreachable",
-    ),
-    "hub: no way out": (
-        "LocalEntryNotFoundError: An error happened while trying to locate the file on the Hub",
-        "ModelStoreUnreachable",
-    ),
-    "s3: denied": (
-        "ClientError: An error occurred (AccessDenied) when calling the ListObjects operation: Access Denied",
-        "ModelAccessDenied",
-    ),
-    "s3: head": (
-        "ClientError: An error occurred (403) when calling the HeadObject operation: Forbidden",
-        "ModelAccessDenied",
-    ),
-    "kserve#1764": (
-        "botocore.exceptions.NoCredentialsError: Unable to locate credentials",
-        "ModelAccessDenied",
-    ),
-    "s3: no key": ("ClientError: An error occurred (NoSuchKey) when calling GetObject", "ModelNotFound"),
-    "s3: no bucket": (
-        "ClientError: An error occurred (NoSuchBucket) when calling ListObjectsV2",
-        "ModelNotFound",
-    ),
-    "kserve#1914": ("RuntimeError: Failed to fetch model. No model found in s3://models/x.", "ModelNotFound"),
-    "kserve#1348": (
-        "Compute Engine Metadata server unavailable onattempt 3 of 3. Reason: timed out\n"
-        "google.auth.exceptions.TransportError: HTTPSConnectionPool: Max retries exceeded: No route to host",
-        "ModelStoreUnreachable",
-    ),
-    "gs: denied": (
-        "google.api_core.exceptions.Forbidden: 403 GET https://storage.googleapis.com/x: sa does not have"
-        " storage.objects.list access",
-        "ModelAccessDenied",
-    ),
-    "dns": (
-        'EndpointConnectionError: Could not connect to the endpoint URL: "http://minio.nowhere/models"',
-        "ModelStoreUnreachable",
-    ),
-    "certificate": (
-        "requests.exceptions.SSLError: [SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate",
-        "ModelStoreUnreachable",
-    ),
-    "disk": ("OSError: [Errno 28] No space left on device", "DiskFull"),
-    "the last error counts": (
-        "HTTPError: 404 Client Error: Not Found for url: https://x/optional.json\n"
-        "OSError: [Errno 28] No space left on device",
-        "DiskFull",
-    ),
-    "else the whole text": (
-        "HTTPError: 401 Client Error: Unauthorized\nRuntimeError: the download failed",
-        "ModelAccessDenied",
-    ),
-    "anything": ("RuntimeError: surprise", "ModelDownloadFailed"),
-    "nothing": ("", "ModelDownloadFailed"),
-}
-
-
-@pytest.mark.parametrize(("text", "reason"), DOWNLOADS.values(), ids=DOWNLOADS)
-def test_a_download(text: str, reason: str) -> None:
-    assert of_download(text) == reason
 
 
 PULLS = {
@@ -211,6 +147,9 @@ PULLS = {
         "ImagePullFailed",
     ),
     "certificate": ("tls: failed to verify certificate: x509: unknown authority", "ImagePullFailed"),
+    "a tag like a status": ('failed to resolve reference "r.example/x:429": not found', "ImageNotFound"),
+    "another one": ("r.example/x:v1.401: manifest unknown", "ImageNotFound"),
+    "a port like a status": ('Head "https://r.example:403/v2/": dial tcp: no such host', "ImagePullFailed"),
     "silent back-off": ('Back-off pulling image "x/y:1"', "ImagePullFailed"),
 }
 
@@ -257,6 +196,10 @@ REFUSALS = {
         "ServiceAccountNotFound",
     ),
     "priority": (PODS + "no PriorityClass with name llm-serving was found", "ClassNotFound"),
+    "a quota of a priority": (
+        PODS + "insufficient quota to match these scopes: [{PriorityClass In [llm-serving]}]",
+        "QuotaExceeded",
+    ),
     "runtime class": (PODS + 'pod rejected: RuntimeClass "nvidia" not found', "ClassNotFound"),
     "kyverno": (
         'admission webhook "validate.kyverno.svc-fail" denied the request: resource Pod/ml/x was blocked',
@@ -279,7 +222,7 @@ REFUSALS = {
 def test_a_pod_that_is_never_created(said: str, reason: str) -> None:
     found = of_refusal(said, None)
     assert found.reason == reason
-    assert found.lacks == ((Lack("Quota", "requests.nvidia.com/gpu"),) if reason == "QuotaExceeded" else ())
+    assert found.lacks == ((Lack("Quota", "requests.nvidia.com/gpu"),) if "gpus, requested" in said else ())
 
 
 TYPED = (

@@ -15,7 +15,7 @@ _RULES = rules(
         "DriverMissing",
         r"lib(cuda|nvidia-ml|cudart|nvrtc|amdhip64)[\w.-]*\.so|found no NVIDIA driver|nvidia-container-cli"
         r"|NVIDIA driver on your system|driver version is insufficient|driver/library version mismatch"
-        r"|initialize NVML|NVML Shared Library Not Found",
+        r"|initialize NVML|NVML Shared Library Not Found|CDI devices?\b",
     ),
     (
         "DeviceOutOfMemory",
@@ -28,6 +28,7 @@ _RULES = rules(
         "DeviceMissing",
         r"no (CUDA|HIP) GPUs are available|no CUDA-capable device|finds no CUDA device|CUDA unknown error"
         r"|invalid device ordinal|failed to infer device type|GPU is lost|fallen off the bus"
+        r"|CUDA-capable devices are busy|cudaGetDeviceCount|system not yet initialized"
         r"|unable to determine the device handle|CUDA error: (unspecified launch|uncorrectable ECC)",
     ),
     ("ModelNotReadable", rf"(permission denied|PermissionError|EACCES)[^\n]{{0,80}}{_MODELS}"),
@@ -38,13 +39,14 @@ _RULES = rules(
         rf"no such file[^\n]{{0,30}}{_MODELS}|{_MODELS}[^\n]{{0,80}}(no such file|does not exist)"
         rf"|(folder|directory)[^\n]{{0,40}}{_MODELS}[^\n]{{0,40}}not (found|exist)|has no config\.json"
         r"|does not appear to have a file named config\.json|has no \*\.safetensors|no \*\.safetensors files"
-        r"|is not a (model )?(folder|directory)",
+        r"|is not a (model )?(folder|directory)"
+        rf"|can't load [^\n]{{0,40}}{_MODELS}|HFValidationError[^\n]{{0,160}}{_MODELS}",
     ),
     (
         "ModelUnsupported",
         r"UnsupportedModelError|architectures? .{0,120}not supported"
         r"|unsupported (architecture|model|quantization)|config\.json: |is damaged or incomplete"
-        r"|lacks the tensors|trust_remote_code|HeaderTooLarge|InvalidHeaderDeserialization"
+        r"|lacks the tensors|trust_remote_code|SafetensorError|while deserializing header"
         r"|does not recognize this architecture|which is not supported",
     ),
     ("InvalidArguments", r"--[a-z][\w-]+ (must|needs|cannot|may not|does not)\b"),

@@ -47,8 +47,8 @@ def newest_first(objects: Iterable[Json]) -> list[Json]:
 def warnings(events: Iterable[Json], obj: Json, reasons: Iterable[str] = ()) -> list[Json]:
     """The Warnings about this object, the latest first; of these reasons only if any are given."""
     wanted = set(reasons)
-    about = [e for e in events if e.get("type") == "Warning" and _is_about(e, obj)]
-    return sorted((e for e in about if not wanted or e["reason"] in wanted), key=_told, reverse=True)
+    about = [e for e in events if e.get("type") == "Warning" and e.get("message") and _is_about(e, obj)]
+    return sorted((e for e in about if not wanted or e.get("reason") in wanted), key=_told, reverse=True)
 
 
 def _is_about(event: Json, obj: Json) -> bool:

@@ -12,22 +12,25 @@ WAITING = {
     "ImageInspectError",
     "RegistryUnavailable",
 }
+# The status of an answer, and not a tag or a port of the image, which the text names as well.
+_STATUS = r"(?<![\w:./@-])"
 _RULES = rules(
     ("ImageNameInvalid", r"InvalidImageName|invalid reference format|couldn't parse image"),
-    ("ImageRateLimited", r"toomanyrequests|\b429\b|rate limit"),
+    ("ImageRateLimited", rf"toomanyrequests|{_STATUS}429\b|pull rate limit|rate limit exceeded"),
     ("ImageWrongPlatform", r"no match for platform|no matching manifest|no image found .* for architecture"),
     ("DiskFull", r"no space left on device|disk quota exceeded"),
     (
         "ImagePullFailed",
         r"ErrImageNeverPull|no such host|dial tcp|i/o timeout|connection refused|connection reset|x509"
-        r"|TLS handshake|server misbehaving|\b50[0234]\b",
+        rf"|TLS handshake|server misbehaving|{_STATUS}50[0234]\b",
     ),
     (
         "ImagePullDenied",
-        r"unauthorized|\b40[13]\b|forbidden|access denied|denied:|authentication required|insufficient_scope"
+        rf"unauthorized|{_STATUS}40[13]\b|forbidden|access denied|denied:|authentication required"
+        r"|insufficient_scope"
         r"|no basic auth credentials|authorization failed|permission .* denied",
     ),
-    ("ImageNotFound", r"not found|manifest unknown|name unknown|\b404\b|does not exist"),
+    ("ImageNotFound", rf"not found|manifest unknown|name unknown|{_STATUS}404\b|does not exist"),
 )
 # The image of an oci:// address is the model.
 MODEL_CONTAINERS = ("modelcar", "modelcar-init")

@@ -9,7 +9,7 @@ from sheaf_operator.problems.evidence import first, rules
 from sheaf_operator.problems.problem import Lack, Problem, clip
 
 _RULES = rules(
-    ("QuotaExceeded", r"exceeded quota"),
+    ("QuotaExceeded", r"exceeded quota|insufficient quota to match"),
     ("QuotaWantsLimits", r"failed quota: .*must specify"),
     (
         "LimitRangeViolated",

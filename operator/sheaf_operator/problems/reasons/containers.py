@@ -171,7 +171,9 @@ CRASHES = (
         "OutOfMemory",
         "perhaps",
         "A container used more than its memory limit and was killed.",
-        "raise resources.memory",
+        "raise the memory of the container that is named: spec.resources.memory for kserve-container,"
+        " storageInitializer.memoryLimit in KServe's ConfigMap inferenceservice-config (or its"
+        " ClusterStorageContainer) for storage-initializer, its own resources.memory for one of spec.pod",
         failing=True,
     ),
     Reason(

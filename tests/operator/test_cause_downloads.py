@@ -87,7 +87,7 @@ DOWNLOADS = {
         "ModelAccessDenied",
     ),
     "hub: a name that is none": (
-        "HFValidationError: Repo id must use alphanumeric chars or '-', '_', '.', '--' and '..' are forbidden",
+        "HFValidationError: Repo id must use alphanumeric or '-', '_', '.': '--' and '..' are forbidden",
         "ModelNotFound",
     ),
     "hub: half a file": (

@@ -9,7 +9,10 @@ from typing import Any
 import jsonschema
 import pytest
 from model_folders import byte_fallback, byte_level, metaspace, write_folder
+from msgspec.structs import replace
 from sheaf_runtime import LLM, SamplingParams
+from sheaf_runtime.parsers.reasoning import Marks
+from sheaf_runtime.parsers.shapes import thoughts
 from sheaf_runtime.protocol.grammar import Grammar
 from tiny_llama import write_tiny_llama
 
@@ -93,11 +96,24 @@ def test_others_of_the_batch_are_as_without(llm):
     assert len({tuple(c.token_ids) for c in together[1::2]}) == 1
 
 
-def test_preemption_and_depth_change_nothing(folder, llm):
+@pytest.mark.parametrize("thinks", [False, True], ids=["", "behind thoughts"])
+def test_preemption_and_depth_change_nothing(folder, llm, thinks):
     """The pool holds two of these requests at a time; the others are computed again."""
-    wanted = grammar("regex", "[ab ]{40,50}")
+    before = (
+        thoughts(Marks(ends=tuple("abcdefghijklmnopqrstuvwxyz")), opened=True, blanks=False)
+        if thinks
+        else None
+    )
+    wanted = grammar("regex", "[ab ]{30,40}")
+    if before:
+        wanted = replace(wanted, before=json.dumps(before))
     params = [sampling(wanted, seed, max_tokens=60) for seed in SEEDS]
-    expected = [c.token_ids for c in llm.generate(["the"] * len(SEEDS), params)]
+    answers = llm.generate(["the"] * len(SEEDS), params)
+    expected = [c.token_ids for c in answers]
+    pattern = re.compile(f"{'[^a-z]*[a-z]' if thinks else ''}[ab ]{{30,40}}", re.DOTALL)
+    ended = [c.text for c in answers if c.finish_reason == "stop"]
+    assert ended
+    assert all(map(pattern.fullmatch, ended))
     for depth in (0, 1):
         with open_llm(folder, depth, num_gpu_blocks_override=22) as small:
             assert [c.token_ids for c in small.generate(["the"] * len(SEEDS), params)] == expected

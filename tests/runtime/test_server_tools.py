@@ -322,10 +322,6 @@ def test_what_says_how_to_think(
         ({"tool_choice": "required"}, "tool_choice"),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),
         (
-            {"chat_template_kwargs": {"think": True}, "response_format": {"type": "json_object"}},
-            "response_format",
-        ),
-        (
             {"messages": [{"role": "user", "content": "a", "tool_calls": [{"function": {"name": "f"}}]}]},
             "messages.0",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ def compiler() -> Any:
 COMPILER = compiler()
 
 
-def compiled(kind: Any, text: str) -> Any:
-    return recipe_of(Grammar(kind=kind, text=text)).compile(COMPILER)
+def compiled(kind: Any, text: str, before: str = "") -> Any:
+    return recipe_of(Grammar(kind=kind, text=text, before=before)).compile(COMPILER)
 
 
 def fits(grammar: Any, text: str) -> bool:
@@ -51,4 +52,28 @@ def walk(grammar: Any, rng: random.Random, most: int = 300) -> str | None:
                 return None
         assert matcher.accept_token(token, False)
         out.append(token)
+    return None
+
+
+def wander(grammar: Any, rng: random.Random, pieces: Sequence[str], most: int = 400) -> str | None:
+    """As ``walk``, in ASCII, through free text too: it tries one of ``pieces`` now and then, and keeps what
+    of it the grammar allows."""
+    matcher = bindings().GrammarMatcher(grammar, None, False, -1, None)
+    mask, out, piece = np.zeros((1, 9), np.int32), "", ""
+    while len(out) < most:
+        matcher.fill_next_token_bitmask(mask, 0, False)
+        bits = np.unpackbits(mask.view(np.uint8)[0], bitorder="little")
+        allowed = [b for b in range(128) if bits[b]]
+        assert allowed or bits[END], f"nothing can follow {out!r}"
+        if bits[END] and (not allowed or rng.random() < 0.15):
+            return out
+        if not piece and rng.random() < 0.5:
+            piece = rng.choice(pieces)
+        if piece and ord(piece[0]) in allowed:
+            token, piece = ord(piece[0]), piece[1:]
+        else:
+            closing = [b for b in allowed if b in [*CLOSING]]
+            token, piece = rng.choice(closing if closing and rng.random() < 0.35 else allowed), ""
+        assert matcher.accept_token(token, False)
+        out += chr(token)
     return None

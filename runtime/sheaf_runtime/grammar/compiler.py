@@ -51,7 +51,7 @@ class Compiler:
     ) -> None:
         self._folder, self._size, self._eos = folder, vocab_size, eos_token_ids
         self._seconds, self._cache_bytes = compile_seconds, cache_bytes
-        self._cache: OrderedDict[tuple[str, str], Future[Any]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, ...], Future[Any]] = OrderedDict()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="sheaf-grammar")
         self._lock = threading.Lock()
         self._rehearsals: queue.SimpleQueue[_Rehearsal] = queue.SimpleQueue()
@@ -65,7 +65,7 @@ class Compiler:
 
     def compile(self, grammar: Grammar) -> Future[Any]:
         """xgrammar's compiled grammar, or ``GrammarError``."""
-        key = (grammar.kind, grammar.text)
+        key = (grammar.kind, grammar.before, grammar.text)
         future = self._cache.get(key)
         if future is None:
             self._evict()
@@ -76,7 +76,7 @@ class Compiler:
         return future
 
     def _evict(self) -> None:
-        sizes = {key: _size(key[1], future) for key, future in self._cache.items() if future.done()}
+        sizes = {key: _size(key[2], future) for key, future in self._cache.items() if future.done()}
         total = sum(sizes.values())
         for key, size in sizes.items():
             if total <= self._cache_bytes:
@@ -93,7 +93,7 @@ class Compiler:
                 raise GrammarError(verdict.problem)
             recipe = Recipe(verdict.text, verdict.is_tag)
             with self._lock:  # of the vocabulary, which is made once
-                compiler = self.vocabulary.compiler(grammar.text if recipe.is_tag else "")
+                compiler = self.vocabulary.compiler(grammar)
             compiled = recipe.compile(compiler)
         except BaseException:
             self.counters.refused += 1

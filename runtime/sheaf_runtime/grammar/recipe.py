@@ -38,19 +38,38 @@ class Recipe(msgspec.Struct, frozen=True):
 
 def recipe_of(grammar: Grammar) -> Recipe:
     """Raises ``GrammarError`` for what cannot be held."""
-    kind, text = grammar.kind, grammar.text
+    if grammar.kind == "structural_tag":
+        tag = _held_tag(json.loads(grammar.text))
+        if grammar.before:
+            if "format" not in tag:
+                raise GrammarError("a structural tag needs its 'format' behind thoughts")
+            tag["format"] = _behind(grammar.before, tag["format"])
+        return Recipe(json.dumps(tag, ensure_ascii=False), is_tag=True)
+    ebnf = _ebnf(grammar.kind, grammar.text)
+    if not grammar.before:
+        return Recipe(ebnf)
+    format_ = _behind(grammar.before, {"type": "grammar", "grammar": ebnf})
+    return Recipe(json.dumps({"type": "structural_tag", "format": format_}, ensure_ascii=False), is_tag=True)
+
+
+def _behind(before: str, format_: Any) -> Any:
+    return {"type": "sequence", "elements": [json.loads(before), format_]}
+
+
+def _ebnf(kind: str, text: str) -> str:
     if kind == "json_object":
-        return Recipe(_json({"type": "object"}))
+        return _json({"type": "object"})
     if kind == "json_schema":
-        return Recipe(_json(json.loads(text)))
+        return _json(json.loads(text))
     if kind == "regex":
-        return Recipe(_text_of("from_regex", check_regex(text, "regex"), False))
+        return _text_of("from_regex", check_regex(text, "regex"), False)
     if kind == "choice":
         choices = dict.fromkeys(json.loads(text))
-        return Recipe(f"root ::= {' | '.join(map(_literal, choices))}")
-    if kind == "grammar":
-        return Recipe(_text_of("from_ebnf", text, "root"))
-    tag = json.loads(text)
+        return f"root ::= {' | '.join(map(_literal, choices))}"
+    return _text_of("from_ebnf", text, "root")
+
+
+def _held_tag(tag: Any) -> Any:
     for schema in schemas_of(tag):
         if schema.get("style", "json") == "json":
             ebnf = _json(schema.get("json_schema"))
@@ -58,7 +77,7 @@ def recipe_of(grammar: Grammar) -> Recipe:
             schema.update({"type": "grammar", "grammar": ebnf})
         else:
             schema["json_schema"] = hold(schema.get("json_schema"))
-    return Recipe(json.dumps(tag, ensure_ascii=False), is_tag=True)
+    return tag
 
 
 def _json(schema: Any) -> str:

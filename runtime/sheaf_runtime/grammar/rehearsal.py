@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     decode = msgspec.msgpack.Decoder(Grammar).decode
     try:
         vocabulary = Vocabulary(Tokenizer.from_folder(folder), int(size), tuple(map(int, eos)))
-        vocabulary.compiler()
+        vocabulary.compiler(Grammar(kind="json_object"))
         broken = None
     except GrammarError as error:
         broken = str(error)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         grammar = decode(frame)
         try:
             recipe = recipe_of(grammar)
-            compiled = recipe.compile(vocabulary.compiler(grammar.text if recipe.is_tag else ""))
+            compiled = recipe.compile(vocabulary.compiler(grammar))
             _check_begin(compiled, vocabulary)
             if compiled.memory_size_bytes() > MAX_COMPILED:
                 raise GrammarError(f"is larger than {MAX_COMPILED} bytes when compiled; make it smaller")

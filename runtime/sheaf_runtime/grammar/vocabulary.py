@@ -7,6 +7,7 @@ from typing import Any
 
 from sheaf_runtime.grammar.errors import GrammarError
 from sheaf_runtime.grammar.native import bindings
+from sheaf_runtime.protocol.grammar import Grammar
 from sheaf_runtime.text.tokenizer import Tokenizer
 
 RAW = 0  # xgrammar's kind of a vocabulary that is given as bytes
@@ -40,16 +41,20 @@ class Vocabulary:
     def special(self, id_: int) -> bool:
         return id_ in self._specials
 
-    def compiler(self, named_in: str = "") -> Any:
-        """xgrammar's compiler, with the special tokens whose text ``named_in`` has."""
+    def compiler(self, grammar: Grammar) -> Any:
+        """xgrammar's compiler, with the special tokens whose text or id the grammar's tags have."""
+        named_in = grammar.before + (grammar.text if grammar.kind == "structural_tag" else "")
         names = frozenset(id_ for id_, text in self._specials.items() if text and text.decode() in named_in)
-        return self._compiler(names - set(self.end_ids))
+        marks = frozenset(filter(self.special, grammar.marks))
+        return self._compiler(names - marks - set(self.end_ids), marks)
 
     @lru_cache(maxsize=4)  # noqa: B019  there is one vocabulary, and it lives as long as the process
-    def _compiler(self, names: frozenset[int]) -> Any:
+    def _compiler(self, names: frozenset[int], marks: frozenset[int]) -> Any:
         texts = [
             b"" if id_ in self._specials and id_ not in names else t for id_, t in enumerate(self._texts)
         ]
+        for id_ in marks:  # bytes that are no text: only its id stands for it
+            texts[id_] = b"\xff%d" % id_
         core = bindings()
         info = core.TokenizerInfo(texts, RAW, self.size, list(self.end_ids), False)
         return core.GrammarCompiler(info, 1, False, -1)

@@ -14,7 +14,14 @@ from sheaf_runtime.parsers.events import (
     Thought,
     joined,
 )
-from sheaf_runtime.parsers.families import REASONING, TOOLS, guess_tool_parser, output_parser, visible_marks
+from sheaf_runtime.parsers.families import (
+    REASONING,
+    TOOLS,
+    guess_tool_parser,
+    in_channels,
+    output_parser,
+    visible_marks,
+)
 
 __all__ = [
     "REASONING",
@@ -27,6 +34,7 @@ __all__ = [
     "Text",
     "Thought",
     "guess_tool_parser",
+    "in_channels",
     "joined",
     "output_parser",
     "visible_marks",

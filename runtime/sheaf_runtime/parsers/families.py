@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from sheaf_runtime.parsers import harmony
+from sheaf_runtime.parsers import harmony, shapes
 from sheaf_runtime.parsers.events import Parser
 from sheaf_runtime.parsers.json_calls import Format, JsonCalls
 from sheaf_runtime.parsers.plain import Plain
@@ -21,12 +21,14 @@ Schemas = Mapping[str, Any]  # the parameters of each tool, by its name
 @dataclass(frozen=True)
 class Tools:
     """``marks`` have to stay in the text, though the tokenizer may call them special. ``told_by``: what the
-    chat template of such a model says. ``id_length``: of the ids of calls, where templates insist on one."""
+    chat template of such a model says. ``id_length``: of the ids of calls, where templates insist on one.
+    ``shape``: answers with calls as a grammar may hold them; None: it cannot."""
 
     make: Callable[[Schemas], Parser]
     marks: tuple[str, ...] = ()
     told_by: tuple[str, ...] = ()
     id_length: int | None = None
+    shape: shapes.Calls | None = None
 
 
 def _json(*opens: str, closes: tuple[str, ...] = (), bare: bool = False, named: bool = False) -> Any:
@@ -37,15 +39,23 @@ HERMES = Tools(
     _json("<tool_call>", closes=("</tool_call>",)),
     ("<tool_call>", "</tool_call>"),
     ("<tool_call>", '"arguments"'),
+    shape=shapes.hermes,
 )
 GRANITE = Tools(
     _json("<|tool_call|>", "<tool_call>", closes=("</tool_call>",)),
     ("<|tool_call|>", "<tool_call>", "</tool_call>"),
     ("<|tool_call|>",),
+    shape=shapes.granite,
 )
-LLAMA = Tools(_json("<|python_tag|>", bare=True), ("<|python_tag|>",), ("<|python_tag|>",))
+LLAMA = Tools(
+    _json("<|python_tag|>", bare=True), ("<|python_tag|>",), ("<|python_tag|>",), shape=shapes.llama
+)
 MISTRAL = Tools(
-    _json("[TOOL_CALLS]", named=True), ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"), ("[TOOL_CALLS]",), id_length=9
+    _json("[TOOL_CALLS]", named=True),
+    ("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+    ("[TOOL_CALLS]",),
+    id_length=9,
+    shape=shapes.mistral,
 )
 QWEN3_CODER = Tools(Qwen3Coder, ("<tool_call>", "</tool_call>"), ("<function=", "<parameter="))
 OPENAI = Tools(lambda _: harmony.Harmony(with_calls=True), harmony.MARKS, ("<|channel|>", "<|message|>"))
@@ -58,18 +68,21 @@ TOOLS: Mapping[str, Tools] = MappingProxyType(
         "qwen3_coder": QWEN3_CODER,
         "qwen3_xml": QWEN3_CODER,
         "granite": GRANITE,
-        "granite-20b-fc": Tools(_json("<function_call>"), ("<function_call>",), ("<function_call>",)),
-        "phi4_mini_json": Tools(_json("functools"), told_by=("functools[",)),
+        "granite-20b-fc": Tools(
+            _json("<function_call>"), ("<function_call>",), ("<function_call>",), shape=shapes.granite_20b
+        ),
+        "phi4_mini_json": Tools(_json("functools"), told_by=("functools[",), shape=shapes.phi),
         "jamba": Tools(
             _json("<tool_calls>", closes=("</tool_calls>",)),
             ("<tool_calls>", "</tool_calls>"),
             ("<tool_calls>",),
+            shape=shapes.jamba,
         ),
         "hermes": HERMES,
         "granite4": HERMES,
         "llama3_json": LLAMA,
         "llama4_json": LLAMA,
-        "json": Tools(_json(bare=True)),
+        "json": Tools(_json(bare=True), shape=shapes.bare),
     }
 )
 
@@ -114,11 +127,21 @@ def visible_marks(tool_parser: str | None, reasoning_parser: str | None) -> tupl
     return (*marks, *(harmony.MARKS if thoughts is None else thoughts.begins + thoughts.ends))
 
 
-def output_parser(reasoning_parser: str | None, calls: Parser | None, prompt: str) -> Parser | None:
-    """The parser of one answer to ``prompt``: thoughts first, if the family has any, then ``calls``."""
+def in_channels(tool_parser: str | None, reasoning_parser: str | None) -> bool:
+    """Whether answers come in gpt-oss's channels."""
+    return tool_parser == "openai" or (reasoning_parser is not None and REASONING[reasoning_parser] is None)
+
+
+def output_parser(
+    reasoning_parser: str | None, calls: Parser | None, prompt: str, *, held: bool = False
+) -> Parser | None:
+    """The parser of one answer to ``prompt``: thoughts first, if the family has any, then ``calls``.
+    ``held``: a grammar lets only their own mark end the thoughts."""
     if reasoning_parser is None or isinstance(calls, harmony.Harmony):
         return calls
     marks = REASONING[reasoning_parser]
     if marks is None:
         return harmony.Harmony(with_calls=False)
+    if held:
+        marks = replace(marks, calls=())
     return Thinking(marks, calls or Plain(), opened=marks.opened_by(prompt))

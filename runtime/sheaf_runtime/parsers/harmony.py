@@ -14,9 +14,10 @@ import re
 from sheaf_runtime.parsers.events import Arguments, CallBegun, Event, Text, Thought
 from sheaf_runtime.parsers.scanner import find, held
 
-START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
-ENDS = ("<|end|>", "<|call|>", "<|return|>")
-MARKS = (START, CHANNEL, MESSAGE, "<|constrain|>", *ENDS)
+START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
+ENDS = (END, "<|call|>", "<|return|>")
+CONSTRAIN = "<|constrain|>"
+MARKS = (START, CHANNEL, MESSAGE, CONSTRAIN, *ENDS)
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _HEADER = re.compile(
     r"\s*(<\|start\|>\w*)?\s*(to=\S*)?\s*(<\|channel\|>\s*\w*)?\s*(to=[^\s<]*)?\s*(<\|constrain\|>\s*\w*)?\s*"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from msgspec.structs import replace
 from starlette.requests import Request
 
-from sheaf_runtime.server.demanded import demanded_calls
-from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import Generation
+from sheaf_runtime.server.held import held_output
 from sheaf_runtime.server.prompts import encode, finish_prompt, render_chat
 from sheaf_runtime.server.reading import Reading
 from sheaf_runtime.server.sampling import sampling_params
@@ -34,15 +33,8 @@ async def start_chat(
     reading = Reading(service, body, text)
     max_tokens = body.max_completion_tokens or body.max_tokens
     sampling = sampling_params(service, body, len(ids), max_tokens=max_tokens, default=None, param=param)
-    if (calls := demanded_calls(body)) is not None:
-        sampling = replace(sampling, grammar=calls)
-    if sampling.grammar is not None and reading.tells_thoughts and reading.reader().thinking:
-        raise ApiError(
-            400,
-            f"{sampling.grammar.param}: this chat's answer begins with thoughts, which it would hold back; "
-            "turn them off, as with reasoning_effort none",
-            param=sampling.grammar.param,
-        )
+    held = held_output(body, reading, service.folder.tokenizer)
+    sampling, reading.is_held = replace(sampling, grammar=held), held is not None
     generation = Generation(
         service,
         request_id,

@@ -14,6 +14,7 @@ from sheaf_runtime.parsers import (
     Event,
     Parser,
     Thought,
+    in_channels,
     output_parser,
     visible_marks,
 )
@@ -31,18 +32,15 @@ class Reading:
 
     Attributes:
         visible: special tokens that have to be in the text.
+        prompt: the chat as the model sees it.
+        in_channels: whether the answers come in gpt-oss's channels.
+        is_held: whether a grammar holds the answers; set before the first is read.
+        tool_parser, reasoning_parser: their names; without tools the former means nothing.
     """
 
     def __init__(self, service: Service, body: ChatCompletionRequest, prompt: str) -> None:
         choice = body.choice_of_tools
         name = service.tool_parser
-        thinks = service.server_config.reasoning_parser is not None
-        if choice not in ("none", "auto") and (thinks or name == "openai"):
-            raise ApiError(
-                400,
-                "tool_choice: only none and auto go with a model that thinks before it answers",
-                param="tool_choice",
-            )
         if choice == "auto" and name is None:
             raise ApiError(
                 400,
@@ -50,15 +48,21 @@ class Reading:
                 "not tell; start the server with --tool-call-parser",
                 param="tool_choice",
             )
-        self._prompt = prompt
+        self.prompt = prompt
+        self.reasoning_parser = service.server_config.reasoning_parser
         self._calls = schemas(body.tools or []) if choice != "none" else None
         self._choice = choice
-        self._tool_parser = name if choice == "auto" and name is not None else "json"
-        self._reasoning_parser = service.server_config.reasoning_parser
+        self.in_channels = in_channels(name if self._calls is not None else None, self.reasoning_parser)
+        if self.in_channels:
+            self.tool_parser = "openai"
+        else:
+            self.tool_parser = name if choice == "auto" and name is not None else "json"
+        self.is_held = False
         self._id_length = TOOLS[name].id_length if name else None
         self._only_one = not body.parallel_tool_calls
         self._hides_thoughts = not body.include_reasoning
-        marks = visible_marks(self._tool_parser if choice == "auto" else None, self._reasoning_parser)
+        told = choice == "auto" or (self.in_channels and self._calls is not None)
+        marks = visible_marks(self.tool_parser if told else None, self.reasoning_parser)
         self.visible = service.folder.tokenizer.special_ids_of(marks)
 
     @property
@@ -68,16 +72,16 @@ class Reading:
 
     @property
     def tells_thoughts(self) -> bool:
-        return self._reasoning_parser is not None
+        return self.reasoning_parser is not None
 
     def reader(self) -> Reader:
         """For one choice."""
         calls: Parser | None = None
-        if isinstance(self._choice, NamedTool):
+        if isinstance(self._choice, NamedTool) and not self.in_channels:
             calls = OnlyArguments(self._choice.name)
         elif self._calls is not None:
-            calls = TOOLS[self._tool_parser].make(self._calls)
-        parser = output_parser(self._reasoning_parser, calls, self._prompt)
+            calls = TOOLS[self.tool_parser].make(self._calls)
+        parser = output_parser(self.reasoning_parser, calls, self.prompt, held=self.is_held)
         assert parser is not None
         return Reader(
             parser,
@@ -110,11 +114,6 @@ class Reader:
     @property
     def finishes_with_calls(self) -> bool:
         return self._calls_finish and self._num_calls > 0
-
-    @property
-    def thinking(self) -> bool:
-        """Whether the text now is a thought."""
-        return self._parser.thinking
 
     def push(self, text: str, num_tokens: int) -> list[Event]:
         before = self._parser.thinking

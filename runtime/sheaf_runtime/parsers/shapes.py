@@ -1,0 +1,129 @@
+"""The forms of thoughts and calls as formats of xgrammar's structural tags: a grammar of them holds a model
+to what the parsers read, in the way in which its family writes it.
+
+``Offers`` are the JSON schemas of the arguments of each function, by its name. ``one`` allows one call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sheaf_runtime.parsers.reasoning import Marks
+
+Shape = dict[str, Any]
+Offers = Mapping[str, Any]
+Calls = Callable[[Offers, bool], Shape]
+# Between the thoughts and the answer, as chat templates write it.
+_BLANKS: Shape = {"type": "regex", "pattern": "[ \\n]{0,2}"}
+
+
+def row(*parts: Shape | str) -> Shape:
+    """One behind the other; a string stands for itself."""
+    return {"type": "sequence", "elements": [_shape(part) for part in parts]}
+
+
+def either(*parts: Shape | str) -> Shape:
+    return {"type": "or", "elements": [_shape(part) for part in parts]}
+
+
+def any_number(part: Shape) -> Shape:
+    return {"type": "star", "content": part}
+
+
+def arguments(schema: Any) -> Shape:
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _shape(part: Shape | str) -> Shape:
+    return {"type": "const_string", "value": part} if isinstance(part, str) else part
+
+
+def thoughts(marks: Marks, *, opened: bool | None, blanks: bool) -> Shape | None:
+    """What comes before the answer, which begins inside the thoughts, behind them, or (None) tells.
+    ``blanks`` may stand between both."""
+    if opened is False:
+        return None
+    begins = ("",) if opened or marks.assumed else marks.begins
+    tags = [
+        {"type": "tag", "begin": begin, "content": {"type": "any_text"}, "end": list(marks.ends)}
+        for begin in begins
+    ]
+    shape = row(either(*tags), *([_BLANKS] if blanks else []))
+    return {"type": "optional", "content": shape} if begins == marks.begins else shape
+
+
+# --- calls -------------------------------------------------------------------------------------------------
+
+
+def _some(call: Shape, separator: Shape | str, one: bool) -> Shape:
+    return call if one else row(call, any_number(row(separator, call)))
+
+
+def _objects(offers: Offers, key: str) -> Shape:
+    return either(*(row(f'{{"name": {_text(n)}, "{key}": ', arguments(s), "}") for n, s in offers.items()))
+
+
+def _text(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
+
+
+def listed(offers: Offers, one: bool, key: str = "arguments") -> Shape:
+    """``[{"name": ..., "arguments": ...}, ...]``"""
+    return row("[", _some(_objects(offers, key), ", ", one), "]")
+
+
+def _free(rules: Mapping[str, Shape], *, goes_on: bool) -> Shape:
+    """Any text, in which each of these marks is followed by its shape; ``goes_on``: and then by more text."""
+    return {"type": "dispatch", "rules": [list(rule) for rule in rules.items()], "loop": goes_on}
+
+
+def hermes(offers: Offers, one: bool) -> Shape:
+    call = row("\n", _objects(offers, "arguments"), "\n</tool_call>")
+    return _free({"<tool_call>": call}, goes_on=not one)
+
+
+def granite(offers: Offers, one: bool) -> Shape:
+    call = row("\n", _objects(offers, "arguments"), "\n</tool_call>")
+    many = call if one else _some(call, "\n<tool_call>", one)
+    return _free({"<|tool_call|>": listed(offers, one), "<tool_call>": many}, goes_on=False)
+
+
+def granite_20b(offers: Offers, one: bool) -> Shape:
+    call = row(" ", _objects(offers, "arguments"))
+    return _free({"<function_call>": _some(call, "\n<function_call>", one)}, goes_on=False)
+
+
+def phi(offers: Offers, one: bool) -> Shape:
+    return _free({"functools": listed(offers, one)}, goes_on=False)
+
+
+def jamba(offers: Offers, one: bool) -> Shape:
+    return _free({"<tool_calls>": row(listed(offers, one), "</tool_calls>")}, goes_on=not one)
+
+
+def mistral(offers: Offers, one: bool) -> Shape:
+    """The list of its older models, or the name and then the arguments of its newer ones."""
+    names = either(*(row(either(name, f"{name}[ARGS]"), arguments(s)) for name, s in offers.items()))
+    shape = either(row(either(" ", ""), listed(offers, one)), _some(names, "[TOOL_CALLS]", one))
+    return _free({"[TOOL_CALLS]": shape}, goes_on=False)
+
+
+def bare(offers: Offers, one: bool) -> Shape:
+    """A text that begins with a bracket is calls; any other is none."""
+    text = row({"type": "regex", "pattern": "[ \\t\\r\\n]{0,8}[^\\[\\{ \\t\\r\\n]"}, {"type": "any_text"})
+    return either("", _bare_calls(offers, one), text)
+
+
+def llama(offers: Offers, one: bool) -> Shape:
+    """As ``bare``, and calls behind the tag wherever it stands."""
+    calls = _bare_calls(offers, one)
+    begins = "[ \\t\\r\\n]{0,8}([^<\\[\\{ \\t\\r\\n]|<[^<\\|])"
+    tag = {"<|python_tag|>": calls}
+    text = row({"type": "regex", "pattern": begins}, _free(tag, goes_on=False))
+    return either("", calls, row("<|python_tag|>", calls), text)
+
+
+def _bare_calls(offers: Offers, one: bool) -> Shape:
+    return either(_some(_objects(offers, "parameters"), "; ", one), listed(offers, one, "parameters"))

@@ -1,0 +1,108 @@
+"""What holds a chat's output: the format that it asks for and the calls that it demands, behind the thoughts.
+
+Where a function is ``strict`` and the model is free to call, its calls are held and its words are not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sheaf_runtime.parsers import REASONING, TOOLS, shapes
+from sheaf_runtime.parsers.channels import NEEDED, Channels
+from sheaf_runtime.parsers.harmony import MARKS
+from sheaf_runtime.protocol.grammar import Grammar
+from sheaf_runtime.server.errors import ApiError
+from sheaf_runtime.server.reading import Reading
+from sheaf_runtime.server.schemas import ChatCompletionRequest
+from sheaf_runtime.server.structured import constraint
+from sheaf_runtime.server.tools import NamedTool, schemas
+from sheaf_runtime.text import Tokenizer
+
+_NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+_JSON = ("json_object", "json_schema", "structural_tag")  # blanks before these mean nothing
+
+
+def held_output(body: ChatCompletionRequest, reading: Reading, tokenizer: Tokenizer) -> Grammar | None:
+    """Raises ``ApiError`` 400 where the model's tokenizer lacks what its format needs."""
+    asked, offers = constraint(body), _offers(body)
+    if asked is None and not offers:
+        return None
+    if reading.in_channels:
+        return _in_channels(asked, offers, body.choice_of_tools == "auto", tokenizer)
+    if offers:
+        asked = _calls(body, reading, offers, asked)
+    if asked is None or reading.reasoning_parser is None:
+        return asked
+    marks = REASONING[reading.reasoning_parser]
+    assert marks is not None
+    opened, blanks = marks.opened_by(reading.prompt), asked.param == "tools" or asked.kind in _JSON
+    thoughts = shapes.thoughts(marks, opened=opened, blanks=blanks)
+    return asked if thoughts is None else _behind(thoughts, asked)
+
+
+def _offers(body: ChatCompletionRequest) -> shapes.Offers:
+    """The functions whose calls are held, with their schemas: those that must be called, or all where one of
+    them is strict."""
+    choice, tools = body.choice_of_tools, body.tools or []
+    known = {name: schema or _NOTHING for name, schema in schemas(tools).items()}
+    if isinstance(choice, NamedTool):
+        return {choice.name: known[choice.name]}
+    if choice == "required":
+        return known
+    strict = {tool.function.name for tool in tools if tool.function.strict}
+    if choice == "none" or not strict:
+        return {}
+    return {name: schema if name in strict else {"type": "object"} for name, schema in known.items()}
+
+
+def _calls(
+    body: ChatCompletionRequest, reading: Reading, offers: shapes.Offers, asked: Grammar | None
+) -> Grammar | None:
+    """The arguments alone where a function is named; a list of calls where any is required; else the family's
+    own form, if a grammar can hold it, instead of a format that is asked for too."""
+    choice, one = body.choice_of_tools, not body.parallel_tool_calls
+    if isinstance(choice, NamedTool):
+        return Grammar(kind="json_schema", text=_json(offers[choice.name]), param="tools")
+    if choice == "required":
+        return _tag(shapes.listed(offers, one, "parameters"))
+    shape = TOOLS[reading.tool_parser].shape
+    if asked is not None or shape is None:
+        return asked
+    return _tag(shape(offers, one))
+
+
+def _in_channels(
+    asked: Grammar | None, offers: shapes.Offers, free: bool, tokenizer: Tokenizer
+) -> Grammar | None:
+    channels = Channels(_ids(tokenizer, asked.param if asked else "tools"))
+    ids = tuple(channels.marks.values())
+    if asked is not None and (free or not offers):
+        return _behind(channels.final(), asked, ids)
+    return _tag(channels.calls_or_text(offers) if free else channels.calls(offers), ids)
+
+
+def _ids(tokenizer: Tokenizer, param: str) -> Mapping[str, int]:
+    ids = {mark: id_ for mark in MARKS for id_ in tokenizer.special_ids_of((mark,))}
+    for mark in NEEDED:
+        if mark not in ids:
+            raise ApiError(
+                400, f"{param}: this model's tokenizer has no token {mark}, so its channels cannot be held"
+            )
+    return ids
+
+
+def _behind(before: shapes.Shape, grammar: Grammar, marks: tuple[int, ...] = ()) -> Grammar:
+    return Grammar(
+        kind=grammar.kind, text=grammar.text, param=grammar.param, before=_json(before), marks=marks
+    )
+
+
+def _tag(shape: shapes.Shape, marks: tuple[int, ...] = ()) -> Grammar:
+    text = _json({"type": "structural_tag", "format": shape})
+    return Grammar(kind="structural_tag", text=text, param="tools", marks=marks)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

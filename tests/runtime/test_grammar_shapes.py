@@ -1,0 +1,170 @@
+"""Whatever a grammar of thoughts and calls lets a model say, its parser reads thoughts, the text that was
+asked for, and calls whose arguments fit."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from grammar_walk import compiled, fits, wander
+from parsed import Parsed, parse
+from sheaf_runtime.grammar.native import bindings
+from sheaf_runtime.grammar.recipe import recipe_of
+from sheaf_runtime.parsers import REASONING, TOOLS, output_parser
+from sheaf_runtime.parsers.channels import Channels
+from sheaf_runtime.parsers.harmony import MARKS
+from sheaf_runtime.parsers.shapes import Shape, thoughts
+from sheaf_runtime.protocol.grammar import Grammar
+
+PROMPTS = {
+    "plain": "assistant\n",
+    "opened": "assistant\n{begin}\n",
+    "closed": "assistant\n{begin}\n\n{end}\n\n",
+}
+PLACE = {
+    "type": "object",
+    "properties": {"side": {"enum": ["left", "right"]}, "n": {"type": "integer"}, "s": {"type": "string"}},
+    "required": ["side"],
+    "additionalProperties": False,
+}
+OFFERS = {"place": PLACE, "any": {"type": "object"}}
+SHAPED = [name for name, tools in TOOLS.items() if tools.shape and name not in ("granite4", "llama4_json")]
+PIECES = [
+    *("{", "[", ";", " ", "\n", "<", "<|", "a", "yes", "word ", '"', "}", "</think>", "<think>", "[/THINK]"),
+    *('{"name": "place", "parameters": {"side": "up"}}', '{"name":"place","arguments":{}}', "place{", "[{"),
+    *('{"parameters": {}, "name": "place"}', "]\n", "; {", "[ARGS]", "Here is my response:", "</seed:think>"),
+    *(mark for name in SHAPED for mark in TOOLS[name].marks),
+    *("functools", "functools[", "<tool_call>\n<function=place>"),
+]
+
+
+def tag(shape: Shape) -> str:
+    return json.dumps({"type": "structural_tag", "format": shape})
+
+
+def check_calls(parsed: Parsed, text: str) -> int:
+    calls = [part for part in parsed if part[0] not in ("text", "thought")]
+    for name, arguments in calls:
+        assert name in OFFERS, text
+        jsonschema.validate(json.loads(arguments), OFFERS[name])
+    return len(calls)
+
+
+A = '{"side": "left"}'
+ARGUMENTS, PARAMETERS = (f'{{"name": "place", "{key}": {A}}}' for key in ("arguments", "parameters"))
+TWO = {
+    "mistral": [
+        f"[TOOL_CALLS] [{ARGUMENTS}, {ARGUMENTS}]",
+        f"a[TOOL_CALLS]place[ARGS]{A}[TOOL_CALLS]place{A}",
+    ],
+    "granite": [f"<|tool_call|>[{ARGUMENTS}, {ARGUMENTS}]"],
+    "granite-20b-fc": [f"<function_call> {ARGUMENTS}\n<function_call> {ARGUMENTS}"],
+    "phi4_mini_json": [f"functools[{ARGUMENTS}, {ARGUMENTS}]"],
+    "jamba": [f"<tool_calls>[{ARGUMENTS}, {ARGUMENTS}]</tool_calls>"],
+    "hermes": [f"So\n<tool_call>\n{ARGUMENTS}\n</tool_call>\n<tool_call>\n{ARGUMENTS}\n</tool_call>"],
+    "llama3_json": [f"<|python_tag|>{PARAMETERS}; {PARAMETERS}", f"[{PARAMETERS}, {PARAMETERS}]"],
+    "json": [f"[{PARAMETERS}, {PARAMETERS}]"],
+}
+WORDS = ["yes", "", "a < b", "say {", " \nyes"]
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_calls_fit_and_words_are_free(name: str) -> None:
+    tools, rng = TOOLS[name], random.Random(name)
+    assert tools.shape is not None
+    many, one = (compiled("structural_tag", tag(tools.shape(OFFERS, one))) for one in (False, True))
+    for text in TWO[name]:
+        assert fits(many, text), text
+        assert not fits(one, text), text
+        assert check_calls(parse(lambda: tools.make(OFFERS), text), text) == 2
+        assert not fits(many, text.replace("left", "up")), text
+    assert all(fits(grammar, text) for text in WORDS for grammar in (many, one))
+    for grammar, most in ((many, 100), (one, 1)):
+        for _ in range(60):
+            text = wander(grammar, rng, [*PIECES, *tools.marks * 8])  # type: ignore[assignment]
+            if text is not None:
+                assert check_calls(parse(lambda: tools.make(OFFERS), text), text) <= most
+
+
+@pytest.mark.parametrize("where", PROMPTS)
+@pytest.mark.parametrize("name", sorted(name for name, marks in REASONING.items() if marks is not None))
+def test_the_text_behind_the_thoughts_fits(name: str, where: str) -> None:
+    marks, rng = REASONING[name], random.Random(name + where)
+    assert marks is not None
+    prompt = PROMPTS[where].format(begin=marks.begins[0], end=marks.ends[0])
+    shape = thoughts(marks, opened=marks.opened_by(prompt), blanks=False)
+    assert (shape is None) == (where == "closed")
+    grammar = compiled("regex", "(yes|no){1,3}", json.dumps(shape) if shape else "")
+    found = 0
+    for _ in range(40):
+        text = wander(grammar, rng, [*PIECES, *marks.begins * 9, *marks.ends * 9])
+        if text is None:
+            continue
+        parsed = parse(lambda: output_parser(name, None, prompt, held=True), text)  # type: ignore[arg-type, return-value]
+        said = [words for kind, words in parsed if kind == "text"]
+        assert re.fullmatch("(yes|no){1,3}", "".join(said)), text
+        found += 1
+    assert found > 5
+
+
+# --- channels: their marks are single tokens ---------------------------------------------------------------
+
+IDS = {mark: 300 + i for i, mark in enumerate(MARKS)}
+END = 256
+CHANNELS = Channels(IDS)
+
+
+def channel_compiler() -> Any:
+    core = bindings()
+    texts = [bytes([b]) for b in range(256)] + [b""] * 44 + [b"\xff%d" % id_ for id_ in IDS.values()]
+    return core.GrammarCompiler(core.TokenizerInfo(texts, 0, len(texts), [END], False), 1, False, -1)
+
+
+COMPILER = channel_compiler()
+
+
+def channel_walk(grammar: Any, rng: random.Random, pieces: list[str]) -> str | None:
+    """Words in ASCII, marks as they come."""
+    matcher = bindings().GrammarMatcher(grammar, None, False, -1, None)
+    mask, out, piece = np.zeros((1, 10), np.int32), "", ""
+    spelled = {id_: mark for mark, id_ in IDS.items()} | {b: chr(b) for b in range(128)}
+    for _ in range(400):
+        matcher.fill_next_token_bitmask(mask, 0, False)
+        bits = np.unpackbits(mask.view(np.uint8)[0], bitorder="little")
+        allowed = [id_ for id_ in spelled if id_ != ord("<") and bits[id_]]
+        if bits[END] and (not allowed or rng.random() < 0.2):
+            return out
+        piece = piece or (rng.choice(pieces) if rng.random() < 0.3 else "")
+        if piece and ord(piece[0]) in allowed:
+            token, piece = ord(piece[0]), piece[1:]
+        else:
+            special = [id_ for id_ in allowed if id_ >= 300]
+            token, piece = rng.choice(special if special and rng.random() < 0.3 else allowed), ""
+        assert matcher.accept_token(token, False)
+        out += spelled[token]
+    return None
+
+
+@pytest.mark.parametrize("kind", ["text", "calls", "calls or text"])
+def test_channels(kind: str) -> None:
+    rng, counts = random.Random(kind), []
+    if kind == "text":
+        wanted = Grammar(kind="regex", text="(yes|no){1,3}", before=json.dumps(CHANNELS.final()))
+    else:
+        shape = CHANNELS.calls(OFFERS) if kind == "calls" else CHANNELS.calls_or_text(OFFERS)
+        wanted = Grammar(kind="structural_tag", text=tag(shape))
+    grammar = recipe_of(wanted).compile(COMPILER)
+    for _ in range(80):
+        text = channel_walk(grammar, rng, ["hm", "place ", "yes", '{"side": "left"}', "analysis"])
+        if text is None:
+            continue
+        parsed = parse(lambda: TOOLS["openai"].make(OFFERS), text)
+        counts.append(check_calls(parsed, text))
+        if kind == "text":
+            assert re.fullmatch("(yes|no){1,3}", "".join(w for k, w in parsed if k == "text")), text
+    assert set(counts) == {"text": {0}, "calls": {1}, "calls or text": {0, 1}}[kind]

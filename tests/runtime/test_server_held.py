@@ -1,0 +1,232 @@
+"""Formats and calls that hold, also behind thoughts, through the official client, on a real engine with a
+tiny random model. Biases make it begin and end its thoughts and calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import openai
+import pydantic
+import pytest
+from model_folders import byte_level, write_folder
+from serving import serving
+from tiny_llama import write_tiny_llama
+from tokenizers import AddedToken
+
+PLACE = {
+    "type": "object",
+    "properties": {"side": {"$ref": "#/$defs/Side"}},
+    "required": ["side"],
+    "additionalProperties": False,
+    "$defs": {"Side": {"enum": ["left", "right"]}},
+}
+TOOLS: Any = [
+    {"type": "function", "function": {"name": "place", "parameters": PLACE}},
+    {"type": "function", "function": {"name": "now"}},
+]
+
+
+STRICT: Any = [{"type": "function", "function": {**TOOLS[0]["function"], "strict": True}}, TOOLS[1]]
+TEMPLATE = (
+    '{#- <tool_call> "arguments" -#}{{ messages[-1]["content"] }}{{ eos_token }}'
+    "{% if think %}<think>\n{% elif enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
+ADDED = ("<think>", "</think>", "<tool_call>")
+OPENED = {"chat_template_kwargs": {"think": True}}
+CLOSED = {"chat_template_kwargs": {"enable_thinking": False}}
+PERSON = {
+    "type": "object",
+    "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["age"],
+    "additionalProperties": False,
+}
+
+
+def tiny(
+    folder: Path, marks: tuple[str, ...], template: str, *, special: bool, end: str = "<|end|>"
+) -> tuple[Path, dict[str, int]]:
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken(mark, special=special, normalized=False) for mark in marks])
+    write_folder(folder, tokenizer, chat_template=template, eos_token=end)
+    ids = {mark: tokenizer.token_to_id(mark) for mark in marks}
+    write_tiny_llama(
+        folder, vocab_size=tokenizer.get_vocab_size(), max_len=2048, eos=(tokenizer.token_to_id(end),)
+    )
+    return folder, ids
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    return tiny(tmp_path_factory.mktemp("model"), ADDED, TEMPLATE, special=False)
+
+
+@pytest.fixture(scope="module")
+def bias(model: tuple[Path, dict[str, int]]) -> dict[str, int]:
+    """Towards the end of thoughts."""
+    return {str(model[1]["</think>"]): 8}
+
+
+@pytest.fixture(scope="module")
+def client(
+    model: tuple[Path, dict[str, int]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[openai.OpenAI]:
+    flags = ("--served-model-name", "tiny", "--reasoning-parser", "qwen3")
+    with serving(model[0], tmp_path_factory.mktemp("out"), *flags, real=True) as server:
+        server.wait_ready()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+            yield client
+
+
+def chat(client: openai.OpenAI, **options: Any) -> Any:
+    messages: Any = [{"role": "user", "content": "hi"}]
+    options = {"tools": TOOLS, "temperature": 1.5, "max_tokens": 800, "extra_body": CLOSED} | options
+    return client.chat.completions.create(model="tiny", messages=messages, **options)
+
+
+def test_a_named_function(client: openai.OpenAI) -> None:
+    for choice in chat(client, n=4, tool_choice={"type": "function", "function": {"name": "place"}}).choices:
+        (call,) = choice.message.tool_calls
+        assert call.function.name == "place"
+        jsonschema.validate(json.loads(call.function.arguments), PLACE)
+        assert choice.finish_reason == "stop"  # as OpenAI ends a function that was named
+        assert choice.message.content is None
+
+
+def test_one_call_is_required(client: openai.OpenAI) -> None:
+    for choice in chat(client, n=8, tool_choice="required", parallel_tool_calls=False).choices:
+        (call,) = choice.message.tool_calls
+        schema = {"place": PLACE, "now": {"maxProperties": 0}}[call.function.name]
+        jsonschema.validate(json.loads(call.function.arguments), schema)
+        assert choice.finish_reason == "tool_calls"
+
+
+def test_calls_are_required(client: openai.OpenAI) -> None:
+    chunks = list(chat(client, tool_choice="required", seed=3, stream=True))
+    names = [
+        call.function.name
+        for chunk in chunks
+        for call in chunk.choices[0].delta.tool_calls or ()
+        if call.function.name is not None
+    ]
+    assert names
+    assert set(names) <= {"place", "now"}
+
+
+# --- behind thoughts --------------------------------------------------------------------------------------
+
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_format_behind_thoughts(client: openai.OpenAI, bias: dict[str, int], opened: bool) -> None:
+    """The template has opened them, or the model may."""
+    more: dict[str, Any] = {"tools": None, "response_format": FORMAT, "logit_bias": bias, "seed": 5}
+    extra = OPENED if opened else {}
+    answer = chat(client, n=4, extra_body=extra, **more)
+    thought = 0
+    for choice in answer.choices:
+        assert choice.finish_reason == "stop"
+        jsonschema.validate(json.loads(choice.message.content), PERSON)
+        thought += bool(choice.message.reasoning)
+    assert thought > 0 or not opened
+    chunks = [c.choices[0] for c in chat(client, stream=True, extra_body=extra, **more) if c.choices]
+    assert "".join(c.delta.content or "" for c in chunks) == answer.choices[0].message.content
+    reasoning = "".join(getattr(c.delta, "reasoning", None) or "" for c in chunks)
+    assert reasoning == (answer.choices[0].message.reasoning or "")
+
+
+def test_thoughts_do_not_end_the_answer(client: openai.OpenAI, bias: dict[str, int]) -> None:
+    """The end token is no way out before the schema is satisfied (vLLM lets a model end in its thoughts)."""
+    only_the_end = dict.fromkeys(bias, -100) | {"0": 100}
+    answer = chat(
+        client, tools=None, response_format=FORMAT, logit_bias=only_the_end, max_tokens=40, extra_body=OPENED
+    )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.choices[0].message.content is None
+
+
+def test_without_thoughts(client: openai.OpenAI) -> None:
+    answer = chat(client, tools=None, response_format=FORMAT)
+    assert answer.choices[0].message.reasoning is None
+    jsonschema.validate(json.loads(answer.choices[0].message.content), PERSON)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "place"}}])
+def test_calls_behind_thoughts(client: openai.OpenAI, bias: dict[str, int], choice: Any) -> None:
+    options = {"tool_choice": choice, "logit_bias": bias, "extra_body": OPENED, "parallel_tool_calls": False}
+    choices = chat(client, n=4, **options).choices
+    assert any(item.message.reasoning for item in choices)
+    for item in choices:
+        (call,) = item.message.tool_calls
+        schema = {"place": PLACE, "now": {"maxProperties": 0}}[call.function.name]
+        jsonschema.validate(json.loads(call.function.arguments), schema)
+        assert item.message.content is None
+
+
+def test_responses_behind_thoughts(client: openai.OpenAI, bias: dict[str, int]) -> None:
+    class Person(pydantic.BaseModel):
+        age: int
+
+    common: Any = {"model": "tiny", "input": "hi", "temperature": 1.5, "max_output_tokens": 800}
+    common["extra_body"] = OPENED | {"logit_bias": bias}
+    parsed = client.responses.parse(text_format=Person, **common)
+    assert parsed.output[-1].type == "message"
+    assert isinstance(parsed.output_parsed, Person)
+    tools: Any = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    called = client.responses.create(tools=tools, tool_choice="required", **common)
+    assert {item.type for item in called.output} - {"reasoning"} == {"function_call"}
+
+
+# --- strict functions that the model may call -------------------------------------------------------------
+
+
+def test_strict_calls_fit_and_words_are_free(
+    client: openai.OpenAI, model: tuple[Path, dict[str, int]]
+) -> None:
+    bias = {str(model[1]["<tool_call>"]): 6, "0": 2}
+    answer = chat(client, n=8, tools=STRICT, logit_bias=bias, parallel_tool_calls=False, seed=3)
+    called = [choice.message for choice in answer.choices if choice.message.tool_calls]
+    assert len(called) > 2
+    for message in called:
+        (call,) = message.tool_calls
+        if call.function.name == "place":
+            jsonschema.validate(json.loads(call.function.arguments), PLACE)
+    assert any(message.content for message in called)
+
+
+def test_without_strict_nothing_is_forced(client: openai.OpenAI, model: tuple[Path, dict[str, int]]) -> None:
+    bias = {str(model[1]["<tool_call>"]): 100}
+    (choice,) = chat(client, logit_bias=bias, max_tokens=5).choices
+    assert choice.message.content == "<tool_call>" * 5
+
+
+def test_a_strict_schema_that_is_not_held_is_refused(client: openai.OpenAI) -> None:
+    function = {"name": "f", "strict": True, "parameters": {"type": "object", "not": {}}}
+    with pytest.raises(openai.BadRequestError, match=r"tools: .*'not'") as caught:
+        chat(client, tools=[{"type": "function", "function": function}])
+    assert caught.value.param == "tools"
+
+
+# --- gpt-oss's channels -----------------------------------------------------------------------------------
+
+
+def test_channels(tmp_path: Path) -> None:
+    marks = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|call|>", "<|return|>")
+    template = "{#- <|channel|> <|message|> -#}{{ messages[-1]['content'] }}{{ eos_token }}<|start|>assistant"
+    folder, ids = tiny(tmp_path / "model", marks, template, special=True, end="<|return|>")
+    flags = ("--served-model-name", "tiny", "--reasoning-parser", "openai_gptoss")
+    bias = {"0": 5, str(ids["<|return|>"]): 5}  # <|end|>, of messages, and the end
+    with serving(folder, tmp_path, *flags, real=True) as server:
+        server.wait_ready()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+            for item in chat(client, n=3, tools=None, response_format=FORMAT, logit_bias=bias).choices:
+                jsonschema.validate(json.loads(item.message.content), PERSON)
+            for item in chat(client, n=3, tool_choice="required", logit_bias=bias).choices:
+                (call,) = item.message.tool_calls
+                schema = {"place": PLACE, "now": {"maxProperties": 0}}[call.function.name]
+                jsonschema.validate(json.loads(call.function.arguments), schema)
+                assert item.finish_reason == "tool_calls"

@@ -131,6 +131,33 @@ def test_a_release_name_of_full_length_fits() -> None:
     assert all(len(o["metadata"]["name"]) <= 63 for o in objects if o["kind"] in ("Service", "Deployment"))
 
 
+@pytest.mark.parametrize("namespace", ["1234", "3240286e-210077", "0x10", "1e3", "null"])
+def test_names_that_yaml_takes_for_something_else(namespace: str) -> None:
+    """bitnami/charts#3856, localstack/helm-charts#59, istio#60239: a namespace of digits is a name."""
+    values = {**GUARDED, "watch": {"namespaces": [namespace]}, "priorityClassName": "123"}
+    values["networkPolicy"] = {**GUARDED["networkPolicy"], "modelNamespaces": [namespace]}
+    values["servingRuntime"] = {"create": "Always", "name": "123"}
+    for obj in chart.render(values, name="null", namespace=namespace):
+        chart.validate(obj)
+        assert obj["metadata"].get("namespace", namespace) == namespace
+        assert all(isinstance(label, str) for label in obj["metadata"]["labels"].values())
+        assert isinstance(obj["metadata"]["name"], str)
+
+
+@pytest.mark.parametrize("name", ["1sheaf", "sheaf-1.2", "34abfbaea5a54ce2"])
+def test_a_release_whose_service_would_be_refused_is_refused_at_once(name: str) -> None:
+    """harbor-helm#621, streamnative/charts#48: half of the release was there when the Service failed."""
+    with pytest.raises(HelmRenderError, match="it must begin with a letter"):
+        chart.render(name=name)
+    chart.render({"metrics": {"service": {"enabled": False}}}, name=name)
+
+
+def test_an_empty_effect_means_every_effect() -> None:
+    toleration = {"key": "gpu", "operator": "Exists", "effect": ""}
+    deployment = chart.only(chart.render({"tolerations": [toleration]}), "Deployment")
+    assert deployment["spec"]["template"]["spec"]["tolerations"] == [toleration]
+
+
 def test_the_lease_is_the_one_that_the_operator_takes() -> None:
     """Two releases in one namespace have two Leases, so that both work."""
     for name in ("sheaf", "other"):

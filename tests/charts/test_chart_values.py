@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,29 @@ WRONG = [
     ({"podLabels": {"app.kubernetes.io/name": "mine"}}, "'/podLabels/app.kubernetes.io~1name'"),
     ({"podSecurityContext": {"runAsUser": "1000"}}, "'/podSecurityContext/runAsUser': got string"),
     ({"securityContext": {"readOnlyRootFileSystem": True}}, "additional properties 'readOnlyRootFileSystem'"),
+]
+
+
+# For which argo-helm#1114 and cilium#18115 had "nil pointer evaluating interface": a part set to null, or an
+# upgrade with --reuse-values to a release that has more parts.
+MISSING = [
+    *(
+        (part,)
+        for part in ("image", "runtimeImage", "watch", "crds", "userRoles", "servingRuntime", "metrics")
+    ),
+    ("image", "repository"),
+    ("runtimeImage", "repository"),
+    ("watch", "namespaces"),
+    ("crds", "install"),
+    ("userRoles", "create"),
+    ("servingRuntime", "create"),
+    ("servingRuntime", "name"),
+    ("metrics", "service"),
+    ("metrics", "service", "enabled"),
+]
+WRONG += [
+    (reduce(lambda value, key: {key: value}, reversed(path), None), f"missing property '{path[-1]}'")
+    for path in MISSING
 ]
 
 

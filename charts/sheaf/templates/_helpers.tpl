@@ -6,7 +6,7 @@
 {{/* Never changed once released: a Deployment's selector cannot be. */}}
 {{- define "sheaf.selectorLabels" -}}
 app.kubernetes.io/name: sheaf-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "sheaf.labels" -}}

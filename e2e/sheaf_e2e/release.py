@@ -68,10 +68,10 @@ def helm(cluster: Cluster) -> Helm:
     return Helm(cluster.kubeconfig, OPERATOR_NAMESPACE)
 
 
-def install_operator(cluster: Cluster, timeout: float = 120) -> None:
+def install_operator(cluster: Cluster, timeout: float = 120, **values: Any) -> None:
     """Install the Helm chart as a user would (or upgrade), and wait until the operator's pod is Ready."""
     namespace = yaml.safe_load((CHECKOUT / "manifests" / "namespace.yaml").read_text())
     cluster.api.apply(namespace)  # with the restricted Pod Security Standard
     with helm(cluster) as release:
-        release.deploy()
+        release.deploy(values)
     cluster.wait_deployment(OPERATOR, OPERATOR_NAMESPACE, timeout)

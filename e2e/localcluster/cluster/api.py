@@ -9,6 +9,7 @@ import json
 import ssl
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -61,10 +62,13 @@ class Api:
         return response
 
     def healthy(self) -> bool:
-        try:
-            return self._http.get("/readyz", timeout=2).status_code == 200
-        except httpx.HTTPError:
-            return False
+        with warnings.catch_warnings():
+            # A handshake that takes too long is given up, and its socket left to the garbage collector.
+            warnings.simplefilter("ignore", ResourceWarning)
+            try:
+                return self._http.get("/readyz", timeout=2).status_code == 200
+            except httpx.HTTPError:
+                return False
 
     def path(self, api_version: str, kind: str, namespace: str | None = None, name: str | None = None) -> str:
         """The URL path of an object, or of a collection where ``name`` is left out."""

@@ -76,7 +76,7 @@ def test_the_sample_answers_and_drains(
         assert "Paris" in answer.json()["choices"][0]["message"]["content"], answer.text
 
         # A pod that is deleted while it answers finishes the answer.
-        text = {"model": NAME, "prompt": "Once upon a time", "max_tokens": 300, "temperature": 0}
+        text = {"model": NAME, "prompt": "Once upon a time", "max_tokens": 150, "temperature": 0}
         with client.stream(
             "POST", "/v1/completions", json={**text, "stream": True, "ignore_eos": True}
         ) as stream:

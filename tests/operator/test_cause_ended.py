@@ -182,3 +182,27 @@ def test_a_row_of_ends_began_with_the_first_whatever_became_of_the_last() -> Non
     alone = found(waits, ends("p1", **EVICTED))  # chance: a node may be on its way
     assert alone is not None
     assert alone.since == after(3589)
+
+
+def _told(given: Any, *pods: Json, replicas: int) -> dict[str, tuple[str, str]]:
+    observed = k.settled(given, replicas=replicas, pods=pods)
+    listed = conditions(Situation(given, observed, OURS, after(3600)))
+    return {c["type"]: (c["status"], c["reason"]) for c in listed}
+
+
+def test_who_wants_no_pods_is_not_told_why_there_are_none() -> None:
+    """kubernetes#91672: failed pods stay where they are, also when their Deployment is scaled to zero."""
+    given = k.spec(replicas=0, autoscaling={"mode": "Disabled"})
+    told = _told(given, ends("p1", **EVICTED), ends("p2", **EVICTED), replicas=0)
+    assert told["Ready"] == ("False", "ScaledToZero")
+    assert told["Stalled"] == ("False", "Healthy")
+    assert told["Reconciling"] == ("False", "UpToDate")
+
+
+def test_an_end_is_history_once_all_replicas_serve() -> None:
+    """The third replica was evicted, and then two were enough: nothing keeps a further one from serving."""
+    evicted = ends("p3", **EVICTED)
+    evicted["metadata"]["creationTimestamp"] = "2026-01-01T00:58:00Z"
+    serving = [k.pod(name, OURS, ready=True) for name in ("p1", "p2")]
+    assert found(*serving, evicted, deployment=k.deployment(3)).reason == "Evicted"
+    assert found(*serving, evicted, deployment=k.deployment(2)) is None

@@ -32,6 +32,10 @@ def cause(observed: Observed, revision: str | None, resource: str, now: datetime
     pods = newest_first(p for p in observed.pods if revision_of(p) == revision)
     pods = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     live = [pod for pod in pods if not is_terminating(pod)]
+    if observed.replicas is not None and sum(map(is_ready, live)) >= observed.replicas:
+        # What others have ended with is history, and nobody wants a further one.
+        waits = None if live else of_terminating(list(observed.pods), now)
+        return kserve.of_kserve(observed, revision, now) or waits
     found = (of_pod(pod, resource, now, observed.events) for pod in live)
     stuck = _held_up(next((problem for problem in found if problem), None), observed, now)
     ended = of_ended(pods, now)

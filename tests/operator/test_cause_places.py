@@ -28,6 +28,15 @@ def test_what_matters_in_a_long_message_is_found_and_shown_first() -> None:
     assert problem.lacks == (Lack("Resource", GPU),)
 
 
+def test_what_preemption_and_claims_would_do_is_left_out() -> None:
+    """As Kubernetes says it now that devices may be claims."""
+    clauses = "1 node(s) had untolerated taint(s), 2 Insufficient cpu"
+    tail = ". no new claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful."
+    problem = found(k.unschedulable(f"0/3 nodes are available: {clauses}{tail}", OURS))
+    assert problem is not None
+    assert problem.said.endswith(": 2 Insufficient cpu, 1 node(s) had untolerated taint(s)")
+
+
 @pytest.mark.parametrize(
     ("seconds", "stalled", "reconciling"),
     [(4, "False", "True"), (599, "False", "True"), (1800, "True", "False")],
@@ -53,6 +62,16 @@ SCHEDULING = {
         (),
     ),
     "zone": ("0/2 nodes are available: 2 node(s) had volume node affinity conflict.", "VolumeElsewhere", ()),
+    "zone, in newer words": (
+        "0/2 nodes are available: 2 node(s) didn't match PersistentVolume's node affinity.",
+        "VolumeElsewhere",
+        (),
+    ),
+    "a volume that is not made in time": (
+        'running PreBind plugin "VolumeBinding": binding volumes: context deadline exceeded',
+        "VolumeNotBound",
+        (),
+    ),
     "zone and card": (
         f"0/2 nodes are available: 1 Insufficient {GPU}, 1 node(s) had volume node affinity conflict.",
         "InsufficientGPU",

@@ -13,7 +13,10 @@ from sheaf_operator.problems.problem import Lack, Problem, clip
 UNSEEN = 60.0  # seconds in which a scheduler that runs has looked at a new pod
 _INSUFFICIENT = re.compile(r"Insufficient ([\w.\-/]*\w)")
 _COUNTED = re.compile(r", (?=\d+ )")  # between the scheduler's clauses; taints may hold commas of their own
-_PREEMPTION = re.compile(r"\.? preemption: .*", re.DOTALL)
+# What other means would do, after the clauses: claims of devices, preemption.
+_PREEMPTION = re.compile(
+    r"\.? ((no new claims to deallocate|still not schedulable),? )?preemption: .*", re.DOTALL
+)
 _VOLUMES = rules(
     ("VolumeNotFound", r'persistentvolumeclaim "[^"]*" not found'),
     ("VolumeInUse", r"ReadWriteOncePod access mode"),
@@ -21,10 +24,16 @@ _VOLUMES = rules(
         "VolumeNotBound",
         r"unbound immediate PersistentVolumeClaims|non-existent (persistentvolume|pv)\b"
         r"|find available persistent volumes to bind|persistentvolumeclaim .* is being deleted"
-        r"|did not have enough free storage|storageclass.* not found",
+        r"|did not have enough free storage|storageclass.* not found|PreBind plugin \"VolumeBinding\"",
     ),
 )
-_ELSEWHERE = rules(("VolumeElsewhere", r"volume node affinity conflict|no available volume zone"))
+_ELSEWHERE = rules(
+    (
+        "VolumeElsewhere",
+        # The first is how Kubernetes says it now, the second how it did before.
+        r"match PersistentVolume's node affinity|volume node affinity conflict|no available volume zone",
+    )
+)
 
 
 def of_scheduling(pod: Json, resource: str, now: datetime, events: Sequence[Json]) -> Problem | None:

@@ -11,6 +11,7 @@ import sys
 # as text, so that a machine with only the operator installed can still run the operator's subcommands.
 COMMANDS = {
     "serve": ("sheaf_runtime.server.launch:main", "serve a model behind an OpenAI-compatible API"),
+    "chat": ("sheaf_runtime.chat.command:main", "talk to an OpenAI-compatible endpoint"),
     "bench": ("sheaf_runtime.bench.command:main", "put load on an endpoint: sheaf bench serve"),
     "status": ("sheaf_operator.console.command:main", "show an LLMDeployment of a cluster, live"),
 }

@@ -14,6 +14,7 @@ from sheaf_runtime.server.vllm_flags import ABSENT
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "flags.md"
 COMMANDS = {
     "sheaf serve MODEL": "sheaf_runtime.server.options:parser",
+    "sheaf chat": "sheaf_runtime.chat.options:parser",
     "sheaf bench serve": "sheaf_runtime.bench.options:parser",
 }
 
@@ -21,6 +22,7 @@ ENVIRONMENT = {
     "SHEAF_API_KEY": "`chat`, `bench serve`: the key of the endpoint, before `OPENAI_API_KEY`",
     "HTTP_PROXY": "`chat`, `bench serve`: with `HTTPS_PROXY`, `NO_PROXY`; never for this machine",
     "SSL_CERT_FILE": "`chat`, `bench serve`: certificate authorities to trust",
+    "NO_COLOR": "`chat`: no dim text",
     "OMP_NUM_THREADS": "`serve`: compute threads on CPU (default: the cores)",
     "CUDA_VISIBLE_DEVICES": "`serve`: which card, as everywhere",
     "TRITON_CACHE_DIR": "`serve`: compiled kernels (default: `~/.triton/cache`), writable on a GPU",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import aiohttp
@@ -56,7 +57,8 @@ def unreachable(error: BaseException, url: str) -> EndpointError:
             return EndpointError(f"{url} does not speak TLS; write http://")
         return EndpointError(f"{url}: {one_line(str(error))}; SSL_CERT_FILE names further authorities")
     if isinstance(error, aiohttp.ClientConnectorError):
-        why = getattr(error.os_error, "strerror", None) or one_line(str(error))
+        errno = error.os_error.errno
+        why = os.strerror(errno) if errno and errno > 0 else one_line(str(error.os_error))
         return EndpointError(f"no server answers at {url}: {why}; is it running, is --base-url right?")
     if isinstance(error, TimeoutError):
         return EndpointError(f"{url} took too long")

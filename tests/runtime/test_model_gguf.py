@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import gguf
+import httpx
 import numpy as np
 import pytest
 import torch
 from gguf.quants import dequantize as ggml_dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import serving
+from serving import serving, wait_for
 from sheaf_runtime import LLM, SamplingParams
+from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.gguf.errors import GGUFError
-from sheaf_runtime.gguf.folder import find_gguf, model_folder, write_folder
+from sheaf_runtime.gguf.folder import find_gguf, open_folder
 from sheaf_runtime.gguf.reader import BLOCKS, GGUFFile
 from sheaf_runtime.gguf.tokenizer import _PRE
+from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.gguf_quants import dequantize
 from sheaf_runtime.text.tokenizer import Tokenizer
+from sheaf_runtime.worker.loading import load_model
 from tiny_families import write_tiny
 from tiny_gguf import write_gguf
 
@@ -98,8 +104,7 @@ def test_quantized_models_are_what_transformers_makes_of_them(kind: str, tmp_pat
 def test_llama_3s_stretching_is_a_tensor(tmp_path: Path) -> None:
     folder = write_tiny(tmp_path / "hf", "llama", tokenizer=True, rope_parameters=None, **WIDE)
     path = write_gguf(folder, tmp_path / "model.gguf")
-    with model_folder(str(path)) as unpacked:
-        config = json.loads((Path(unpacked) / "config.json").read_text())
+    config = json.loads((open_folder(path) / "config.json").read_text())
     factors = [1.0 + i for i in range(16)]
     config["rope_parameters"] = {
         "rope_type": "longrope",
@@ -127,17 +132,58 @@ def test_the_header_becomes_a_folder(tmp_path: Path) -> None:
     path = write_gguf(folder, tmp_path / "model.gguf")
     assert find_gguf(path) == find_gguf(tmp_path) == path
     assert find_gguf(folder) is None
-    with model_folder(str(tmp_path)) as unpacked:
-        files = {p.name: p for p in Path(unpacked).iterdir()}
-        config = json.loads(files["config.json"].read_text())
-        assert config["rms_norm_eps"] == 1e-5  # not the float32 that is stored
-        # The file's end token, and the control tokens that end a turn whatever the file says.
-        assert json.loads(files["generation_config.json"].read_text())["eos_token_id"] == [2, 0]
-        assert json.loads(files["tokenizer_config.json"].read_text())["eos_token"] == "<|im_end|>"
-        ours, theirs = Tokenizer.from_folder(unpacked), Tokenizer.from_folder(folder)
-        for text in ("A sheaf of pages, 1995.", "<|im_start|>user\n naïve 🙂<|im_end|>"):
-            assert ours.encode(text) == theirs.encode(text)
-    assert not Path(unpacked).exists()
+    unpacked = open_folder(str(tmp_path))
+    files = {p.name: p for p in unpacked.iterdir()}
+    config = json.loads(files["config.json"].read_text())
+    assert config["rms_norm_eps"] == 1e-5  # not the float32 that is stored
+    # The file's end token, and the control tokens that end a turn whatever the file says.
+    assert json.loads(files["generation_config.json"].read_text())["eos_token_id"] == [2, 0]
+    assert json.loads(files["tokenizer_config.json"].read_text())["eos_token"] == "<|im_end|>"
+    ours, theirs = Tokenizer.from_folder(unpacked), Tokenizer.from_folder(folder)
+    for text in ("A sheaf of pages, 1995.", "<|im_start|>user\n naïve 🙂<|im_end|>"):
+        assert ours.encode(text) == theirs.encode(text)
+
+
+def test_the_folder_of_a_header_is_one_like_any_other(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path / "hf", "llama", tokenizer=True, **WIDE)
+    path = write_gguf(folder, tmp_path / "model.gguf")
+    unpacked = open_folder(path)
+    missing = unpacked / "1_Pooling" / "config.json"
+    assert isinstance(unpacked, Traversable)
+    assert (unpacked.is_dir(), unpacked.is_file(), missing.is_dir(), missing.is_file()) == (
+        True,
+        *[False] * 3,
+    )
+    assert (missing.name, str(missing)) == ("config.json", f"{path}/1_Pooling/config.json")
+    for read in (missing.read_text, missing.read_bytes, missing.open, (unpacked / "x").open):
+        with pytest.raises(FileNotFoundError, match=str(path)):
+            read()
+    config = unpacked / "config.json"
+    assert config.open("rb").read() == config.read_bytes() == config.open().read().encode()
+    assert list(config.iterdir()) == []
+    assert unpacked.joinpath("a", "b") == unpacked / "a/b" != unpacked
+    assert open_folder(path) is unpacked
+    write_gguf(folder, path, **{"llama.context_length_extra": 1})
+    assert open_folder(path) is not unpacked, "the file has changed"
+    with pytest.raises(UnsupportedModelError, match="leave out --model-impl transformers"):
+        load_model(EngineConfig(model=str(path), model_impl="transformers"))
+
+
+def test_a_killed_server_of_a_gguf_file_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny(tmp_path / "hf", "llama", tokenizer=True, **WIDE)
+    path = write_gguf(folder, tmp_path / "model.gguf")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    with serving(path, tmp_path) as server:
+        server.wait_ready()
+        core = server.core_pid()
+        assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}).status_code == 200
+        server.terminate(signal.SIGKILL)
+        server.wait_exit()
+        wait_for(lambda: not Path(f"/proc/{core}").exists(), "the core to end")
+        assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
@@ -196,8 +242,7 @@ def test_a_sentencepiece_vocabulary(tmp_path: Path) -> None:
 
         patch.setattr("tiny_gguf._add_tokenizer", add)
         path = write_gguf(folder, tmp_path / "model.gguf")
-    with model_folder(str(path)) as unpacked:
-        tokenizer = Tokenizer.from_folder(unpacked)
+    tokenizer = Tokenizer.from_folder(open_folder(path))
     names = [tokenizer.token(i) for i in tokenizer.encode("hello world é")]
     assert names == ["<s>", "▁hello", "▁w", "orld", "▁", "<0xC3>", "<0xA9>"]
     assert tokenizer.decode(tokenizer.encode("hello world é")) == "hello world é"
@@ -214,8 +259,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
     ):
         path = write_gguf(folder, tmp_path / f"{number}.gguf", **metadata)
         with pytest.raises(GGUFError, match=message):
-            write_folder(path, tmp_path / "out")
-        (tmp_path / "out").mkdir(exist_ok=True)
+            open_folder(path)
     with pytest.raises(GGUFError, match=r"has 3 GGUF files; name one of them, as .*0\.gguf"):
         find_gguf(tmp_path)
     (tmp_path / "empty.gguf").write_bytes(b"")

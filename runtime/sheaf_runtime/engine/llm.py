@@ -8,7 +8,6 @@ import sys
 import time
 from array import array
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from sheaf_runtime.config import EngineConfig, check_config
 from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.scheduler import Output
-from sheaf_runtime.gguf.folder import model_folder
+from sheaf_runtime.gguf.folder import open_folder
 from sheaf_runtime.protocol.messages import AddRequest, EngineStats, FinishReason, Rejected, TokenLogprobs
 from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
@@ -57,10 +56,9 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         options.setdefault("max_num_queued", sys.maxsize)  # nobody else is waiting for an answer
-        self._folder = ExitStack()
-        config = EngineConfig(model=self._folder.enter_context(model_folder(str(model))), **options)
+        config = EngineConfig(model=str(model), **options)
         check_config(config)
-        self.tokenizer = Tokenizer.from_folder(config.model)
+        self.tokenizer = Tokenizer.from_folder(open_folder(config.model))
         self._executor = LocalExecutor(config)
         self._executor.warm_up()
         self._core = EngineCore(self._executor, config)
@@ -187,7 +185,6 @@ class LLM:
     def close(self) -> None:
         self._core.structured.compiler.close()
         self._executor.close()
-        self._folder.close()
 
     def __enter__(self) -> LLM:
         return self

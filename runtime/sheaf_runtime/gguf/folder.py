@@ -1,17 +1,19 @@
-"""A GGUF file as the Hugging Face folder that everything else reads: its header as JSON files, and a link to
-the file itself, where the weights stay."""
+"""A GGUF file as the Hugging Face folder that everything else reads: its header as JSON files, in memory, so
+that nothing is written and nothing can stay behind. The weights stay where they are."""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import IO, Any
 
 from sheaf_runtime.gguf.errors import MAGIC, GGUFError
-
-WEIGHTS = "model.gguf"
 
 
 def find_gguf(model: str | Path) -> Path | None:
@@ -31,23 +33,66 @@ def find_gguf(model: str | Path) -> Path | None:
     return found[0] if found else None
 
 
-@contextmanager
-def model_folder(model: str) -> Iterator[str]:
-    """``model`` itself if it is no GGUF file, else a folder that lasts as long as it is needed.
-
-    Raises ``GGUFError``.
-    """
+def open_folder(model: str | Path) -> Path | HeaderFolder:
+    """``model`` itself if it is no GGUF file. Raises ``GGUFError``."""
     path = find_gguf(model)
     if path is None:
-        yield model
-        return
-    with tempfile.TemporaryDirectory(prefix="sheaf-gguf-") as folder:
-        write_folder(path, Path(folder))
-        yield folder
+        return Path(model)
+    about = path.stat()
+    return _read(path, about.st_mtime_ns, about.st_size)
 
 
-def write_folder(path: Path, folder: Path) -> None:
-    """Raises ``GGUFError``."""
+class HeaderFolder(Traversable):
+    """The folder, or, with a name ``inside`` of it, one of its files. ``path`` is the GGUF file."""
+
+    def __init__(self, path: Path, files: Mapping[str, str], inside: str = "") -> None:
+        self.path = path
+        self._files = files
+        self._inside = inside
+
+    def __str__(self) -> str:
+        return f"{self.path}/{self._inside}" if self._inside else str(self.path)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HeaderFolder) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    @property
+    def name(self) -> str:
+        return self._inside.rpartition("/")[2] or self.path.name
+
+    def joinpath(self, *names: str | os.PathLike[str]) -> HeaderFolder:
+        inside = "/".join(filter(None, [self._inside, *map(str, names)]))
+        return HeaderFolder(self.path, self._files, inside)
+
+    def __truediv__(self, name: str | os.PathLike[str]) -> HeaderFolder:
+        return self.joinpath(name)
+
+    def is_dir(self) -> bool:
+        return not self._inside
+
+    def is_file(self) -> bool:
+        return self._inside in self._files
+
+    def iterdir(self) -> Iterator[HeaderFolder]:
+        yield from (self / name for name in self._files if self.is_dir())
+
+    def read_bytes(self) -> bytes:
+        if not self.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+        return self._files[self._inside].encode()
+
+    def read_text(self, encoding: str | None = None) -> str:
+        return self.read_bytes().decode()
+
+    def open(self, mode: str = "r", *args: Any, **options: Any) -> IO[Any]:
+        return io.BytesIO(self.read_bytes()) if "b" in mode else io.StringIO(self.read_text())
+
+
+@lru_cache(maxsize=1)  # in each process several read it, one after the other
+def _read(path: Path, _modified: int, _size: int) -> HeaderFolder:
     # Only here: they need numpy, which the API process of any other model goes without.
     from sheaf_runtime.gguf.config import generation_config, model_config
     from sheaf_runtime.gguf.reader import GGUFFile
@@ -57,11 +102,10 @@ def write_folder(path: Path, folder: Path) -> None:
     if "token_embd.weight" not in file.tensors:
         raise GGUFError(f"{path} has no token_embd.weight: it is no language model")
     tokenizer, tokenizer_config = tokenizer_files(file)
-    (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
-    for name, content in (
-        ("config.json", model_config(file)),
-        ("generation_config.json", generation_config(file)),
-        ("tokenizer_config.json", tokenizer_config),
-    ):
-        (folder / name).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
-    (folder / WEIGHTS).symlink_to(path.resolve())
+    contents = {
+        "config.json": model_config(file),
+        "generation_config.json": generation_config(file),
+        "tokenizer_config.json": tokenizer_config,
+    }
+    files = {name: json.dumps(content, ensure_ascii=False) for name, content in contents.items()}
+    return HeaderFolder(path, files | {"tokenizer.json": tokenizer})

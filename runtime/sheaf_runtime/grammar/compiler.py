@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from sheaf_runtime.gguf.folder import open_folder
 from sheaf_runtime.grammar.errors import GrammarError
 from sheaf_runtime.grammar.recipe import Recipe
 from sheaf_runtime.grammar.rehearsal import Verdict
@@ -61,7 +62,7 @@ class Compiler:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary(Tokenizer.from_folder(self._folder), self._size, self._eos)
+        return Vocabulary(Tokenizer.from_folder(open_folder(self._folder)), self._size, self._eos)
 
     def compile(self, grammar: Grammar) -> Future[Any]:
         """xgrammar's compiled grammar, or ``GrammarError``."""

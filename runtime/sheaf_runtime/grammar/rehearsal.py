@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from sheaf_runtime.gguf.folder import open_folder
 from sheaf_runtime.grammar.errors import GrammarError
 from sheaf_runtime.grammar.matcher import Matcher
 from sheaf_runtime.grammar.recipe import recipe_of, words
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
     folder, size, *eos = argv
     decode = msgspec.msgpack.Decoder(Grammar).decode
     try:
-        vocabulary = Vocabulary(Tokenizer.from_folder(folder), int(size), tuple(map(int, eos)))
+        vocabulary = Vocabulary(Tokenizer.from_folder(open_folder(folder)), int(size), tuple(map(int, eos)))
         vocabulary.compiler(Grammar(kind="json_object"))
         broken = None
     except GrammarError as error:

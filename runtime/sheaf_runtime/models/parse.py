@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from sheaf_runtime.models.architectures import ARCHITECTURES, Architecture
@@ -53,7 +53,7 @@ FAMILY_KEYS = frozenset(
 )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Traversable) -> dict[str, Any]:
     """``config.json``. Raises ``UnsupportedModelError`` if there is none that can be read."""
     raw = read_json(folder / "config.json")
     if raw is None:
@@ -67,7 +67,7 @@ def is_native(raw: Mapping[str, Any]) -> bool:
     return isinstance(names, list) and any(name in ARCHITECTURES for name in names)
 
 
-def load_model_config(folder: Path, raw: Mapping[str, Any]) -> ModelConfig:
+def load_model_config(folder: Traversable, raw: Mapping[str, Any]) -> ModelConfig:
     """The folder's ``config.json``, and the end ids of ``generation_config.json``.
 
     Raises:
@@ -355,7 +355,7 @@ def _optional(raw: Mapping[str, Any], name: str) -> float | None:
     return None if raw.get(name) is None else _number(raw, name)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Traversable) -> dict[str, Any] | None:
     """A JSON object; None if there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import orjson
@@ -29,7 +29,7 @@ SCORES = "ForSequenceClassification"
 
 
 def read_pooling(
-    folder: Path, raw: Mapping[str, Any], runner: Runner, convert: Convert, pooler: PoolerConfig | None
+    folder: Traversable, raw: Mapping[str, Any], runner: Runner, convert: Convert, pooler: PoolerConfig | None
 ) -> PoolingSpec | None:
     """``raw`` is ``config.json``. None: the model generates. Raises ``PoolingError``."""
     try:
@@ -68,7 +68,7 @@ def causal_architectures(names: Any) -> list[Any]:
 
 
 def _task(
-    raw: Mapping[str, Any], modules: Mapping[str, Path], runner: Runner, convert: Convert
+    raw: Mapping[str, Any], modules: Mapping[str, Traversable], runner: Runner, convert: Convert
 ) -> Convert | None:
     if runner == "generate":
         if convert not in ("auto", "none"):
@@ -83,7 +83,7 @@ def _task(
     return "embed" if runner == "pooling" or "Pooling" in modules or headless else None
 
 
-def _modules(folder: Path) -> dict[str, Path]:
+def _modules(folder: Traversable) -> dict[str, Traversable]:
     """Kind of module to its folder; kinds are the last part of the class's name, which has moved often."""
     path = folder / "modules.json"
     try:
@@ -98,7 +98,7 @@ def _modules(folder: Path) -> dict[str, Path]:
         raise PoolingError(f"{path} must list modules with a type and a path") from error
 
 
-def _common(folder: Path, raw: Mapping[str, Any], modules: Mapping[str, Path]) -> PoolingSpec:
+def _common(folder: Traversable, raw: Mapping[str, Any], modules: Mapping[str, Traversable]) -> PoolingSpec:
     unknown = modules.keys() - {"Transformer", "Pooling", "Normalize", "LogitScore"}
     if unknown:
         raise PoolingError(f"modules.json: the module {min(unknown)} is not supported")
@@ -121,7 +121,7 @@ def _common(folder: Path, raw: Mapping[str, Any], modules: Mapping[str, Path]) -
     )
 
 
-def _embedding(folder: Path, spec: PoolingSpec, modules: Mapping[str, Path]) -> PoolingSpec:
+def _embedding(folder: Traversable, spec: PoolingSpec, modules: Mapping[str, Traversable]) -> PoolingSpec:
     if "Pooling" not in modules:
         return spec
     config = read_json(modules["Pooling"] / "config.json")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from sheaf_runtime.pooling.spec import Activation, PoolingError, ScoreHead
@@ -12,7 +12,7 @@ from sheaf_runtime.text.tokenizer import Tokenizer, read_json
 ACTIVATIONS: Mapping[str, Activation] = {"Sigmoid": "sigmoid", "Identity": "identity"}
 
 
-def score_head(folder: Path, raw: Mapping[str, Any], logit_score: Path | None) -> ScoreHead:
+def score_head(folder: Traversable, raw: Mapping[str, Any], logit_score: Traversable | None) -> ScoreHead:
     """``logit_score`` is the folder of sentence-transformers' module, if any. Raises ``PoolingError``."""
     activation = _activation(folder, raw)
     if logit_score is not None:
@@ -31,7 +31,9 @@ def score_head(folder: Path, raw: Mapping[str, Any], logit_score: Path | None) -
     return ScoreHead(activation=activation)
 
 
-def _from_tokens(folder: Path, raw: Mapping[str, Any], tokens: Any, activation: Activation) -> ScoreHead:
+def _from_tokens(
+    folder: Traversable, raw: Mapping[str, Any], tokens: Any, activation: Activation
+) -> ScoreHead:
     """vLLM's ``classifier_from_token``: [false, true] or, without post-processing, [true]."""
     named = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
     if not named or not 1 <= len(tokens) <= 2:
@@ -44,7 +46,7 @@ def _from_tokens(folder: Path, raw: Mapping[str, Any], tokens: Any, activation: 
     return ScoreHead(ids[-1][0], ids[0][0] if len(ids) == 2 else None, activation)
 
 
-def _activation(folder: Path, raw: Mapping[str, Any]) -> Activation:
+def _activation(folder: Traversable, raw: Mapping[str, Any]) -> Activation:
     """sentence-transformers' ``activation_fn``, in each of the places where it has been."""
     about = read_json(folder / "config_sentence_transformers.json").get("activation_fn")
     inside = raw.get("sentence_transformers")

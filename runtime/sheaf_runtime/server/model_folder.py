@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.gguf.errors import GGUFError
-from sheaf_runtime.gguf.folder import find_gguf
+from sheaf_runtime.gguf.folder import find_gguf, open_folder
 from sheaf_runtime.parsers import guess_tool_parser
 from sheaf_runtime.pooling.folder import read_pooling
 from sheaf_runtime.pooling.spec import PoolingError, PoolingSpec
@@ -33,7 +34,7 @@ class SamplingDefaults:
     repetition_penalty: float = 1.0
 
     @classmethod
-    def from_folder(cls, folder: Path) -> SamplingDefaults:
+    def from_folder(cls, folder: Traversable) -> SamplingDefaults:
         """Raises ``ModelFolderError`` for values that no request could be sampled with."""
         path = folder / "generation_config.json"
         config = read_json(path)
@@ -81,8 +82,8 @@ def load_folder(path: str, chat_template: str | None, engine: EngineConfig | Non
 
     Raises ``ModelFolderError``.
     """
-    folder = Path(path)
     try:
+        folder = open_folder(path)
         tokenizer = Tokenizer.from_folder(folder)
         _ = tokenizer.byte_ids, tokenizer.longest_token  # computed here, not at the first request
         template: Any
@@ -95,7 +96,7 @@ def load_folder(path: str, chat_template: str | None, engine: EngineConfig | Non
             raw = read_json(folder / "config.json") | engine.hf_overrides
             pooling = read_pooling(folder, raw, engine.runner, engine.convert, engine.pooler_config)
         return ModelFolder(tokenizer, template, SamplingDefaults.from_folder(folder), pooling)
-    except (TokenizerError, ChatTemplateError, PoolingError) as error:
+    except (TokenizerError, ChatTemplateError, PoolingError, GGUFError) as error:
         raise ModelFolderError(str(error)) from error
     except OSError as error:
         raise ModelFolderError(f"{error.filename or path}: {error.strerror}") from error

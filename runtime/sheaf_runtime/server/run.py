@@ -17,8 +17,6 @@ import msgspec
 import zmq
 
 from sheaf_runtime.config import EngineConfig, ServerConfig
-from sheaf_runtime.gguf.errors import GGUFError
-from sheaf_runtime.gguf.folder import model_folder
 from sheaf_runtime.hub.errors import HubError
 from sheaf_runtime.hub.name import Order
 from sheaf_runtime.protocol.messages import EngineReady
@@ -88,16 +86,16 @@ class Server:
         scheme = "https" if self._config.ssl_certfile else "http"
         model = self._service.root
         logger.info("listening on %s://%s:%d, loading %s", scheme, host, port, model)
-        with contextlib.ExitStack() as stack:
-            if await self._obtain(stack):
-                await self._start_core(stack.enter_context(zmq.Context()))
+        if await self._obtain():
+            with zmq.Context() as context:
+                await self._start_core(context)
                 tasks = [asyncio.create_task(self._watch_core()), asyncio.create_task(self._load_folder())]
                 await self._stop.wait()
                 await self._finish()
                 await _cancel(*tasks)
                 await self._stop_core()
-            else:
-                await self._finish()
+        else:
+            await self._finish()
         failure = self._service.lifecycle.failure
         logger.info("exit status %d%s", self._exit_status, f": {failure}" if failure else "")
         self._service.tokenizing.shutdown(wait=False, cancel_futures=True)
@@ -105,22 +103,20 @@ class Server:
 
     # --- start ----------------------------------------------------------------------------------------
 
-    async def _obtain(self, stack: contextlib.ExitStack) -> bool:
-        """Whether the model's folder is here: from the hub, and made of a GGUF file's header. False if it is
-        not to be had, or a signal came first."""
+    async def _obtain(self) -> bool:
+        """Whether the model is here. False if the hub has none that can be served, or a signal came first."""
         engine = self._service.engine_config
         try:
             model = engine.model if self._order is None else await self._download(self._order)
             if model is None:
                 return False
             check_folder(model)
-            folder = await asyncio.to_thread(stack.enter_context, model_folder(model))
-        except (HubError, GGUFError, ModelFolderError) as error:
+        except (HubError, ModelFolderError) as error:
             self._on_failure(str(error))
             self._exit_status = CONFIGURATION_ERROR
             return False
-        self._service.engine_config = msgspec.structs.replace(engine, model=folder)
-        return not self._stop.is_set()
+        self._service.engine_config = msgspec.structs.replace(engine, model=model)
+        return True
 
     async def _download(self, order: Order) -> str | None:
         """None if a signal came first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any
 
 import jinja2
@@ -53,12 +53,12 @@ class ChatTemplate:
         self.source = source if for_tools is None else source + for_tools
 
     @classmethod
-    def from_folder(cls, folder: str | Path, special_tokens: Mapping[str, Any]) -> ChatTemplate | None:
+    def from_folder(cls, folder: Traversable, special_tokens: Mapping[str, Any]) -> ChatTemplate | None:
         """The model's own template (``chat_template.jinja``, else in ``tokenizer_config.json``), or None."""
-        path = Path(folder) / "chat_template.jinja"
+        path = folder / "chat_template.jinja"
         if path.is_file():
             return cls(read_text(path), special_tokens)
-        source = read_json(Path(folder) / "tokenizer_config.json").get("chat_template")
+        source = read_json(folder / "tokenizer_config.json").get("chat_template")
         for_tools = None
         if isinstance(source, list):  # several, by name
             named = {entry["name"]: entry["template"] for entry in source}

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
@@ -65,19 +65,19 @@ class Tokenizer:
         self._has_metaspace = "\u2581" in blanks or '"Metaspace"' in blanks
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Tokenizer:
+    def from_folder(cls, folder: Traversable) -> Tokenizer:
         """Raises ``TokenizerError`` when ``tokenizer.json`` is missing or unreadable."""
-        path = Path(folder) / "tokenizer.json"
+        path = folder / "tokenizer.json"
         if not path.is_file():
             raise TokenizerError(
                 f"{path} does not exist; a model folder needs a fast tokenizer: convert it with "
                 "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
         try:
-            rust = RustTokenizer.from_file(str(path))
+            rust = RustTokenizer.from_buffer(path.read_bytes())
         except Exception as error:  # the Rust library raises plain Exception
             raise TokenizerError(f"{path} cannot be read: {error}") from error
-        return cls(rust, _named_special_tokens(Path(folder)))
+        return cls(rust, _named_special_tokens(folder))
 
     @property
     def vocab_size(self) -> int:
@@ -145,7 +145,7 @@ class Tokenizer:
         return self._rust.id_to_token(id_)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Traversable) -> str:
     """A text file in UTF-8, with or without a byte order mark. Raises ``TokenizerError`` or ``OSError``."""
     try:
         return path.read_text("utf-8-sig")
@@ -153,7 +153,7 @@ def read_text(path: Path) -> str:
         raise TokenizerError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Traversable) -> dict[str, Any]:
     """A JSON object, or ``{}`` where there is no such file. Raises ``TokenizerError`` on broken JSON."""
     try:
         value = json.loads(read_text(path))
@@ -168,7 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _named_special_tokens(folder: Path) -> dict[str, Any]:
+def _named_special_tokens(folder: Traversable) -> dict[str, Any]:
     """The tokens that ``tokenizer_config.json`` names (older folders: ``special_tokens_map.json``)."""
     merged = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
     named: dict[str, Any] = {}

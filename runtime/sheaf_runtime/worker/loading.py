@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib.resources.abc import Traversable
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
-from sheaf_runtime.gguf.folder import WEIGHTS
+from sheaf_runtime.gguf.folder import HeaderFolder, open_folder
 from sheaf_runtime.models.checkpoint import Checkpoint, SafetensorsFolder
 from sheaf_runtime.models.config import DecoderConfig
 from sheaf_runtime.models.decoder import Decoder
@@ -77,7 +78,7 @@ class LoadedModel:
 
 def load_model(config: EngineConfig) -> LoadedModel:
     """Raises ``UnsupportedModelError`` (a ``ValueError``) with what to change."""
-    folder = Path(config.model)
+    folder = open_folder(config.model)
     if not folder.is_dir():
         raise UnsupportedModelError(
             f"{config.model} is not a folder; MODEL must be one with config.json and weights"
@@ -108,7 +109,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
 
 
 def _load_native(
-    folder: Path,
+    folder: Path | HeaderFolder,
     raw: dict[str, Any],
     config: EngineConfig,
     device: torch.device,
@@ -143,7 +144,7 @@ def _load_native(
     )
 
 
-def _tokenizers_end(folder: Path) -> list[int]:
+def _tokenizers_end(folder: Traversable) -> list[int]:
     """The end token that the tokenizer names: chat models end their turns with it, and often nobody else says
     so. Nothing where there is no tokenizer, which is the API process's trouble."""
     try:
@@ -155,19 +156,23 @@ def _tokenizers_end(folder: Path) -> list[int]:
     return ids if len(ids) == 1 else []
 
 
-def _open_checkpoint(folder: Path, head_dim: int) -> Checkpoint:
-    if (folder / WEIGHTS).exists():
-        return GGUFCheckpoint(folder / WEIGHTS, head_dim)
+def _open_checkpoint(folder: Path | HeaderFolder, head_dim: int) -> Checkpoint:
+    if isinstance(folder, HeaderFolder):
+        return GGUFCheckpoint(folder.path, head_dim)
     return SafetensorsFolder(folder)
 
 
 def _load_transformers(
-    folder: Path,
+    folder: Path | HeaderFolder,
     raw: dict[str, Any],
     config: EngineConfig,
     device: torch.device,
     pooling: PoolingSpec | None,
 ) -> LoadedModel:
+    if isinstance(folder, HeaderFolder):
+        raise UnsupportedModelError(
+            f"{folder} is a GGUF file, which our own decoder reads; leave out --model-impl transformers"
+        )
     if config.hf_overrides:
         raise UnsupportedModelError("--hf-overrides needs a model of our own table, not transformers' code")
     if pooling is not None and pooling.score is not None and not pooling.needs_head:

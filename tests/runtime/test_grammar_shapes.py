@@ -57,6 +57,9 @@ def check_calls(parsed: Parsed, text: str) -> int:
 
 A = '{"side": "left"}'
 ARGUMENTS, PARAMETERS = (f'{{"name": "place", "{key}": {A}}}' for key in ("arguments", "parameters"))
+DEEPSEEK = f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>place\n```json\n{A}\n```<｜tool▁call▁end｜>"
+DEEPSEEK_31 = f"<｜tool▁call▁begin｜>place<｜tool▁sep｜>{A}<｜tool▁call▁end｜>"
+KIMI = f"<|tool_call_begin|>functions.place:0<|tool_call_argument_begin|>{A}<|tool_call_end|>"
 TWO = {
     "mistral": [
         f"[TOOL_CALLS] [{ARGUMENTS}, {ARGUMENTS}]",
@@ -68,6 +71,13 @@ TWO = {
     "jamba": [f"<tool_calls>[{ARGUMENTS}, {ARGUMENTS}]</tool_calls>"],
     "hermes": [f"So\n<tool_call>\n{ARGUMENTS}\n</tool_call>\n<tool_call>\n{ARGUMENTS}\n</tool_call>"],
     "llama3_json": [f"<|python_tag|>{PARAMETERS}; {PARAMETERS}", f"[{PARAMETERS}, {PARAMETERS}]"],
+    "cohere_command": [
+        f'<|START_ACTION|>[{{"tool_call_id": "0", "tool_name": "place", "parameters": {A}}}, '
+        f'{{"tool_call_id": "1", "tool_name": "place", "parameters": {A}}}]<|END_ACTION|>'
+    ],
+    "deepseek_v3": [f"<｜tool▁calls▁begin｜>{DEEPSEEK}\n{DEEPSEEK}<｜tool▁calls▁end｜>"],
+    "deepseek_v31": [f"<｜tool▁calls▁begin｜>{2 * DEEPSEEK_31}<｜tool▁calls▁end｜>"],
+    "kimi_k2": [f"<|tool_calls_section_begin|>{2 * KIMI}<|tool_calls_section_end|>"],
     "json": [f"[{PARAMETERS}, {PARAMETERS}]"],
 }
 WORDS = ["yes", "", "a < b", "say {", " \nyes"]

@@ -96,6 +96,65 @@ CASES: dict[str, tuple[str, str, str | None, str, Parsed]] = {
         "a <tool_call> here</think>b",
         [("thought", "a <tool_call> here"), ("text", "b")],
     ),
+    # sglang#35083: words before the mark came out in four ways
+    "words before the mark": (
+        "qwen3",
+        PLAIN,
+        None,
+        "Sure.<think>hm</think>yes",
+        [("text", "Sure.<think>hm</think>yes")],
+    ),
+    # sglang#8099: held back until the end
+    "a bracket that begins no mark": ("qwen3", PLAIN, None, "<Direct answer", [("text", "<Direct answer")]),
+    # Rapid-MLX#841: it thinks though it was told not to
+    "thoughts though closed": (
+        "qwen3",
+        CLOSED,
+        "hermes",
+        f"<think>hm</think>yes{CALL}",
+        [("thought", "hm"), ("text", "yes"), F],
+    ),
+    # vllm#48971: marks in the answer began thoughts again, in streams
+    "marks in the answer of OLMo 3": (
+        "olmo3",
+        OPENED,
+        None,
+        "hm</think>use <think> or </think> here",
+        [("thought", "hm"), ("text", "use <think> or </think> here")],
+    ),
+    # lmdeploy#4754, vllm-mlx#677: a mark in pieces was told as a thought
+    "almost a mark": (
+        "deepseek_r1",
+        OPENED,
+        None,
+        "a </thin b </th</think>yes",
+        [("thought", "a </thin b </th"), ("text", "yes")],
+    ),
+    # llama.cpp#27661: nothing tells a mark that is quoted from one that is meant; the first ends the thoughts
+    "the end mark quoted": (
+        "qwen3",
+        OPENED,
+        None,
+        "say `</think>` so</think>yes",
+        [("thought", "say `"), ("text", "` so</think>yes")],
+    ),
+    # vllm#53246: the calls begin without the end of the thoughts
+    "Kimi's calls end the thoughts": (
+        "kimi_k2",
+        OPENED,
+        "kimi_k2",
+        "hm <|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>"
+        '{"a": 1}<|tool_call_end|><|tool_calls_section_end|>',
+        [("thought", "hm "), F],
+    ),
+    "Cohere": (
+        "cohere_command",
+        PLAIN,
+        "cohere_command",
+        "<|START_THINKING|>hm<|END_THINKING|><|START_ACTION|>["
+        '{"tool_call_id": "0", "tool_name": "f", "parameters": {"a": 1}}]<|END_ACTION|>',
+        [("thought", "hm"), F],
+    ),
     "granite": (
         "granite",
         PLAIN,

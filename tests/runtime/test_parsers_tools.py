@@ -14,6 +14,7 @@ from sheaf_runtime.parsers import TOOLS, Arguments, Parser, guess_tool_parser
 SCHEMAS: dict[str, Any] = {
     "weather": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
     "write": {"type": "object", "properties": {"text": {"type": "string"}}},
+    "mail": {"properties": {"sender": {"anyOf": [{"type": "string"}, {"type": "null"}]}}},
     "f": None,
 }
 
@@ -24,6 +25,11 @@ def parser(name: str) -> Callable[[], Parser]:
 
 def hermes(body: str) -> str:
     return f"<tool_call>\n{body}\n</tool_call>"
+
+
+def glm(name: str, between: str = "\n", **arguments: str) -> str:
+    pairs = (f"<arg_key>{k}</arg_key>{between}<arg_value>{v}</arg_value>" for k, v in arguments.items())
+    return f"<tool_call>{between.join([name, *pairs, '</tool_call>'])}"
 
 
 F1 = '{"name": "f", "arguments": {"a": 1}}'
@@ -235,6 +241,124 @@ TABLE = {
     "jamba": {"list": (f"<tool_calls>[{F1}]</tool_calls>", [CALL])},
     "granite-20b-fc": {"two": (f"<function_call> {F1}\n<function_call> {F1}", [CALL, CALL])},
 }
+GLM = {
+    "one": (glm("weather", city="Paris", days="2"), [("weather", '{"city": "Paris", "days": 2}')]),
+    "words around": (f"So.\n{glm('f')} Done.", [("text", "So.\n"), ("f", "{}"), ("text", " Done.")]),
+    # GLM 4.7 writes no line breaks
+    "no line breaks": (glm("f", "", a="1"), [CALL]),
+    "two": (f"{glm('f', a='1')}\n{glm('f', a='1')}", [CALL, CALL]),
+    "no closing tag": (glm("f", a="1").removesuffix("</tool_call>"), [CALL]),
+    # vllm#32436: calls without arguments broke the parser
+    "nothing": (glm("f"), [("f", "{}")]),
+    # vllm#40195, vllm-ascend#12261: the quotes of strings that may be null were lost in streams
+    "a string that may be null": (glm("mail", sender="Smith"), [("mail", '{"sender": "Smith"}')]),
+    "null for it": (glm("mail", sender="null"), [("mail", '{"sender": null}')]),
+    # sglang#35564: whole numbers came as strings, words as bare words, objects at the end unclosed
+    "words for a number": (glm("weather", days="two"), [("weather", '{"days": "two"}')]),
+    "a number in a string": (glm("weather", city="10001"), [("weather", '{"city": "10001"}')]),
+    "an object": (glm("f", a='{"b": [1]}'), [("f", '{"a": {"b": [1]}}')]),
+    "lines and marks in a value": (
+        glm("write", text="a\n</tool_call> <b>\n"),
+        [("write", '{"text": "a\\n</tool_call> <b>\\n"}')],
+    ),
+    "a key with blanks around": (
+        "<tool_call>f\n<arg_key> a </arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+        [CALL],
+    ),
+    "prose": ("the tag <tool_call> begins <a> call", [("text", "the tag <tool_call> begins <a> call")]),
+    "JSON is no call here": (hermes(F1), [("text", hermes(F1))]),
+    "cut off in the value": (
+        "<tool_call>write\n<arg_key>text</arg_key><arg_value>ab",
+        [("write", '{"text": "ab"}')],
+    ),
+}
+
+DEEPSEEK_SECTION = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
+DEEPSEEK_CALL = '<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"a": 1}\n```<｜tool▁call▁end｜>'
+DEEPSEEK_31_CALL = '<｜tool▁call▁begin｜>f<｜tool▁sep｜>{"a": 1}<｜tool▁call▁end｜>'
+KIMI_CALL = '<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"a": 1}<|tool_call_end|>'
+KIMI_SECTION = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
+
+
+def headed(section: tuple[str, str], call: str) -> dict[str, tuple[str, Parsed]]:
+    begin, end = section
+    return {
+        "one": (f"{begin}{call}{end}", [CALL]),
+        "words before": (f"So.\n{begin}{call}{end}", [("text", "So.\n"), CALL]),
+        "two": (f"{begin}{call}\n{call}{end}", [CALL, CALL]),
+        "no section": (call, [CALL]),
+        "no end": (f"{begin}{call}", [CALL]),
+        "blanks": (f"{begin}\n{call}\n{end}\n", [CALL]),
+        "malformed": (
+            f"{begin}{call.replace('1', 'x')}{end}",
+            [("text", f"{begin}{call.replace('1', 'x')}{end}")],
+        ),
+        "an empty section": (f"{begin}{end}", [("text", f"{begin}{end}")]),
+        "cut off": (f"{begin}{call.partition('1')[0]}", [("f", '{"a": ')]),
+        "cut off in the head": (
+            f"a {begin}{call.partition('f')[0]}",
+            [("text", f"a {begin}{call.partition('f')[0]}")],
+        ),
+        "braces in a string": (f"{begin}{call.replace('1', BRACES)}{end}", [("f", f'{{"a": {BRACES}}}')]),
+    }
+
+
+BRACES = '"}</x>{"'
+PYTHONIC = {
+    "one": ('[weather(city="Paris", days=2)]', [("weather", '{"city": "Paris", "days": 2}')]),
+    "two": ("[f(a=1), f(a=1)]", [CALL, CALL]),
+    "nothing": ("[f()]", [("f", "{}")]),
+    "quotes": ("""[f(a='it\\'s "x"', b="")]""", [("f", """{"a": "it's \\"x\\"", "b": ""}""")]),
+    "brackets in a string": ("[f(a=')]}')]", [("f", '{"a": ")]}"}')]),
+    "values": (
+        "[f(a=[1, -2.5], b={'c': None, 'd': (True, False)})]",
+        [("f", '{"a": [1, -2.5], "b": {"c": null, "d": [true, false]}}')],
+    ),
+    "JSON's words": ("[f(a=true, b=null)]", [("f", '{"a": true, "b": null}')]),
+    "lines": ("[\n  f(\n    a=1,\n  ),\n]", [CALL]),
+    "three quotes": ('[f(a="""x\n"y""")]', [("f", '{"a": "x\\n\\"y"}')]),
+    "words behind": ("[f(a=1)] Done.", [CALL, ("text", " Done.")]),
+    "another name": ("[g(a=1)]", [("text", "[g(a=1)]")]),
+    "a list": ("[1, 2]", [("text", "[1, 2]")]),
+    "a link": ("[weather](http://x)", [("text", "[weather](http://x)")]),
+    "positional": ("[f(1)]", [("text", "[f(1)]")]),
+    "code": ("[f(a=open('x').read())]", [("text", "[f(a=open('x').read())]")]),
+    "not a number": ("[f(a=1e999)]", [("text", "[f(a=1e999)]")]),
+    "cut off": ("[f(a=1), f(a=", [CALL, ("text", " f(a=")]),
+    "deep": (f"[f(a={'[' * 99}", [("text", f"[f(a={'[' * 99}")]),
+    "signs without end": (f"[f(a={'-' * 9999}1)]", [("text", f"[f(a={'-' * 9999}1)]")]),
+}
+COHERE_CALL = '{"tool_call_id": "0", "tool_name": "f", "parameters": {"a": 1}}'
+TABLE |= {
+    "glm45": GLM,
+    "deepseek_v3": headed(DEEPSEEK_SECTION, DEEPSEEK_CALL),
+    "deepseek_v31": headed(DEEPSEEK_SECTION, DEEPSEEK_31_CALL),
+    "kimi_k2": headed(KIMI_SECTION, KIMI_CALL)
+    | {"a bare name": (KIMI_CALL.replace("functions.", "").replace(":0", ""), [CALL])},
+    "pythonic": PYTHONIC,
+    "llama4_pythonic": {
+        **PYTHONIC,
+        # vllm#46863: the model wrote JSON, which stayed content
+        "JSON": ('{"type": "function", "name": "f", "parameters": {"a": 1}}', [CALL]),
+        "a list of JSON": (f"[ {P1}, {P1}]", [CALL, CALL]),
+        "a lone bracket": (" [", [("text", " [")]),
+        "marks": (
+            "So <|python_start|>[g(a=1)]<|python_end|>.",
+            [("text", "So "), ("g", '{"a": 1}'), ("text", ".")],
+        ),
+    },
+    "olmo3": {
+        "lines": ("<function_calls>\nf(a=1)\nf(a=1)\n</function_calls>", [CALL, CALL]),
+        "words": ("[f(a=1)]", [("text", "[f(a=1)]")]),
+    },
+    "cohere_command": {
+        "two": (
+            f"<|START_ACTION|>[\n    {COHERE_CALL},\n    {COHERE_CALL}\n]<|END_ACTION|>",
+            [CALL, CALL],
+        ),
+        "one without a list": (f"<|START_ACTION|>{COHERE_CALL}<|END_ACTION|>", [CALL]),
+    },
+}
 CASES = [
     pytest.param(name, text, parsed, id=f"{name}: {case}")
     for name, cases in TABLE.items()
@@ -258,6 +382,8 @@ X = "x" * 500
         ("mistral", f'[TOOL_CALLS]f{{"a": "{X}"}}'),
         ("llama3_json", f'{{"name": "f", "parameters": {{"a": "{X}"}}}}'),
         ("qwen3_coder", xml(("text", X), name="write")),  # sglang#27005
+        ("glm45", glm("write", text=X)),  # sglang#11888
+        ("deepseek_v31", f'<｜tool▁call▁begin｜>f<｜tool▁sep｜>{{"a": "{X}"}}<｜tool▁call▁end｜>'),
         ("openai", f'<|channel|>commentary to=functions.f<|message|>{{"a": "{X}"}}'),
     ],
 )
@@ -312,6 +438,16 @@ PIECES = [
         ",",
         "null",
     ),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", *DEEPSEEK_SECTION, DEEPSEEK_CALL),
+    *(
+        DEEPSEEK_31_CALL,
+        KIMI_CALL,
+        *KIMI_SECTION,
+        "<|START_ACTION|>",
+        "<|END_ACTION|>",
+        "<|tool_call_begin|>",
+    ),
+    *("<|tool_call_argument_begin|>", "[f(a=", "f(", ")", "'", '"""', "<|python_start|>", "<function_calls>"),
     *(" ", "\n", "word", '"', "\\", "<", "1", "é", "0", "-"),
 ]
 
@@ -344,7 +480,12 @@ def test_how_the_text_is_cut_makes_no_difference(
         ("{{ '<|python_tag|>' + call.name }}", "llama3_json"),
         ("<|start_of_role|>assistant<|end_of_role|><|tool_call|>", "granite"),
         ("<|start|>assistant<|channel|>commentary to=functions.{{ name }}<|message|>", "openai"),
-        ("<tool_call>{{ name }}\n<arg_key>", None),
+        ("<tool_call>{{ name }}\n<arg_key>{{ key }}</arg_key><arg_value>", "glm45"),
+        ("<｜tool▁sep｜>{{ name }}\n```json", "deepseek_v3"),
+        ("{{ name }}<｜tool▁sep｜>{{ arguments }}", "deepseek_v31"),
+        ("<|tool_calls_section_begin|>", "kimi_k2"),
+        ("<|START_ACTION|>[", "cohere_command"),
+        ("<function_calls>{{ name }}", "olmo3"),
         ("{{ messages }}", None),
     ],
 )

@@ -181,6 +181,21 @@ def test_responses_behind_thoughts(client: openai.OpenAI, bias: dict[str, int]) 
     assert {item.type for item in called.output} - {"reasoning"} == {"function_call"}
 
 
+def test_logprobs_of_responses(client: openai.OpenAI) -> None:
+    """Of the text alone: the thoughts have none."""
+    common: Any = {"model": "tiny", "input": "hi", "include": ["message.output_text.logprobs"]}
+    common |= {"max_output_tokens": 12, "top_logprobs": 2, "extra_body": CLOSED, "temperature": 0}
+    part: Any = client.responses.create(**common).output[0]
+    logprobs = part.content[0].logprobs
+    assert b"".join(bytes(entry.bytes) for entry in logprobs).decode(errors="replace") == part.content[0].text
+    assert all(len(entry.top_logprobs) == 2 for entry in logprobs)
+    events: list[Any] = list(client.responses.create(stream=True, **common))
+    told = [entry for e in events if e.type == "response.output_text.delta" for entry in e.logprobs]
+    assert [entry.token for entry in told] == [entry.token for entry in logprobs]
+    without: Any = client.responses.create(**common | {"include": [], "top_logprobs": 0}).output[0]
+    assert not without.content[0].logprobs
+
+
 # --- strict functions that the model may call -------------------------------------------------------------
 
 

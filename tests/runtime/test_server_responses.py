@@ -146,3 +146,86 @@ def test_bad_requests(served: Served, change: dict[str, Any], param: str) -> Non
     response = httpx.post(f"{served.url}/v1/responses", json={"input": "hi", **change})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
+
+
+# --- what public reports brought --------------------------------------------------------------------------
+
+
+def say(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "input_text", "text": text}]}
+
+
+CALLED: Any = {"type": "function_call", "name": "now", "call_id": "call_1", "arguments": "{}"}
+RESULT: Any = {"type": "function_call_output", "call_id": "call_1", "output": "noon"}
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        # MiaAI-Lab#138, langchain#34751, langchain#32557: texts of the assistant without ids and annotations
+        [
+            {"role": "system", "content": "Be kind."},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
+        ],
+        # litellm#13420: fields that are null
+        [{"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": None, "content": None}],
+        [{"id": "fc_1", "status": None, **CALLED}, {"id": None, "status": None, **RESULT}],
+        [CALLED, RESULT | {"output": [{"type": "input_text", "text": "noon"}]}],
+        [{"type": "message", "role": "developer", "content": "Be kind."}],
+    ],
+    ids=["output_text", "reasoning of nothing", "nulls of a call", "a result in parts", "developer"],
+)
+def test_items_that_clients_send_back(served: Served, items: list[dict[str, Any]]) -> None:
+    body = {"model": "m", "input": [*items, say("hello")], "tools": [TOOL]}
+    response = httpx.post(f"{served.url}/v1/responses", json=body)
+    assert response.status_code == 200, response.text
+    assert response.json()["output"][0]["content"][0]["text"] == "hello"
+
+
+def test_deltas_belong_to_their_item(client: openai.OpenAI) -> None:
+    """vllm#35184: the index of a part grew with each delta; vllm#52418: arguments between words of others."""
+    stream = client.responses.create(
+        model="m", input=f"<think>hm, well</think>So\n{CALL}\n{CALL}", tools=[TOOL], stream=True
+    )
+    events: list[Any] = list(stream)
+    now: Any = None
+    calls: dict[str, str] = {}
+    for event in events:
+        if event.type == "response.output_item.added":
+            assert now is None
+            now = event.item
+            assert now.type != "function_call" or now.name == "now"
+        elif event.type == "response.output_item.done":
+            now = None
+        elif event.type.endswith(".delta"):
+            assert now is not None
+            assert event.item_id == now.id
+            assert getattr(event, "content_index", 0) == 0
+            if event.type == "response.function_call_arguments.delta":
+                calls[now.id] = calls.get(now.id, "") + event.delta
+    assert list(calls.values()) == ['{"a": 1}'] * 2
+
+
+def test_cut_off_in_a_call(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="m", input=CALL, tools=[TOOL], max_output_tokens=45)
+    assert (answer.status, answer.output[0].type) == ("incomplete", "function_call")
+    assert answer.output[0].to_dict()["status"] == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        # vllm#50256: refused without naming the field
+        ({"reasoning": {"effort": "enormous"}}, "reasoning.effort"),
+        # vllm#35438: a status of 500
+        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema", "json_schema": {"schema": {}}}}}, "text.format"),
+        ({"text": {"format": {"type": "yaml"}}}, "text.format"),
+        ({"include": ["file_search_call.results"]}, "include.0"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "then"}}, "tool_choice"),
+    ],
+)
+def test_the_field_is_named(served: Served, change: dict[str, Any], param: str) -> None:
+    response = httpx.post(f"{served.url}/v1/responses", json={"input": "hi", **change})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param

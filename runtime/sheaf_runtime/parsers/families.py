@@ -9,9 +9,13 @@ from types import MappingProxyType
 from typing import Any
 
 from sheaf_runtime.parsers import harmony, shapes
+from sheaf_runtime.parsers.by_beginning import ByBeginning
 from sheaf_runtime.parsers.events import Parser
+from sheaf_runtime.parsers.glm import Glm
+from sheaf_runtime.parsers.headed import HeadedCalls, Heads
 from sheaf_runtime.parsers.json_calls import Format, JsonCalls
 from sheaf_runtime.parsers.plain import Plain
+from sheaf_runtime.parsers.pythonic import Pythonic, Style
 from sheaf_runtime.parsers.qwen3_coder import Qwen3Coder
 from sheaf_runtime.parsers.reasoning import Marks, Thinking
 
@@ -35,6 +39,11 @@ def _json(*opens: str, closes: tuple[str, ...] = (), bare: bool = False, named: 
     return partial(JsonCalls, Format(opens, closes, bare=bare, named=named))
 
 
+def _headed(heads: Heads, marks: tuple[str, ...], told_by: tuple[str, ...], shape: shapes.Calls) -> Tools:
+    return Tools(lambda _: HeadedCalls(heads), (*heads.marks, *marks), told_by, shape=shape)
+
+
+_ARG_TAGS = ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 HERMES = Tools(
     _json("<tool_call>", closes=("</tool_call>",)),
     ("<tool_call>", "</tool_call>"),
@@ -58,6 +67,50 @@ MISTRAL = Tools(
     shape=shapes.mistral,
 )
 QWEN3_CODER = Tools(Qwen3Coder, ("<tool_call>", "</tool_call>"), ("<function=", "<parameter="))
+GLM = Tools(Glm, ("<tool_call>", "</tool_call>", *_ARG_TAGS), ("<arg_key>", "<arg_value>"))
+COHERE = Tools(
+    _json("<|START_ACTION|>", closes=("<|END_ACTION|>",)),
+    ("<|START_ACTION|>", "<|END_ACTION|>"),
+    ("<|START_ACTION|>",),
+    shape=shapes.cohere,
+)
+_DEEPSEEK_MARKS = ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>")
+_DEEPSEEK_SECTION = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
+_DEEPSEEK_SEP = "<｜tool▁sep｜>"
+DEEPSEEK_V3 = _headed(
+    Heads(_DEEPSEEK_SECTION, *_DEEPSEEK_MARKS, rf"\s*function{_DEEPSEEK_SEP}\s*([\w.:/-]+)\s*```json\s*"),
+    (_DEEPSEEK_SEP,),
+    ("<｜tool▁sep｜>", "```json"),
+    shapes.deepseek_v3,
+)
+DEEPSEEK_V31 = _headed(
+    Heads(_DEEPSEEK_SECTION, *_DEEPSEEK_MARKS, rf"\s*([\w.:/-]+)\s*{_DEEPSEEK_SEP}\s*"),
+    (_DEEPSEEK_SEP,),
+    ("<｜tool▁sep｜>",),
+    shapes.deepseek_v31,
+)
+KIMI_K2 = _headed(
+    Heads(
+        ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+        "<|tool_call_begin|>",
+        "<|tool_call_end|>",
+        r"\s*(?:functions\.)?([\w.:/-]+?)(?::\d+)?\s*<\|tool_call_argument_begin\|>\s*",
+    ),
+    ("<|tool_call_argument_begin|>",),
+    ("<|tool_calls_section_begin|>",),
+    shapes.kimi,
+)
+PYTHONIC = Tools(partial(Pythonic, Style()))
+_LLAMA_STYLE = Style(("<|python_start|>",), ("<|python_end|>",))
+LLAMA_PYTHONIC = Tools(  # some of these models write JSON
+    lambda names: ByBeginning(JsonCalls(Format((), bare=True), names), Pythonic(_LLAMA_STYLE, names)),
+    ("<|python_start|>", "<|python_end|>"),
+)
+OLMO3 = Tools(
+    partial(Pythonic, Style(("<function_calls>",), ("</function_calls>",), bare=False)),
+    ("<function_calls>", "</function_calls>"),
+    ("<function_calls>",),
+)
 OPENAI = Tools(lambda _: harmony.Harmony(with_calls=True), harmony.MARKS, ("<|channel|>", "<|message|>"))
 
 # The order is that of guessing: what says more comes first.
@@ -67,6 +120,13 @@ TOOLS: Mapping[str, Tools] = MappingProxyType(
         "mistral": MISTRAL,
         "qwen3_coder": QWEN3_CODER,
         "qwen3_xml": QWEN3_CODER,
+        "glm45": GLM,
+        "glm47": GLM,
+        "cohere_command": COHERE,
+        "deepseek_v3": DEEPSEEK_V3,
+        "deepseek_v31": DEEPSEEK_V31,
+        "kimi_k2": KIMI_K2,
+        "olmo3": OLMO3,
         "granite": GRANITE,
         "granite-20b-fc": Tools(
             _json("<function_call>"), ("<function_call>",), ("<function_call>",), shape=shapes.granite_20b
@@ -82,6 +142,8 @@ TOOLS: Mapping[str, Tools] = MappingProxyType(
         "granite4": HERMES,
         "llama3_json": LLAMA,
         "llama4_json": LLAMA,
+        "pythonic": PYTHONIC,
+        "llama4_pythonic": LLAMA_PYTHONIC,
         "json": Tools(_json(bare=True), shape=shapes.bare),
     }
 )
@@ -94,9 +156,11 @@ THINK = Marks()
 REASONING: Mapping[str, Marks | None] = MappingProxyType(
     {
         "deepseek_r1": Marks(assumed=True),
+        "cohere_command": Marks(("<|START_THINKING|>",), ("<|END_THINKING|>",)),
         "deepseek_v3": THINK,
         "glm45": THINK,
         "granite": GRANITE_MARKS,
+        "kimi_k2": Marks(calls=("<|tool_calls_section_begin|>",)),
         "mistral": Marks(("[THINK]",), ("[/THINK]",)),
         "olmo3": THINK,
         "openai_gptoss": None,  # told by its channels

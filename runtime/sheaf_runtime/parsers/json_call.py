@@ -8,6 +8,7 @@ from collections.abc import Collection
 from sheaf_runtime.parsers.json_value import BadJson, JsonValue
 
 ARGUMENT_KEYS = ("arguments", "parameters")
+NAME_KEYS = ("name", "tool_name")  # the latter is Cohere's
 _BLANKS = " \t\r\n"
 
 
@@ -97,7 +98,7 @@ class JsonCall:
             self._key, self._expects = json.loads(self._text), ":"
             return ""
         self._expects = ", or }"
-        if self._key == "name":
+        if self._key in NAME_KEYS:
             return self._named(json.loads(self._text))
         if self._key not in ARGUMENT_KEYS:
             return ""

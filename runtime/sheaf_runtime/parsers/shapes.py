@@ -7,7 +7,7 @@ to what the parsers read, in the way in which its family writes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sheaf_runtime.parsers.reasoning import Marks
@@ -127,3 +127,50 @@ def llama(offers: Offers, one: bool) -> Shape:
 
 def _bare_calls(offers: Offers, one: bool) -> Shape:
     return either(_some(_objects(offers, "parameters"), "; ", one), listed(offers, one, "parameters"))
+
+
+# --- calls with heads of their own -------------------------------------------------------------------------
+
+
+def cohere(offers: Offers, one: bool) -> Shape:
+    """Each call has a number, which the model counts."""
+    number: Shape = {"type": "regex", "pattern": "[0-9]{1,3}"}
+    calls = either(
+        *(
+            row(
+                '{"tool_call_id": "', number, f'", "tool_name": {_text(n)}, "parameters": ', arguments(s), "}"
+            )
+            for n, s in offers.items()
+        )
+    )
+    return _free({"<|START_ACTION|>": row("[", _some(calls, ", ", one), "]<|END_ACTION|>")}, goes_on=False)
+
+
+def deepseek_v3(offers: Offers, one: bool) -> Shape:
+    calls = (
+        row(f"function<｜tool▁sep｜>{name}\n```json\n", arguments(s), "\n```<｜tool▁call▁end｜>")
+        for name, s in offers.items()
+    )
+    return _section(
+        "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁calls▁end｜>", "\n", calls, one
+    )
+
+
+def deepseek_v31(offers: Offers, one: bool) -> Shape:
+    calls = (row(f"{name}<｜tool▁sep｜>", arguments(s), "<｜tool▁call▁end｜>") for name, s in offers.items())
+    return _section("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁calls▁end｜>", "", calls, one)
+
+
+def kimi(offers: Offers, one: bool) -> Shape:
+    number: Shape = {"type": "regex", "pattern": "[0-9]{1,3}"}
+    begins, ends = "<|tool_call_argument_begin|>", "<|tool_call_end|>"
+    calls = (row(f"functions.{n}:", number, begins, arguments(s), ends) for n, s in offers.items())
+    section = ("<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool_calls_section_end|>")
+    return _section(*section, "", calls, one)
+
+
+def _section(begins: str, call: str, ends: str, between: str, calls: Iterable[Shape], one: bool) -> Shape:
+    """Calls in a section; one that stands without it is held too. With either, the answer ends."""
+    each = either(*calls)
+    many = each if one else _some(each, between + call, one)
+    return _free({begins: row(call, many, ends), call: many}, goes_on=False)

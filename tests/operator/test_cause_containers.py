@@ -3,7 +3,8 @@
 import kube_objects as k
 import pytest
 from sheaf_operator.api import names
-from standstill import OURS, Json, found, said
+from sheaf_operator.problems.cause import Question, questions
+from standstill import OURS, Json, after, event, found, said
 
 
 def container(
@@ -157,3 +158,44 @@ def test_too_little_memory_for_the_download_is_raised_where_kserve_has_it() -> N
     problem = found(pod)
     assert problem is not None
     assert "storageInitializer.memoryLimit in KServe's ConfigMap" in problem.message
+
+
+def waits(reason: str, message: str = "", name: str = names.CONTAINER, restarts: int = 0) -> Json:
+    pod = k.pod("p1", OURS)
+    entry = {"name": name, "image": "r.example/x:1", "ready": False, "restartCount": restarts}
+    waiting = {"reason": reason, "message": message}
+    pod["status"]["containerStatuses"] = [{**entry, "state": {"waiting": waiting}}]
+    pod["status"]["conditions"].append({"type": "PodReadyToStartContainers", "status": "True"})
+    return pod
+
+
+@pytest.mark.parametrize("reason", ["PostStartHookError", "SignatureValidationFailed", "OfANewerKubelet"])
+def test_whatever_keeps_a_container_from_starting_is_told(reason: str) -> None:
+    """Reasons differ by kubelet, runtime and version: what is not the usual wait is a problem."""
+    problem = found(waits(reason, "the kubelet's words"))
+    assert problem is not None
+    assert problem.reason == "ContainerStartFailed"
+    assert f"{reason}: the kubelet's words" in problem.said
+    for usual in ("ContainerCreating", "PodInitializing"):
+        assert found(waits(usual), at=60) is None
+
+
+def test_a_crash_that_the_kubelet_has_forgotten_is_one() -> None:
+    problem = found(waits("CrashLoopBackOff", "back-off 5m0s restarting failed container", restarts=7))
+    assert problem is not None
+    assert problem.reason == "ContainerCrashing"
+    assert "ends again and again (7 restarts so far)" in problem.said
+
+
+def test_why_an_image_is_not_pulled_is_told_in_between_as_well() -> None:
+    """Before Kubernetes 1.32 the cause alternates with a bare back-off: the reason would flap with it."""
+    pod = waits("ImagePullBackOff", 'Back-off pulling image "r.example/x:1"')
+    observed = k.settled(k.spec(), pods=(pod,))
+    assert questions(observed, OURS.hash, after(30)) == [Question("Pod", "p1")]
+    why = event("Pod", "p1", "Failed", 'Failed to pull image "r.example/x:1": r.example/x:1: not found')
+    other = event("Pod", "p1", "Failed", "Error: ImagePullBackOff", at="2026-01-01T00:11:00Z")
+    problem = found(pod, events=(why, other))
+    assert problem is not None
+    assert problem.reason == "ImageNotFound"
+    newer = waits("ImagePullBackOff", 'Back-off pulling image "x": ErrImagePull: x: not found')
+    assert questions(k.settled(k.spec(), pods=(newer,)), OURS.hash, after(30)) == []

@@ -15,6 +15,7 @@ from sheaf_operator.cluster.observed import (
     revision_of,
 )
 from sheaf_operator.problems import kserve, volumes
+from sheaf_operator.problems.containers import pulls_silently
 from sheaf_operator.problems.deployment import of_deployment, of_progress
 from sheaf_operator.problems.ended import of_ended
 from sheaf_operator.problems.evidence import newest_first, seconds, turned
@@ -87,7 +88,8 @@ def questions(observed: Observed, revision: str | None, now: datetime) -> list[Q
         if is_ready(pod):
             continue
         scheduled = condition(pod, "PodScheduled") or {}
-        if volumes.waits_for_node(pod) and seconds(turned(pod, "PodScheduled"), now) >= volumes.ASK:
+        late = volumes.waits_for_node(pod) and seconds(turned(pod, "PodScheduled"), now) >= volumes.ASK
+        if late or pulls_silently(pod):
             found.append(Question("Pod", pod_name(pod)))
         elif "PersistentVolumeClaims" in scheduled.get("message", ""):
             found += [Question("PersistentVolumeClaim", name) for name in claims(pod)]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from sheaf_operator.api import names
 from sheaf_operator.cluster.observed import Json, condition, fell_silent, main_container, pod_name
 from sheaf_operator.problems import crashes, downloads, images
-from sheaf_operator.problems.evidence import seconds, turned
+from sheaf_operator.problems.evidence import seconds, turned, warnings
 from sheaf_operator.problems.problem import Problem, clip, last_line
 
 DOWNLOAD = "storage-initializer"  # KServe's init container that fetches the model
 OURS = (names.CONTAINER, DOWNLOAD, *images.MODEL_CONTAINERS)
 SETTLING = 60.0  # seconds in which the other containers of a pod may become ready
 _CONFIG = "CreateContainerConfigError"
+_ON_ITS_WAY = {"", "ContainerCreating", "PodInitializing"}
+_BACK_OFF = "CrashLoopBackOff"
 _START = {"CreateContainerError", "RunContainerError", "StartError", "ContainerCannotRun"}
 # KServe's name for the mount of a pvc:// address; the kubelet makes a sub-path that is missing, where it may.
 _NO_PATH = re.compile(r'failed to (create|prepare) subPath .{0,20}volumeMount "kserve-pvc-source"')
@@ -58,12 +60,21 @@ class _Container:
         return found
 
 
-def of_containers(pod: Json, now: datetime) -> Problem | None:
+def of_containers(pod: Json, now: datetime, events: Sequence[Json] = ()) -> Problem | None:
     since = turned(pod, "Ready")
     for container in _all(pod, since):
-        if found := _waiting(container) or _ended(container):
+        if found := _waiting(container, events) or _ended(container):
             return found
     return _unready(pod, since, now)
+
+
+def pulls_silently(pod: Json) -> bool:
+    """Whether only the pod's Events tell why an image cannot be pulled."""
+    return any(images.is_silent(*_reason(container.waiting)) for container in _all(pod, None))
+
+
+def _reason(waiting: Json) -> tuple[str, str]:
+    return waiting.get("reason", ""), waiting.get("message", "")
 
 
 def _all(pod: Json, since: datetime | None) -> Iterator[_Container]:
@@ -76,18 +87,25 @@ def _all(pod: Json, since: datetime | None) -> Iterator[_Container]:
         yield _Container(pod, entry, False, since)
 
 
-def _waiting(container: _Container) -> Problem | None:
+def _waiting(container: _Container, events: Sequence[Json]) -> Problem | None:
     """What keeps it from being started at all."""
-    reason, said = container.waiting.get("reason", ""), container.waiting.get("message", "")
+    reason, said = _reason(container.waiting)
     since = container.since
+    if images.is_silent(reason, said):
+        told = (event["message"] for event in warnings(events, container.pod, ("Failed",)))
+        said = next((words for words in told if "pull image" in words), said)
     if reason in images.WAITING:
         found = images.of_pull(container.name, reason, said)
         whose = "" if container.name in OURS else f" of container {container.name}"
         words = f"image {container.entry.get('image')}{whose} cannot be pulled: {clip(said or reason)}"
         return Problem(found, words, since=since)
-    if reason == _CONFIG or reason in _START:
-        return _not_started(container, reason, said)
-    return None
+    if reason in _ON_ITS_WAY or (reason == _BACK_OFF and container.ended):
+        return None
+    if reason == _BACK_OFF:  # a kubelet that was started anew no longer knows how it ended
+        return of_end(container.pod, container.entry, {}, since, container.init)
+    return _not_started(
+        container, reason, said if reason == _CONFIG or reason in _START else f"{reason}: {said}"
+    )
 
 
 def _not_started(container: _Container, reason: str, said: str) -> Problem:
@@ -109,7 +127,7 @@ def _ended(container: _Container) -> Problem | None:
         return None
     if container.init and container.entry.get("state", {}).get("terminated", {}).get("exitCode") == 0:
         return None
-    if ended.get("exitCode", 0) == 0 and container.waiting.get("reason") != "CrashLoopBackOff":
+    if ended.get("exitCode", 0) == 0 and container.waiting.get("reason") != _BACK_OFF:
         return None
     if ended.get("reason") in _START:
         return _not_started(container, ended["reason"], ended.get("message", ""))
@@ -123,11 +141,12 @@ def _since(container: _Container) -> datetime | None:
 
 def of_end(pod: Json, entry: Json, ended: Json, since: datetime | None, init: bool = False) -> Problem:
     """What the end of this container means."""
-    name, code, text = str(entry.get("name")), int(ended.get("exitCode", 0)), ended.get("message") or ""
+    name, code, text = str(entry.get("name")), int(ended.get("exitCode", -1)), ended.get("message") or ""
     restarts = int(entry.get("restartCount", 0))
     times = f" ({restarts} restarts so far)" if restarts else ""
     where = f"container {name} of pod {pod_name(pod)}"
-    words = f"{where} ended with exit code {code}{times}: {last_line(text) or crashes.of_code(code)}"
+    how = f"ended with exit code {code}" if code >= 0 else "ends again and again"
+    words = f"{where} {how}{times}: {last_line(text) or crashes.of_code(code)}"
     if ended.get("reason") == "OOMKilled":
         whose = "" if name == names.CONTAINER else "; its limit is not the model server's"
         return Problem("OutOfMemory", f"{where} used more than its memory limit{times}{whose}", since=since)

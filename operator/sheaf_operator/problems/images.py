@@ -37,6 +37,11 @@ MODEL_CONTAINERS = ("modelcar", "modelcar-init")
 _OF_MODEL = {"ImageNotFound": "ModelNotFound", "ImagePullDenied": "ModelAccessDenied"}
 
 
+def is_silent(waiting: str, said: str) -> bool:
+    """Whether the kubelet only says that it waits: before Kubernetes 1.32 the cause is in an Event then."""
+    return waiting == "ImagePullBackOff" and said.startswith("Back-off pulling image") and "Err" not in said
+
+
 def of_pull(container: str, waiting: str, said: str) -> str:
     """The reason, from the kubelet's reason and the registry's words."""
     reason = first(_RULES, f"{waiting} {said}") or "ImagePullFailed"

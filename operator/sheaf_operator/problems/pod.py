@@ -22,5 +22,7 @@ def of_pod(pod: Json, resource: str, now: datetime, events: Sequence[Json] = ())
     if has_ended(pod):
         return of_ended([pod], now)
     return (
-        of_scheduling(pod, resource, now, events) or of_volumes(pod, now, events) or of_containers(pod, now)
+        of_scheduling(pod, resource, now, events)
+        or of_volumes(pod, now, events)
+        or of_containers(pod, now, events)
     )

@@ -123,7 +123,8 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema"
 
 @pytest.mark.parametrize("opened", [True, False])
 def test_a_format_behind_thoughts(client: openai.OpenAI, bias: dict[str, int], opened: bool) -> None:
-    """The template has opened them, or the model may."""
+    """The template has opened them, or the model may. vllm#50948, dynamo#11512: the JSON was told as a
+    thought; vllm#17393: blanks without end."""
     more: dict[str, Any] = {"tools": None, "response_format": FORMAT, "logit_bias": bias, "seed": 5}
     extra = OPENED if opened else {}
     answer = chat(client, n=4, extra_body=extra, **more)
@@ -150,6 +151,7 @@ def test_thoughts_do_not_end_the_answer(client: openai.OpenAI, bias: dict[str, i
 
 
 def test_without_thoughts(client: openai.OpenAI) -> None:
+    """sglang#9282, vllm#17393: with thoughts turned off the schema was not held."""
     answer = chat(client, tools=None, response_format=FORMAT)
     assert answer.choices[0].message.reasoning is None
     jsonschema.validate(json.loads(answer.choices[0].message.content), PERSON)
@@ -230,6 +232,7 @@ def test_a_strict_schema_that_is_not_held_is_refused(client: openai.OpenAI) -> N
 
 
 def test_channels(tmp_path: Path) -> None:
+    """sglang#9259: the schema was held in the channel of thoughts, or not at all."""
     marks = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|call|>", "<|return|>")
     template = "{#- <|channel|> <|message|> -#}{{ messages[-1]['content'] }}{{ eos_token }}<|start|>assistant"
     folder, ids = tiny(tmp_path / "model", marks, template, special=True, end="<|return|>")

@@ -1,26 +1,24 @@
-"""From a step's logits to its tokens: all requests at once, and where that fails one by one, so that the
-request whose data make it fail ends alone.
+"""From a step's logits to its tokens.
 
 Legend: S requests that get a token, V vocabulary.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sheaf_runtime.worker.backend import Backend, choose_tokens
 from sheaf_runtime.worker.batch import Batch, SampleTargets
-from sheaf_runtime.worker.failures import is_device_failure
+from sheaf_runtime.worker.failures import together_or_alone
 from sheaf_runtime.worker.logprobs import Logprobs, logprobs_of
 from sheaf_runtime.worker.masks import TokenMasks
 from sheaf_runtime.worker.plan import SampledTokens
 
-logger = logging.getLogger(__name__)
 NO_NUMBERS = (
     "the model's logits for this request are not numbers, or what it allows and forbids leaves no token: "
     "nothing can be chosen"
@@ -75,16 +73,18 @@ class TokenChooser:
         masks: TokenMasks | None,
     ) -> list[Chosen]:
         """``logits_SV`` may be overwritten; ``again`` makes them anew. Raises what the device raises."""
-        try:
-            parts = [self._together(targets, logits_SV, masks)]
-        except Exception as error:
-            if is_device_failure(error):
-                raise
-            logger.warning("a step's tokens could not be chosen together (%s): one by one", error)
-            logits_SV = again()
-            parts = [
-                self._alone(targets.one(i), logits_SV[i : i + 1], masks) for i in range(len(targets.requests))
-            ]
+
+        def alone() -> Iterator[Callable[[], Chosen]]:
+            anew_SV = again()
+            for i in range(len(targets.requests)):
+                yield partial(self._together, targets.one(i), anew_SV[i : i + 1], masks)
+
+        parts = together_or_alone(
+            "choice of tokens",
+            partial(self._together, targets, logits_SV, masks),
+            alone,
+            lambda index, error: self._failed(targets.one(index), logits_SV.device, error),
+        )
         for part in parts:
             self._batch.append(part.targets, part.tokens_S)
         return parts
@@ -110,13 +110,10 @@ class TokenChooser:
         errors = {req_id: why for req_id, why in failures.items() if why is not None}
         return Chosen(targets, tokens_S, logprobs, errors)
 
-    def _alone(self, target: SampleTargets, logits_1V: Tensor, masks: TokenMasks | None) -> Chosen:
-        try:
-            return self._together(target, logits_1V, masks)
-        except Exception as error:
-            (item,) = target.requests
-            self._batch.fail(item.req_id, "given a token", error)
-            none = torch.full((1,), -1, dtype=torch.int64, device=logits_1V.device)
-            why = self._batch.failure(item.req_id)
-            assert why is not None
-            return Chosen(target, none, None, {item.req_id: why})
+    def _failed(self, target: SampleTargets, device: torch.device, error: Exception) -> Chosen:
+        (item,) = target.requests
+        self._batch.fail(item.req_id, "given a token", error)
+        none = torch.full((1,), -1, dtype=torch.int64, device=device)
+        why = self._batch.failure(item.req_id)
+        assert why is not None
+        return Chosen(target, none, None, {item.req_id: why})

@@ -1,23 +1,22 @@
-"""Log-probabilities of prompt tokens: of all requests of a step at once, and where that fails one by one.
+"""Log-probabilities of prompt tokens.
 
 Legend: T tokens of the step, N places that are scored, C channels, V vocabulary.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sheaf_runtime.worker.batch import ScoreTarget
-from sheaf_runtime.worker.failures import is_device_failure
+from sheaf_runtime.worker.failures import together_or_alone
 from sheaf_runtime.worker.logprobs import Logprobs, logprobs_of
 from sheaf_runtime.worker.plan import ScoredTokens
 
-logger = logging.getLogger(__name__)
 # Logits are made for so many places at a time: a vocabulary wide, they are what is large.
 PLACES = 64
 Head = Callable[[Tensor], Tensor]  # from [N, C] to logits [N, V]
@@ -49,19 +48,12 @@ def score(
     head: Head, hidden_TC: Tensor, targets: list[ScoreTarget], fail: Callable[[int, str, Exception], None]
 ) -> list[Scores]:
     """``fail`` is told of a request that cannot be scored, and raises what the device raised."""
-    try:
-        return [_together(head, hidden_TC, targets)]
-    except Exception as error:
-        if is_device_failure(error):
-            raise
-        logger.warning("the prompts of a step could not be scored together (%s): one by one", error)
-    made = []
-    for target in targets:
-        try:
-            made.append(_together(head, hidden_TC, [target]))
-        except Exception as error:
-            fail(target.request.req_id, "scored", error)
-    return made
+    return together_or_alone(
+        "scores of prompts",
+        partial(_together, head, hidden_TC, targets),
+        lambda: (partial(_together, head, hidden_TC, [target]) for target in targets),
+        lambda index, error: fail(targets[index].request.req_id, "scored", error),
+    )
 
 
 def _together(head: Head, hidden_TC: Tensor, targets: list[ScoreTarget]) -> Scores:

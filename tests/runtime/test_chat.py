@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from model_folders import byte_level, write_folder
 from scripted_endpoint import Endpoint, delta, scripted_endpoint, sse
 from serving import Served, serving, wait_for
@@ -217,6 +219,28 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert err == (
         f"sheaf chat: no server answers at {where}: Connection refused; is it running, is --base-url right?\n"
     )
+
+
+def test_tls(
+    endpoint: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with scripted_endpoint(context) as secure:
+        secure.answer(HELLO)
+        status, _, err = ask(secure.url, "-q", "hi", capsys=capsys)
+        why = "unable to get local issuer certificate; SSL_CERT_FILE names further authorities"
+        assert (status, err) == (1, f"sheaf chat: {secure.url} is not trusted: {why}\n")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        command = [sys.executable, "-m", "sheaf_runtime", "chat", "--url", secure.url, "-q", "hi"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Hello\n", "")
+        status, _, err = ask(secure.url.replace("https", "http"), "-q", "hi", capsys=capsys)
+        assert (status, err.count("\n")) == (1, 1)
+    status, _, err = ask(endpoint.url.replace("http", "https"), "-q", "hi", capsys=capsys)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "does not speak TLS; write http://" in err
 
 
 def test_it_needs_neither_torch_nor_a_server_of_ours() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class Endpoint:
 
 
 @contextmanager
-def scripted_endpoint() -> Iterator[Endpoint]:
+def scripted_endpoint(tls: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._send(*endpoint.models)
@@ -74,7 +75,10 @@ def scripted_endpoint() -> Iterator[Endpoint]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    endpoint = Endpoint(f"http://127.0.0.1:{server.server_port}")
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that trusts us not
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    endpoint = Endpoint(f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

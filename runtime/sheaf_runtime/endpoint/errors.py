@@ -55,10 +55,12 @@ def unreachable(error: BaseException, url: str) -> EndpointError:
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
         if "WRONG_VERSION" in str(error) or "wrong version" in str(error):
             return EndpointError(f"{url} does not speak TLS; write http://")
-        return EndpointError(f"{url}: {one_line(str(error))}; SSL_CERT_FILE names further authorities")
+        cause: Any = getattr(error, "certificate_error", error)
+        why = getattr(cause, "verify_message", None) or one_line(str(error))
+        return EndpointError(f"{url} is not trusted: {why}; SSL_CERT_FILE names further authorities")
     if isinstance(error, aiohttp.ClientConnectorError):
         errno = error.os_error.errno
-        why = os.strerror(errno) if errno and errno > 0 else one_line(str(error.os_error))
+        why = os.strerror(errno) if errno and errno > 0 else error.os_error.strerror or str(error.os_error)
         return EndpointError(f"no server answers at {url}: {why}; is it running, is --base-url right?")
     if isinstance(error, TimeoutError):
         return EndpointError(f"{url} took too long")

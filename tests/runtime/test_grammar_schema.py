@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from grammar_walk import compiled, fits, walk
 from sheaf_runtime.grammar.errors import GrammarError
-from sheaf_runtime.grammar.schema import FORMATS, HELD, REFUSED, WHOLE
+from sheaf_runtime.grammar.keywords import FORMATS, HELD, REFUSED, WHOLE
 
 INT: dict[str, Any] = {"type": "integer"}
 NODE = {

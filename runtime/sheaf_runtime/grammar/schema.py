@@ -10,61 +10,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from sheaf_runtime.grammar.errors import GrammarError
+from sheaf_runtime.grammar.keywords import ANNOTATIONS, HELD, REFUSED, WHOLE
 from sheaf_runtime.grammar.pattern import check_pattern
+from sheaf_runtime.grammar.scalars import counts, integer, is_a, number, shown, string
 
 MAX_DEPTH = 64
 MAX_NODES = 20_000
-MAX_COUNT = 10_000  # of repetitions: minItems, maxLength and the like
-WIDEST_STEP = 10_000  # numbers that may be between the bounds of an integer with multipleOf
-LARGEST_STEP = 1024
-ANNOTATIONS = frozenset(
-    {
-        *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"),
-        *("$schema", "$id", "id", "$defs", "definitions", "contentEncoding", "contentMediaType"),
-        *("discriminator", "example", "nullable", "strict"),
-    }
-)
-# The keywords that are held, by the type of value they are about.
-HELD: Mapping[str, frozenset[str]] = {
-    "object": frozenset(
-        {"properties", "required", "additionalProperties", "patternProperties", "propertyNames"}
-        | {"minProperties", "maxProperties"}
-    ),
-    "array": frozenset({"items", "prefixItems", "minItems", "maxItems"}),
-    "string": frozenset({"minLength", "maxLength", "pattern", "format"}),
-    "number": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}),
-    "integer": frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}),
-    "boolean": frozenset(),
-    "null": frozenset(),
-}
-WHOLE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")  # each says all by itself
-REFUSED = (
-    *("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies"),
-    *("unevaluatedProperties", "unevaluatedItems", "uniqueItems", "contains", "minContains", "maxContains"),
-    *("additionalItems", "$dynamicRef", "$recursiveRef", "$anchor", "$dynamicAnchor", "contentSchema"),
-)
-_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
-_DAY = r"((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
-_DATE = rf"(19|2\d)\d\d-{_DAY}"
-_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
-_HEX = r"[0-9a-f]"
-FORMATS: Mapping[str, str] = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "duration": r"P(\d{1,4}D(T\d{1,4}H)?|T\d{1,4}[HMS]|\d{1,4}[WMY])",
-    "uuid": rf"{_HEX}{{8}}-{_HEX}{{4}}-[1-5]{_HEX}{{3}}-[89ab]{_HEX}{{3}}-{_HEX}{{12}}",
-    "ipv4": rf"({_BYTE}\.){{3}}{_BYTE}",
-    "ipv6": rf"({_HEX}{{1,4}}:){{7}}{_HEX}{{1,4}}",
-    "hostname": rf"({_LABEL}\.){{0,4}}[a-z][a-z0-9]{{1,30}}",
-    "email": rf"[A-Za-z0-9_+-]+(\.[A-Za-z0-9_+-]+)*@({_LABEL}\.){{1,4}}[a-z]{{2,12}}",
-    "uri": r"(http|https|ftp)://[a-z0-9-]+(\.[a-z0-9-]+)*(/[A-Za-z0-9._~+-]*)*",
-}
 
 
 def hold(schema: Any) -> dict[str, Any]:
@@ -93,7 +48,7 @@ class _Holder:
         if schema is False:
             raise GrammarError(f"{at}: false allows nothing; leave it out")
         if not isinstance(schema, dict):
-            raise GrammarError(f"{at}: must be a schema, got {_shown(schema)}")
+            raise GrammarError(f"{at}: must be a schema, got {shown(schema)}")
         node = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
         for key in node:
             if key in REFUSED and not (key == "uniqueItems" and node[key] is False):
@@ -136,7 +91,7 @@ class _Holder:
         values = [node["const"]] if key == "const" else node["enum"]
         if not isinstance(values, list):
             raise GrammarError(f"{at}/enum: must be a list")
-        kept = [v for v in values if types is None or any(_is(v, kind) for kind in types)]
+        kept = [v for v in values if types is None or any(is_a(v, kind) for kind in types)]
         if key == "const" and "enum" in node:
             kept = [v for v in kept if any(_same(v, other) for other in node["enum"])]
         if not kept:
@@ -145,7 +100,7 @@ class _Holder:
 
     def _reference(self, uri: Any, at: str, depth: int) -> str:
         if not isinstance(uri, str) or not (uri == "#" or uri.startswith("#/")):
-            raise GrammarError(f"{at}/$ref: {_shown(uri)} is not within the schema; only '#/...' is followed")
+            raise GrammarError(f"{at}/$ref: {shown(uri)} is not within the schema; only '#/...' is followed")
         name = f"d{sum(map(ord, uri))}_{len(uri)}_{re.sub('[^A-Za-z]', '', uri)[:40]}"
         if name not in self._defs:
             self._defs[name] = {}  # it may refer to itself
@@ -224,14 +179,11 @@ class _Holder:
         own = {key: value for key, value in node.items() if key in HELD[kind]}
         if kind == "number" and "multipleOf" in node:
             raise GrammarError(f"{at}: 'multipleOf' of a number is not held; use an integer")
-        make = {
-            "object": self._object,
-            "array": self._array,
-            "string": self._string,
-            "integer": self._integer,
-            "number": self._number,
-        }.get(kind)
-        return {"type": kind} if make is None else {"type": kind, **make(own, at, depth)}
+        if kind in ("object", "array"):
+            make = self._object if kind == "object" else self._array
+            return {"type": kind, **make(own, at, depth)}
+        judge = {"string": string, "integer": integer, "number": number}.get(kind)
+        return {"type": kind} if judge is None else {"type": kind, **judge(own, at)}
 
     def _object(self, own: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
         properties = _mapping(own.get("properties", {}), f"{at}/properties")
@@ -251,7 +203,7 @@ class _Holder:
                         f"{at}/required: {name!r} is not among the properties; describe it there"
                     )
                 held[name] = self._schema(more, f"{at}/additionalProperties", depth + 1)
-        low, high = self._counts(own, "Properties", at)
+        low, high = counts(own, "Properties", at)
         result: dict[str, Any] = {}
         if patterns:
             if held or len(patterns) > 1 or "propertyNames" in own:
@@ -293,7 +245,7 @@ class _Holder:
         return result
 
     def _array(self, own: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
-        low, high = self._counts(own, "Items", at)
+        low, high = counts(own, "Items", at)
         first = own.get("prefixItems", [])
         if not isinstance(first, list):
             raise GrammarError(f"{at}/prefixItems: must be a list of schemas")
@@ -315,56 +267,6 @@ class _Holder:
             result["maxItems"] = high
         return result
 
-    def _string(self, own: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
-        low, high = self._counts(own, "Length", at)
-        given: list[str] = [key for key in ("pattern", "format") if key in own]
-        if low or high is not None:
-            given.append("minLength" if low else "maxLength")
-        if len(given) > 1:
-            raise GrammarError(f"{at}: {given[1]!r} beside {given[0]!r} is not held; write one pattern")
-        if "pattern" in own:
-            return {"pattern": check_pattern(own["pattern"], f"{at}/pattern")}
-        if "format" in own:
-            if own["format"] not in FORMATS:
-                raise GrammarError(
-                    f"{at}/format: {_shown(own['format'])} is not held; {', '.join(FORMATS)} are"
-                )
-            return {"pattern": check_pattern(FORMATS[own["format"]], at)}
-        if low or high is not None:
-            # Not as lengths: xgrammar's strings of a length may hold control characters.
-            return {"pattern": f".{{{low},{'' if high is None else high}}}"}
-        return {}
-
-    def _integer(self, own: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
-        low, high = _bounds(own, at, whole=True)
-        step = own.get("multipleOf", 1)
-        if not _is(step, "integer") or not 1 <= step <= LARGEST_STEP:
-            raise GrammarError(f"{at}/multipleOf: must be a whole number from 1 to {LARGEST_STEP} to be held")
-        if step != 1 and (low is None) != (high is None):
-            raise GrammarError(f"{at}: 'multipleOf' is held with both bounds or none")
-        if step != 1 and low is not None and high is not None and high - low >= WIDEST_STEP:
-            raise GrammarError(f"{at}: 'multipleOf' is held for at most {WIDEST_STEP} numbers in its bounds")
-        held = {"minimum": low, "maximum": high, "multipleOf": None if step == 1 else int(step)}
-        return {key: value for key, value in held.items() if value is not None}
-
-    def _number(self, own: dict[str, Any], at: str, depth: int) -> dict[str, Any]:
-        _bounds(own, at, whole=False)
-        for key, value in own.items():
-            if value and not 1e-4 <= abs(value) <= 1e15:
-                raise GrammarError(f"{at}/{key}: must be 0 or from 0.0001 to 1e15 to be held")
-            if round(value, 6) != value:
-                raise GrammarError(f"{at}/{key}: is held to six decimals")
-        return own
-
-    def _counts(self, own: dict[str, Any], of: str, at: str) -> tuple[int, int | None]:
-        low, high = own.get(f"min{of}", 0), own.get(f"max{of}")
-        for name, value in ((f"min{of}", low), (f"max{of}", high)):
-            if value is not None and not (_is(value, "integer") and 0 <= value <= MAX_COUNT):
-                raise GrammarError(f"{at}/{name}: must be a whole number from 0 to {MAX_COUNT} to be held")
-        if high is not None and low > high:
-            raise GrammarError(f"{at}: min{of} is above max{of}: nothing fits")
-        return int(low), None if high is None else int(high)
-
 
 def schemas_of(tag: Any) -> Iterator[dict[str, Any]]:
     """The formats of a structural tag that are JSON schemas."""
@@ -379,36 +281,9 @@ def schemas_of(tag: Any) -> Iterator[dict[str, Any]]:
                 yield from schemas_of(item)
 
 
-def _bounds(own: dict[str, Any], at: str, *, whole: bool) -> tuple[int | None, int | None]:
-    """The bounds of an integer, inclusive; those of a number are only judged."""
-    for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
-        if key in own and not _is(own[key], "number"):
-            raise GrammarError(f"{at}/{key}: must be a number")
-    lows = [own[k] for k in ("minimum", "exclusiveMinimum") if k in own]
-    highs = [own[k] for k in ("maximum", "exclusiveMaximum") if k in own]
-    if not whole:
-        return None, None
-    lows = [-(-v // 1) if k == "minimum" else v // 1 + 1 for k, v in own.items() if k.endswith("inimum")]
-    highs = [v // 1 if k == "maximum" else -(-v // 1) - 1 for k, v in own.items() if k.endswith("aximum")]
-    low, high = (int(max(lows)) if lows else None), (int(min(highs)) if highs else None)
-    if any(v is not None and abs(v) >= 2**62 for v in (low, high)):
-        raise GrammarError(f"{at}: bounds of integers must be within 2**62 to be held")
-    if low is not None and high is not None and low > high:
-        raise GrammarError(f"{at}: the minimum is above the maximum: nothing fits")
-    return low, high
-
-
-def _is(value: Any, kind: str) -> bool:
-    if isinstance(value, bool):
-        return kind == "boolean"
-    if isinstance(value, int | float):
-        return kind == "number" or (kind == "integer" and value == value // 1)
-    return kind == {str: "string", list: "array", dict: "object", type(None): "null"}.get(type(value))
-
-
 def _same(one: Any, other: Any) -> bool:
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True) or (
-        _is(one, "number") and _is(other, "number") and one == other
+        is_a(one, "number") and is_a(other, "number") and one == other
     )
 
 
@@ -432,8 +307,3 @@ def _mapping(value: Any, at: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise GrammarError(f"{at}: must be an object")
     return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -22,6 +22,8 @@ from typing import Any
 
 import httpx
 from machine import cpu_seconds, processor
+from sheaf_runtime.bench.load import Job, Target, run_load
+from sheaf_runtime.endpoint.session import open_session, served_models
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
@@ -33,24 +35,13 @@ PROMPT = "The quick brown fox jumps over the lazy dog, and 世界 sees it. "
 
 async def stream_all(url: str, chat: bool, streams: int, tokens: int) -> float:
     """Runs the streams to their ends; seconds that took."""
-    common = {"max_tokens": tokens, "ignore_eos": True, "stream": True}
-    if chat:
-        path, body = "/v1/chat/completions", common | {"messages": [{"role": "user", "content": PROMPT}]}
-    else:
-        path, body = "/v1/completions", common | {"prompt": PROMPT}
-
-    async def one(client: httpx.AsyncClient) -> None:
-        tail = b""
-        async with client.stream("POST", url + path, json=body) as response:
-            async for piece in response.aiter_raw():
-                tail = (tail + piece)[-64:]
-        assert tail.endswith(b"data: [DONE]\n\n"), tail
-
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+    async with open_session(url) as session:
+        target = Target(url, (await served_models(session, url))[0], chat=chat)
         began = time.perf_counter()
-        await asyncio.gather(*(one(client) for _ in range(streams)))
-        return time.perf_counter() - began
+        outcomes = await run_load(session, target, [Job(PROMPT, tokens)] * streams)
+        took = time.perf_counter() - began
+    assert all(o.good and o.output_tokens == tokens for o in outcomes), outcomes[0].error
+    return took
 
 
 def measure(server: Served, chat: bool, streams: int, tokens: int) -> dict[str, Any]:

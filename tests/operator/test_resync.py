@@ -110,6 +110,30 @@ async def test_a_lease_that_was_lost_and_won_again_at_once_gives_every_key_a_run
     await app._scraper.close()
 
 
+async def test_an_operator_without_its_rights_is_not_ready_and_says_which() -> None:
+    """It would run and do nothing, and only its log would know."""
+    server, cache = Lists(), Cache()
+    app = App(Settings(), server, cache, lambda: None)  # type: ignore[arg-type]
+    words = 'pods is forbidden: User "system:serviceaccount:s:o" cannot list resource "pods"'
+    server.errors = {kinds.PODS: ApiError(403, "Forbidden", words)}
+    await app._list()
+    told = await app._readyz(None)  # type: ignore[arg-type]
+    assert told.status == 503
+    assert words in (told.text or "")
+    server.errors = {kinds.PODS: Unreachable("away")}
+    await app._list()
+    assert (await app._readyz(None)).status == 503  # type: ignore[arg-type]
+    server.errors = {}
+    await app._list()
+    assert (await app._readyz(None)).status == 200  # type: ignore[arg-type]
+    server.errors = {kinds.PODS: Unreachable("away")}
+    await app._list()
+    assert (await app._readyz(None)).status == 200  # type: ignore[arg-type]
+    app.lease.refused = "leases is forbidden"
+    assert (await app._readyz(None)).status == 503  # type: ignore[arg-type]
+    await app._scraper.close()
+
+
 async def test_keys_of_others_are_not_run() -> None:
     server, cache = Lists(), Cache()
     app = App(Settings(), server, cache, lambda: None)  # type: ignore[arg-type]

@@ -251,3 +251,8 @@ def test_forms_that_the_exposition_format_allows(line: str) -> None:
 def test_a_longer_name_is_another_family() -> None:
     longer = 'vllm:num_requests_waiting_by_reason{reason="capacity"} 5\n# vllm:num_requests_waiting 9\n'
     assert parse(longer + TEXT).sample.waiting == 7
+
+
+def test_a_cache_that_is_full_by_rounding_is_full() -> None:
+    """Refused, the replica would count as silent just when another one is needed."""
+    assert parse(TEXT.replace(" 0.25", " 1.0000000000000002")).sample.kv == 1.0

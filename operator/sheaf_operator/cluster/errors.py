@@ -19,6 +19,11 @@ class ApiError(Exception):
         self.code, self.reason, self.message = code, reason, message
 
     @property
+    def forbidden(self) -> bool:
+        """Whether who asked has no right to, or is not known: a matter of the installation."""
+        return self.code in (401, 403)
+
+    @property
     def permanent(self) -> bool:
         """The same request would be refused again: an invalid object, a webhook's refusal, no permission.
 

@@ -46,6 +46,7 @@ class Lease:
         self._identity, self._duration, self._clock = identity, duration, clock
         self._valid_until = float("-inf")
         self.term = 0  # how many times it has been won
+        self.refused = ""  # why the API server lets us have no Lease at all, in its words
         self._seen: tuple[str, float] = ("", 0.0)  # another holder's record, and since when it is unchanged
 
     @property
@@ -75,8 +76,11 @@ class Lease:
                 was = self.held
                 try:
                     await self.attempt()
+                    self.refused = ""
                 except (ApiError, Unreachable) as error:
                     log.warning("Lease: %s", error)
+                    if isinstance(error, ApiError) and error.forbidden:
+                        self.refused = error.message
                 if self.held != was:
                     log.info("Lease %s/%s %s", self._namespace, self._name, "held" if self.held else "lost")
                 await asyncio.sleep(self._duration / 5)

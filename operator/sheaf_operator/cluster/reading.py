@@ -24,6 +24,7 @@ class Sample:
     begun: int | None = None
 
 
+ROUNDING = 1e-6  # by which a full cache may be more than full
 MAX_VALUE = 1e15  # no count, no number of bytes is larger: garbage
 # Families we read → field. They are searched for: a pod has hundreds of lines besides, a bad one a megabyte.
 _FAMILIES = {
@@ -79,10 +80,10 @@ def parse(text: str) -> Reading:
                 kv_tokens = int(labels["block_size"]) * int(labels["num_gpu_blocks"])
             continue
         value = float(text_value)
-        most = 1.0 if field == "kv" else MAX_VALUE
+        most = 1.0 + ROUNDING if field == "kv" else MAX_VALUE
         if not 0 <= value <= most:  # nor NaN
             raise ValueError(f"{name} is {text_value}")
-        found[field] = found.get(field, 0.0) + value
+        found[field] = found.get(field, 0.0) + (min(value, 1.0) if field == "kv" else value)
         engines += field == "kv"
     missing = [
         name

@@ -133,7 +133,8 @@ class App:
 
     async def _serve(self) -> None:
         application = web.Application()
-        application.add_routes([web.get("/healthz", self._healthz), web.get("/metrics", self._metrics)])
+        routes = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
+        application.add_routes([web.get(path, answer) for path, answer in routes.items()])
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         try:
@@ -147,6 +148,15 @@ class App:
         silent = asyncio.get_running_loop().time() - self._beat
         if silent > SILENCE:
             return web.Response(status=503, text=f"no heartbeat for {silent:.0f} s\n")
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        """Whether it has the rights it needs, so that an install or upgrade without them does not succeed. An
+        API server that is away makes nobody unready.
+        """
+        if refused := "; ".join(filter(None, (self._resync.refused, self.lease.refused))):
+            words = "rights are missing, install the Role or ClusterRole of this release"
+            return web.Response(status=503, text=f"{words}: {refused}\n")
         return web.Response(text="ok\n")
 
     async def _metrics(self, _: web.Request) -> web.Response:

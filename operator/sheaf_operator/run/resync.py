@@ -24,11 +24,17 @@ class Resync:
     def __init__(self, cluster: Cluster, cache: Cache, news: Callable[[Kind, set[Name]], None]) -> None:
         self._cluster, self._cache, self._news = cluster, cache, news
         self._failed: set[Kind] = set()
+        self._refused: dict[Kind, str] = {}
 
     @property
     def unfinished(self) -> bool:
         """Whether some kind could not be listed, or is not there yet."""
         return bool(self._failed or self._cache.missing)
+
+    @property
+    def refused(self) -> str:
+        """What the API server does not let us list, in its words."""
+        return "; ".join(self._refused.values())
 
     async def everything(self) -> None:
         for kind in kinds.ALL:
@@ -38,8 +44,11 @@ class Resync:
             except (ApiError, Unreachable) as error:
                 self._failed.add(kind)
                 log.warning("%s could not be listed: %s", kind.plural, error)
+                if isinstance(error, ApiError) and error.forbidden:
+                    self._refused[kind] = error.message
             else:
                 self._failed.discard(kind)
+                self._refused.pop(kind, None)
 
     async def _one(self, kind: Kind, scope: str) -> None:
         try:

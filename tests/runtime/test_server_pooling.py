@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import openai
 import pytest
 import torch
 import torch.nn.functional as F
-from serving import Served, serving
+from serving import Served, serving, wait_for
 from tiny_families import write_tiny
 from tiny_pooling import append_end, write_embedder, write_scorer
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -34,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     flags = ("--served-model-name", "m", "--num-gpu-blocks-override", "200", "--max-num-seqs", "3")
-    budget = ("--max-num-batched-tokens", "16")
+    budget = ("--max-num-batched-tokens", "16", "--max-num-queued", "2")
     with serving(folder, tmp_path_factory.mktemp("server"), *flags, *budget, real=True) as served:
         served.wait_ready()
         yield served
@@ -184,6 +187,57 @@ def test_metrics_count_embeddings(client: openai.OpenAI, server: Served) -> None
 
 
 # Pairs
+
+
+def ended(server: Served) -> dict[str, int]:
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
+    found = re.findall(r'vllm:request_success_total\{.*finished_reason="(\w+)".*\} (\d+)', text)
+    return {reason: int(count) for reason, count in found}
+
+
+def idle(server: Served) -> bool:
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "sheaf:blocks_live")
+    return not any(map(server.metric, names))
+
+
+def test_a_batch_is_larger_than_the_queue(server: Served, client: openai.OpenAI) -> None:
+    """It came back with 429 by its own inputs, on a server that did nothing else."""
+    many = [TEXTS[0]] * 40
+    answer = client.embeddings.create(model="m", input=many, encoding_format="float")
+    alone = client.embeddings.create(model="m", input=TEXTS[0], encoding_format="float")
+    for row in answer.data:
+        np.testing.assert_allclose(row.embedding, alone.data[0].embedding, atol=1e-4)
+
+
+def test_a_client_that_goes_in_the_middle_of_a_batch_ends_it(server: Served) -> None:
+    before = ended(server)
+    body = json.dumps({"model": "m", "input": [[5, 6, 7] * 20] * 1000}).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as sent:
+        sent.sendall(
+            b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        wait_for(lambda: ended(server)["stop"] > before["stop"], "the first of them")
+    wait_for(lambda: idle(server), "an idle engine")
+    after = ended(server)
+    assert 0 < after["abort"] - before["abort"] <= 5
+    assert after["stop"] - before["stop"] < 1000
+    assert post(server, "/v1/embeddings", model="m", input="read").status_code == 200
+
+
+def test_batches_that_do_not_fit_together_are_429_and_leave_nothing(server: Served) -> None:
+    def batch(_: int) -> httpx.Response:
+        return post(server, "/v1/embeddings", model="m", input=[[5, 6, 7] * 5] * 50)
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(batch, range(12)))
+    assert {answer.status_code for answer in answers} <= {200, 429}
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert all(answer.json()["error"]["code"] == "queue_full" for answer in refused)
+    assert all(answer.headers["retry-after"] == "1" for answer in refused)
+    wait_for(lambda: idle(server), "an idle engine")
+    assert batch(0).status_code == 200
 
 
 def test_an_embedding_model_scores_by_cosine(server: Served, expected: Any) -> None:

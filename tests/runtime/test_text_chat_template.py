@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,46 @@ def test_continued_text_is_kept_where_the_template_does_not_trim() -> None:
 def test_refusals_say_why(template: str, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ChatTemplateError, match=reason):
         ours(template).render(MESSAGES, **options)
+
+
+NINE = """
+{%- for message in messages %}
+  {%- if message.role == 'assistant' and message.tool_calls %}
+    {%- for call in message.tool_calls %}
+      {%- if call.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif %}
+      {{- '[CALL]' + (call.function | tojson) + call.id }}
+    {%- endfor %}
+  {%- elif message.role == 'tool' %}
+    {%- if not message.tool_call_id is defined or message.tool_call_id | length != 9 %}
+      {{- raise_exception('ids have nine characters') }}
+    {%- endif %}
+    {{- '[RESULT]' + message.content + message.tool_call_id }}
+  {%- else %}{{ message.content }}{% endif %}
+{%- endfor %}"""
+
+
+@pytest.mark.parametrize(
+    "id_", ["call_0fypS1hVX", "turn1_0", "38f04d9ea185424a8dc6ed9a88da5", "é" * 9, "\ud800", "Abc123xyz"]
+)
+def test_ids_of_calls_are_as_long_as_the_template_wants_them(id_: str) -> None:
+    """vLLM#9019, mlx-lm#1375, omlx#1997: the second turn of every chat with tools was refused."""
+    call = {"id": id_, "type": "function", "function": {"name": "f", "arguments": {}}}
+    chat = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call, {**call, "id": id_ + "2"}]},
+        {"role": "tool", "content": "b", "tool_call_id": id_},
+    ]
+    prompt = ours(NINE).render(chat)
+    first, second = re.findall(r"\}([A-Za-z0-9]{9})(?=\[)", prompt)
+    assert prompt.endswith(f"[RESULT]b{first}")
+    assert first != second
+    assert (first == id_) == (id_ == "Abc123xyz")
+    assert ours(NINE).render(chat) == prompt
+    # Where any id will do it stays as it is, and what has none is not given one.
+    free = NINE.replace("length != 9", "length == 0")
+    assert ours(free).render(chat).endswith(f"[RESULT]b{id_}")
+    with pytest.raises(ChatTemplateError, match="nine characters"):
+        ours(NINE).render([chat[0], {"role": "tool", "content": "b"}])
 
 
 def test_broken_template() -> None:

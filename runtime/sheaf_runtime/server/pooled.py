@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import Request
 
-from sheaf_runtime.protocol.messages import AddRequest, RequestOutput
+from sheaf_runtime.protocol.messages import AddRequest, FinishReason, RequestOutput
 from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.server.client import EngineDeadError, OutputQueue, RejectedError
 from sheaf_runtime.server.errors import ApiError
@@ -22,8 +22,8 @@ from sheaf_runtime.server.tracing import Attributes, latencies
 
 
 class PooledBatch:
-    """``run`` it once. At most twice as many inputs as the engine has seats are in it at a time, so that a
-    large batch neither fills the queue nor keeps others from it."""
+    """``run`` it once. At most twice as many inputs as the engine has seats are in it at a time, and no more
+    than its queue takes, so that a large batch neither fills the queue nor keeps others from it."""
 
     def __init__(self, service: Service, id_: str, inputs: Sequence[list[int]], arrival: float) -> None:
         self._service = service
@@ -47,9 +47,11 @@ class PooledBatch:
         assert info is not None
         watcher = asyncio.create_task(self._watch(request.receive))
         waiting = list(range(len(self._inputs)))[::-1]
+        seats = info.max_num_seqs
+        most = seats + min(seats, self._service.engine_config.max_num_queued)
         try:
             while waiting or self._running:
-                room = max(0, 2 * info.max_num_seqs - len(self._running))
+                room = max(0, most - len(self._running))
                 added = [waiting.pop() for _ in range(min(room, len(waiting)))]
                 await asyncio.gather(*(self._add(index, body, params) for index in added))
                 for output in await self._queue.get():
@@ -58,6 +60,10 @@ class PooledBatch:
             raise ApiError(500, str(error), code="engine_dead") from error
         except RejectedError as error:
             raise rejected(error) from error
+        except ClientDisconnected:
+            for index in self._running:
+                self._count(index, "abort")
+            raise
         finally:
             if span is not None:
                 self._trace(span)
@@ -94,23 +100,25 @@ class PooledBatch:
     def _take(self, output: RequestOutput) -> None:
         index = int(output.request_id.rpartition("-")[2])
         self._running.discard(index)
-        now = time.time()
         if output.scheduled_time is not None:
             self._scheduled = min(self._scheduled or output.scheduled_time, output.scheduled_time)
-        self._service.metrics.on_finished(
-            output.finish_reason or "error",
-            arrival=self._arrival,
-            scheduled=output.scheduled_time,
-            first=output.first_token_time,
-            last=now,
-            prompt_tokens=len(self._inputs[index]),
-            generated_tokens=0,
-        )
+        self._count(index, output.finish_reason or "error", output)
         if output.finish_reason == "abort":
             raise ApiError(503, "this server is shutting down; retry", code="draining")
         if output.pooled is None:
             raise ApiError(500, f"input {index}: {output.error}", code="request_failed")
         self._vectors[index] = array("f", output.pooled)
+
+    def _count(self, index: int, reason: FinishReason, output: RequestOutput | None = None) -> None:
+        self._service.metrics.on_finished(
+            reason,
+            arrival=self._arrival,
+            scheduled=output.scheduled_time if output else None,
+            first=output.first_token_time if output else None,
+            last=time.time(),
+            prompt_tokens=len(self._inputs[index]),
+            generated_tokens=0,
+        )
 
     async def _watch(self, receive: Any) -> None:
         with contextlib.suppress(asyncio.CancelledError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources.abc import Traversable
@@ -21,6 +23,8 @@ RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"}
 # Whose words must be in the prompt. Templates leave an assistant's thoughts out and rewrite a tool's result.
 HEARD = frozenset({"system", "developer", "user"})
 _MARK = "sheafprobe"
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
+_OTHER_IDS = ("call_0123456789abcdef01234567", "turn1_0")
 
 
 class ChatTemplateError(ValueError):
@@ -48,6 +52,7 @@ class ChatTemplate:
         self._in_parts = False
         self._in_parts = self._reads_parts()
         self._arguments_as_text = self._writes_arguments_itself()
+        self._short_ids = self._refuses_long_ids()
         self._knows_developer = "developer" in source
         self._for_tools = None if for_tools is None else ChatTemplate(for_tools, special_tokens)
         self.source = source if for_tools is None else source + for_tools
@@ -109,8 +114,11 @@ class ChatTemplate:
         if message["role"] == "developer" and not self._knows_developer:
             return {**message, "role": "system"}
         if self._arguments_as_text and "tool_calls" in message:
-            return {**message, "tool_calls": [_with_text_arguments(call) for call in message["tool_calls"]]}
-        return message
+            message = {
+                **message,
+                "tool_calls": [_with_text_arguments(call) for call in message["tool_calls"]],
+            }
+        return _with_short_ids(message) if self._short_ids else message
 
     def _reads_parts(self) -> bool:
         """Whether content must be a list of parts: some templates walk through it, and past a plain text."""
@@ -139,6 +147,27 @@ class ChatTemplate:
         if f"{{'{_MARK}'" in as_object:
             return True
         return not as_object and _MARK in written(_with_text_arguments(call))
+
+    def _refuses_long_ids(self) -> bool:
+        """Whether ids of calls must be nine letters and digits, as Mistral's templates have it: ids of other
+        servers, and those that agents make up, are longer or shorter."""
+
+        def rendered(id_: str) -> bool:
+            call = {"id": id_, "type": "function", "function": {"name": "f", "arguments": {}}}
+            chat: list[Message] = [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "tool", "content": "b", "tool_call_id": id_},
+            ]
+            if self._arguments_as_text:
+                chat[1] = {**chat[1], "tool_calls": [_with_text_arguments(call)]}
+            try:
+                self._render(chat, True, {"tools": None})
+            except ChatTemplateError:
+                return False
+            return True
+
+        return not all(map(rendered, _OTHER_IDS)) and rendered("123456789")
 
     def _render(self, messages: Sequence[Message], generation: bool, variables: Mapping[str, Any]) -> str:
         names = {**self._special_tokens, **variables}
@@ -171,6 +200,22 @@ class ChatTemplate:
 
 def _parts(text: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": text}]
+
+
+def _with_short_ids(message: Message) -> Message:
+    if calls := message.get("tool_calls"):
+        calls = [{**call, "id": _short_id(call["id"])} if "id" in call else call for call in calls]
+        message = {**message, "tool_calls": calls}
+    if isinstance(id_ := message.get("tool_call_id"), str):
+        message = {**message, "tool_call_id": _short_id(id_)}
+    return message
+
+
+def _short_id(id_: str) -> str:
+    """The same for the same id, so that a call and its result go together and a chat's prefix stays."""
+    if _SHORT_ID.fullmatch(id_):
+        return id_
+    return hashlib.sha256(id_.encode("utf-8", "surrogatepass")).hexdigest()[:9]
 
 
 def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ test: lint ## everything: linters, fast tests, then end to end on the local clus
 	@$(if $(SHEAF_E2E_KUBECONFIG),,PYTHONPATH=e2e python -m localcluster.setup.binaries)
 	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile e2e/tests
 
-model: env ## fetch and convert the demo model once, print its folder
+model: env ## fetch the demo model once, print its folder
 	@PYTHONPATH=e2e python -m sheaf_e2e.demo_model
 
 demo: env ## the whole story on this machine: cluster, model, tokens, 1 to 3 replicas and back (KEEP=1 stays up)

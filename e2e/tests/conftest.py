@@ -80,7 +80,7 @@ def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]
 
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
-    """The demo model, fetched and converted once into the cache."""
+    """The demo model, fetched once into the cache."""
     return demo_model()
 
 

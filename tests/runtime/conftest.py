@@ -29,7 +29,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """The folder of the real demo model, fetched and converted once into the cache."""
+    """The folder of the real demo model, fetched once into the cache."""
     sys.path.insert(0, str(REPOSITORY / "e2e"))
     try:
         from sheaf_e2e.demo_model import demo_model

@@ -67,7 +67,8 @@ def reference(smollm2: Path) -> Reference:
     """Logits of a text's last MAX_TOKENS + 1 positions by transformers; equal texts are computed once."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    (file,) = smollm2.glob("*.gguf")
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2, gguf_file=file.name, dtype=torch.float32)
     known: dict[tuple[int, ...], torch.Tensor] = {}
 
     @torch.inference_mode()

@@ -143,7 +143,7 @@ def test_too_small_a_disk_is_one_line_before_anything_is_fetched(scratch: Path) 
     extra = {"SHEAF_CACHE": str(scratch / "cache")}
     code, output = run_inside(prepare, DEMO, extra)
     assert code == 1
-    assert "the demo model needs 0.6 GB" in last_line(output)
+    assert "the demo model needs 0.1 GB" in last_line(output)
     assert "make room, or set SHEAF_CACHE" in last_line(output)
     assert "Fetching" not in output
 

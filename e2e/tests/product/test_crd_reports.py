@@ -42,6 +42,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
     "a blank inside": (model("s3://bucket/my model"), BLANK),
     "pasted from a web page": (model("hf://org/model\u00a0"), BLANK),
     "pasted with a zero-width space": (model("hf://org/model\u200b"), BLANK),
+    "vllm#8273: a folded block makes two flags one": (
+        resource(engine={"extraArgs": ["--max-num-seqs=32 --seed=1"]}),
+        "must be one argument",
+    ),
     "a scheme in capitals": (model("HF://org/model"), "must start with hf://"),
     "a claim's name that ends in a hyphen": (model("pvc://claim-/model"), "must start with hf://"),
     "a scheme before an image": (
@@ -115,6 +119,7 @@ ALLOWED: dict[str, Object] = {
     "mebibytes": env(resourceFieldRef={**MEMORY, "divisor": "1Mi"}),
     "a whole core": env(resourceFieldRef={"resource": "limits.cpu", "divisor": 1}),
     "an annotation's key in capitals": env(fieldRef={"fieldPath": "metadata.annotations['Example.com/a']"}),
+    "hyphens within JSON": resource(engine={"extraArgs": ['--x={"a": "b --c"}', "--y=a -- b"]}),
     "two dots within a name": model("hf://org/model-1..5"),
     "a mounted folder with a slash": mount("/data/"),
     "an image of a registry with a port, by tag and digest": pod(

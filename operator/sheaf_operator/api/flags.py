@@ -22,6 +22,8 @@ OWNED_FLAGS = (
 _NAME = "self.split('=')[0].replace('_', '-').trim()"
 # A flag, perhaps with a value after '=' that neither begins nor ends with a blank; or a negative number.
 _FLAG = r"^--[A-Za-z][-A-Za-z0-9_]*(=(\\S((?s:.)*\\S)?)?)?$"
+# Another flag after the first one's value, as a folded block of YAML has it; JSON may hold anything.
+_SECOND = r"^--[-A-Za-z0-9_]+=[^{\\[\\s]*\\s+--[A-Za-z]"
 
 ExtraArg = Annotated[
     str,
@@ -35,7 +37,8 @@ ExtraArg = Annotated[
                 + ")",
             ),
             rule(
-                rf"!self.matches('^\\s*-') || self.matches('{_FLAG}') || self.matches('^-[0-9.]\\S*$')",
+                rf"!self.matches('^\\s*-') || self.matches('{_FLAG}') && !self.matches('{_SECOND}')"
+                r" || self.matches('^-[0-9.]\\S*$')",
                 "must be one argument: write a flag and its value as two items, '--flag' and 'value', or as"
                 " '--flag=value', with no blank or line break around them",
             ),

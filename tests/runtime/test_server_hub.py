@@ -90,13 +90,28 @@ def test_what_cannot_be_had_ends_the_server_with_one_line(hub: LocalHub, tmp_pat
     assert "Traceback" not in output
 
 
-def test_a_gguf_file_of_the_hub(hub: LocalHub, tmp_path: Path, tiny_llama: Any) -> None:
+def test_what_came_from_the_hub_is_served_by_the_engine(
+    hub: LocalHub, tmp_path: Path, tiny_llama: Any
+) -> None:
+    """Shards behind links in the cache, and one of several GGUF files of the same model: the same tokens."""
     file = tmp_path / "tiny.gguf"
     write_gguf(tiny_llama(), file)
     hub.add("org/quants", {"tiny-F16.gguf": file.read_bytes(), "tiny-Q2_K.gguf": b"never"})
-    with serving_hub("org/quants:F16", tmp_path) as server:
-        server.wait_ready()
-        assert server.status("/v1/models/org/quants:F16") == 200
+    hub.add("org/shards", {path.name: path.read_bytes() for path in tiny_llama().iterdir()})
+    body = {"prompt": [5, 6, 7], "max_tokens": 8, "temperature": 0, "return_token_ids": True}
+    flags = ("--num-gpu-blocks-override", "40")
+    with (
+        serving_hub("org/quants:F16", tmp_path, *flags, real=True) as quants,
+        serving_hub("org/shards", tmp_path, *flags, real=True) as shards,
+    ):
+        answers = []
+        for server in (quants, shards):
+            server.wait_ready()
+            answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+            answers.append(answer["choices"][0]["token_ids"])
+        assert answers[0] == answers[1]
+        assert len(answers[0]) == 8
+        assert quants.status("/v1/models/org/quants:F16") == 200
     assert not any("Q2_K" in request for request in hub.requests if "resolve" in request)
 
 

@@ -4,6 +4,7 @@ tiny random model. Biases make it begin and end its thoughts and calls."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,37 @@ def test_a_strict_schema_that_is_not_held_is_refused(client: openai.OpenAI) -> N
     assert caught.value.param == "tools"
 
 
+@pytest.mark.parametrize("calls", [False, True], ids=["format", "calls"])
+def test_a_format_beside_functions(
+    client: openai.OpenAI, model: tuple[Path, dict[str, int]], bias: dict[str, int], calls: bool
+) -> None:
+    """Words have the format, and the model may call instead."""
+    marks = (model[1]["<tool_call>"], byte_level().token_to_id("<"))  # or spelled
+    towards = bias | {str(marks[0]): 100} if calls else bias | {str(id_): -100 for id_ in marks}
+    options = {
+        "response_format": FORMAT,
+        "logit_bias": towards,
+        "parallel_tool_calls": False,
+        "tools": STRICT[:1],
+    }
+    for item in chat(client, n=3, extra_body=CLOSED if calls else OPENED, **options).choices:
+        if calls:
+            (call,) = item.message.tool_calls
+            jsonschema.validate(json.loads(call.function.arguments), PLACE)
+            assert not item.message.content
+        else:
+            jsonschema.validate(json.loads(item.message.content), PERSON)
+
+
+def test_a_structural_tag_behind_thoughts(client: openai.OpenAI, bias: dict[str, int]) -> None:
+    number = {"type": "tag", "begin": "<n>", "content": {"type": "regex", "pattern": "[0-9]"}, "end": "</n>"}
+    tag: Any = {"type": "structural_tag", "format": number}
+    for item in chat(
+        client, n=3, tools=None, response_format=tag, logit_bias=bias, extra_body=OPENED
+    ).choices:
+        assert re.fullmatch("<n>[0-9]</n>", item.message.content)
+
+
 # --- gpt-oss's channels -----------------------------------------------------------------------------------
 
 
@@ -243,6 +275,9 @@ def test_channels(tmp_path: Path) -> None:
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
             for item in chat(client, n=3, tools=None, response_format=FORMAT, logit_bias=bias).choices:
                 jsonschema.validate(json.loads(item.message.content), PERSON)
+            for item in chat(client, n=3, response_format=FORMAT, logit_bias=bias).choices:
+                if not item.message.tool_calls:
+                    jsonschema.validate(json.loads(item.message.content), PERSON)
             for item in chat(client, n=3, tool_choice="required", logit_bias=bias).choices:
                 (call,) = item.message.tool_calls
                 schema = {"place": PLACE, "now": {"maxProperties": 0}}[call.function.name]

@@ -29,6 +29,11 @@ class Channels:
         text = row(*self._head("final"), self._free())
         return row(self._before("analysis", "commentary"), either(text, self._call(offers)))
 
+    def calls_or(self, answer: Shape, offers: Offers) -> Shape:
+        """As ``calls_or_text``, and the last message is ``answer``."""
+        last = row(*self._head("final"), answer)
+        return row(self._before("analysis"), either(last, self._call(offers)))
+
     def _call(self, offers: Offers) -> Shape:
         json = (self._token(CONSTRAIN), "json") if CONSTRAIN in self.marks else ("json",)
         return either(

@@ -79,6 +79,15 @@ def _free(rules: Mapping[str, Shape], *, goes_on: bool) -> Shape:
     return {"type": "dispatch", "rules": [list(rule) for rule in rules.items()], "loop": goes_on}
 
 
+def instead(answer: Shape, calls: Shape) -> Shape | None:
+    """``answer``, or calls and no words. ``calls`` are a family's; None: without a mark they cannot be told
+    from the answer."""
+    if calls["type"] != "dispatch":
+        return None
+    alone = either(*(row(mark, shape) for mark, shape in calls["rules"]))
+    return either(answer, row(alone, any_number(row("\n", alone))) if calls["loop"] else alone)
+
+
 def hermes(offers: Offers, one: bool) -> Shape:
     call = row("\n", _objects(offers, "arguments"), "\n</tool_call>")
     return _free({"<tool_call>": call}, goes_on=not one)

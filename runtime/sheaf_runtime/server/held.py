@@ -21,7 +21,7 @@ from sheaf_runtime.server.tools import NamedTool, schemas
 from sheaf_runtime.text import Tokenizer
 
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-_JSON = ("json_object", "json_schema", "structural_tag")  # blanks before these mean nothing
+_JSON = ("json_object", "json_schema")  # blanks before these mean nothing
 
 
 def held_output(body: ChatCompletionRequest, reading: Reading, tokenizer: Tokenizer) -> Grammar | None:
@@ -37,14 +37,15 @@ def held_output(body: ChatCompletionRequest, reading: Reading, tokenizer: Tokeni
         return asked
     marks = REASONING[reading.reasoning_parser]
     assert marks is not None
-    opened, blanks = marks.opened_by(reading.prompt), asked.param == "tools" or asked.kind in _JSON
-    thoughts = shapes.thoughts(marks, opened=opened, blanks=blanks)
+    own = constraint(body)
+    blanks = own is None or asked is not own or own.kind in _JSON
+    thoughts = shapes.thoughts(marks, opened=marks.opened_by(reading.prompt), blanks=blanks)
     return asked if thoughts is None else _behind(thoughts, asked)
 
 
 def _offers(body: ChatCompletionRequest) -> shapes.Offers:
     """The functions whose calls are held, with their schemas: those that must be called, or all where one of
-    them is strict."""
+    them is strict, or where words have a format."""
     choice, tools = body.choice_of_tools, body.tools or []
     known = {name: schema or _NOTHING for name, schema in schemas(tools).items()}
     if isinstance(choice, NamedTool):
@@ -52,7 +53,7 @@ def _offers(body: ChatCompletionRequest) -> shapes.Offers:
     if choice == "required":
         return known
     strict = {tool.function.name for tool in tools if tool.function.strict}
-    if choice == "none" or not strict:
+    if choice == "none" or not (strict or body.response_format):
         return {}
     return {name: schema if name in strict else {"type": "object"} for name, schema in known.items()}
 
@@ -61,16 +62,27 @@ def _calls(
     body: ChatCompletionRequest, reading: Reading, offers: shapes.Offers, asked: Grammar | None
 ) -> Grammar | None:
     """The arguments alone where a function is named; a list of calls where any is required; else the family's
-    own form, if a grammar can hold it, instead of a format that is asked for too."""
+    own form, if a grammar can hold it, beside words or the format that is asked for."""
     choice, one = body.choice_of_tools, not body.parallel_tool_calls
     if isinstance(choice, NamedTool):
         return Grammar(kind="json_schema", text=_json(offers[choice.name]), param="tools")
     if choice == "required":
         return _tag(shapes.listed(offers, one, "parameters"))
     shape = TOOLS[reading.tool_parser].shape
-    if asked is not None or shape is None:
+    if shape is None:
         return asked
-    return _tag(shape(offers, one))
+    if asked is None:
+        return _tag(shape(offers, one))
+    wanted = _format(asked)
+    both = None if wanted is None else shapes.instead(wanted, shape(offers, one))
+    return asked if both is None else _tag(both, param=asked.param)
+
+
+def _format(asked: Grammar) -> shapes.Shape | None:
+    """None: what is asked for is no JSON, and the engine alone can read it."""
+    if asked.kind not in _JSON:
+        return None
+    return shapes.arguments(json.loads(asked.text) if asked.text else {"type": "object"})
 
 
 def _in_channels(
@@ -79,6 +91,8 @@ def _in_channels(
     channels = Channels(_ids(tokenizer, asked.param if asked else "tools"))
     ids = tuple(channels.marks.values())
     if asked is not None and (free or not offers):
+        if offers and (wanted := _format(asked)) is not None:
+            return _tag(channels.calls_or(wanted, offers), ids, param=asked.param)
         return _behind(channels.final(), asked, ids)
     return _tag(channels.calls_or_text(offers) if free else channels.calls(offers), ids)
 
@@ -99,9 +113,9 @@ def _behind(before: shapes.Shape, grammar: Grammar, marks: tuple[int, ...] = ())
     )
 
 
-def _tag(shape: shapes.Shape, marks: tuple[int, ...] = ()) -> Grammar:
+def _tag(shape: shapes.Shape, marks: tuple[int, ...] = (), *, param: str = "tools") -> Grammar:
     text = _json({"type": "structural_tag", "format": shape})
-    return Grammar(kind="structural_tag", text=text, param="tools", marks=marks)
+    return Grammar(kind="structural_tag", text=text, param=param, marks=marks)
 
 
 def _json(value: Any) -> str:

@@ -20,9 +20,7 @@ F = ("f", '{"a": 1}')
 def parser(name: str, prompt: str, tools: str | None) -> Callable[[], Parser]:
     def make() -> Parser:
         calls = TOOLS[tools].make({"f": {"properties": {"a": {"type": "integer"}}}}) if tools else None
-        made = output_parser(name, calls, prompt)
-        assert made is not None
-        return made
+        return output_parser(name, calls, prompt)
 
     return make
 

@@ -58,6 +58,14 @@ def last_added(log: Path) -> Any:
     return json.loads(lines[-1][4:])
 
 
+def test_responses_of_a_model_that_marks_nothing(client: openai.OpenAI) -> None:
+    """Neither calls nor thoughts are told from its text: all of it is content."""
+    answer = client.responses.create(model=MODEL, input="hi")
+    assert (answer.output_text, answer.status) == ("user:hi", "completed")
+    with client.responses.stream(model=MODEL, input="hi") as stream:
+        assert stream.get_final_response().output_text == "user:hi"
+
+
 # --- completions ------------------------------------------------------------------------------------------
 
 

@@ -198,11 +198,11 @@ def in_channels(tool_parser: str | None, reasoning_parser: str | None) -> bool:
 
 def output_parser(
     reasoning_parser: str | None, calls: Parser | None, prompt: str, *, held: bool = False
-) -> Parser | None:
-    """The parser of one answer to ``prompt``: thoughts first, if the family has any, then ``calls``.
+) -> Parser:
+    """The parser of one answer to ``prompt``: thoughts first, if the family has any, then ``calls`` or text.
     ``held``: a grammar lets only their own mark end the thoughts."""
     if reasoning_parser is None or isinstance(calls, harmony.Harmony):
-        return calls
+        return calls or Plain()
     marks = REASONING[reasoning_parser]
     if marks is None:
         return harmony.Harmony(with_calls=False)

@@ -82,7 +82,6 @@ class Reading:
         elif self._calls is not None:
             calls = TOOLS[self.tool_parser].make(self._calls)
         parser = output_parser(self.reasoning_parser, calls, self.prompt, held=self.is_held)
-        assert parser is not None
         return Reader(
             parser,
             only_one=self._only_one,

@@ -327,6 +327,10 @@ def test_a_cache_that_lacks_files_names_them(hub: LocalHub, files: dict[str, byt
     offline = ask(hub.url, tmp_path, {"repo": "org/private"}, {"repo": "org/none"}, HF_HUB_OFFLINE="1")
     assert f"lacks {TWO[1]} of org/private, and HF_HUB_OFFLINE is set" in offline[0]
     assert "does not hold org/none, and HF_HUB_OFFLINE is set" in offline[1]
+    # text-generation-inference#1341, #1754: the token, or the model, is there no more.
+    denied, unknown = ask(hub.url, tmp_path, {"repo": "org/private"}, {"repo": "org/none"})
+    assert denied.endswith("; the cache has it from an earlier time, and HF_HUB_OFFLINE=1 serves that")
+    assert unknown.endswith("check the spelling")
     # Filled by a library that keeps no listings.
     shutil.rmtree(next(tmp_path.rglob("trees")))
     (old,) = ask(hub.url, tmp_path, {"repo": "org/private"}, HF_HUB_OFFLINE="1")

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 from huggingface_hub import constants
@@ -20,6 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 _SHOWN = 3
 
@@ -98,6 +100,21 @@ class Words:
         return None
 
     def _answered(self, error: HfHubHTTPError) -> str:
+        denied = error.response.status_code in (401, 403, 404) and not isinstance(
+            error, RevisionNotFoundError
+        )
+        return self._answer(error) + (self._kept if denied else "")
+
+    @property
+    def _kept(self) -> str:
+        """A model may have been taken away, or its token: whether what is here is to be served is for the
+        user to say."""
+        folder = Path(self._cache) / repo_folder_name(repo_id=self.repo, repo_type="model") / "snapshots"
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return ""
+        return "; the cache has it from an earlier time, and HF_HUB_OFFLINE=1 serves that"
+
+    def _answer(self, error: HfHubHTTPError) -> str:
         status = error.response.status_code
         if isinstance(error, GatedRepoError):
             if self.has_token:

@@ -106,7 +106,9 @@ def kernel_cases() -> list[tuple[str, Callable[[Any, str], None]]]:
         (f"swiglu c{c}", lambda t, d, c=c: parity.check_swiglu(33, c, t, d)) for c in (100, 1536, 14336)
     ]
     cases += [
-        (f"sample v{v}", lambda t, d, v=v: parity.check_sample(65, v, t, d)) for v in (300, 49152, 151936)
+        (f"{name} v{v}", lambda t, d, v=v, check=check: check(65, v, t, d))
+        for name, check in (("adjust", parity.check_adjust), ("sample", parity.check_sample))
+        for v in (300, 49152, 151936)
     ]
     return cases
 

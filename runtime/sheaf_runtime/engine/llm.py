@@ -108,7 +108,7 @@ class LLM:
                     answer = next((answer for _, answer in self._core.take_ready()), None)
                 if isinstance(answer, Rejected):
                     raise ValueError(f"prompt {len(completions)}: {answer.message}")
-                text = OutputText(self.tokenizer, stop=stop, min_tokens=sampling.min_tokens)
+                text = OutputText(self.tokenizer, stop=stop, min_tokens=sampling.min_tokens, after=ids)
                 active[request_id] = completion, text
                 completions.append(completion)
             while active:

@@ -14,7 +14,7 @@ from sheaf_runtime.server import answers
 from sheaf_runtime.server.answers import PromptTokensDetails, Usage, encode
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import Generation, Piece
-from sheaf_runtime.server.logprobs import CompletionLogprobs, LogprobsWriter, PromptLogprobs
+from sheaf_runtime.server.logprobs import CompletionLogprobs, LogprobsWriter, PromptLogprobs, TextOffsets
 from sheaf_runtime.server.schemas import CompletionRequest, Generate, StreamOptions
 from sheaf_runtime.server.stream import DONE, error_event, event
 from sheaf_runtime.text import Tokenizer
@@ -129,7 +129,10 @@ class CompletionAnswer(Answer):
             self._echoed = [
                 self._echo_of(tokenizer, body, index // body.n) for index in range(len(generation.choices))
             ]
-        self._offsets = [0] * len(generation.choices)
+        skipped = tokenizer.special_ids if body.skip_special_tokens else frozenset[int]()
+        self._offsets = [
+            TextOffsets(tokenizer, skipped=skipped, opens=body.echo) for _ in generation.choices
+        ]
         self._begun: set[int] = set()
 
     def _echo_of(self, tokenizer: Tokenizer, body: CompletionRequest, index: int) -> str:
@@ -194,6 +197,4 @@ class CompletionAnswer(Answer):
                 *(replace(e, top_ids=e.top_ids[:few], top_logprobs=e.top_logprobs[:few]) for e in scored),
                 *entries,
             ]
-        made = self._writer.completion(entries, offset=self._offsets[index], first=first)
-        self._offsets[index] += sum(map(len, made.tokens))
-        return made
+        return self._writer.completion(entries, self._offsets[index], first=first)

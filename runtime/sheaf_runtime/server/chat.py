@@ -29,9 +29,9 @@ async def start_chat(
     keep = body.truncate_prompt_tokens
     # The template writes the special tokens itself.
     ids = await encode(service, text, add_special_tokens=body.add_special_tokens, param=param, keep=keep)
-    ids = finish_prompt(service, ids, param, keep=keep)
-    reading = Reading(service, body, text)
     max_tokens = body.max_completion_tokens or body.max_tokens
+    ids = finish_prompt(service, ids, param, keep=keep, max_tokens=max_tokens)
+    reading = Reading(service, body, text)
     sampling = sampling_params(service, body, len(ids), max_tokens=max_tokens, default=None, param=param)
     held = held_output(body, reading, service.folder.tokenizer)
     sampling, reading.is_held = replace(sampling, grammar=held), held is not None

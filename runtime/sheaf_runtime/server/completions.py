@@ -47,7 +47,7 @@ def completion_routes(service: Service) -> APIRouter:
                 )
             else:
                 ids = prompt
-            ids = finish_prompt(service, ids, "prompt", keep=keep)
+            ids = finish_prompt(service, ids, "prompt", keep=keep, max_tokens=body.max_tokens)
             sampling = sampling_params(
                 service,
                 body,

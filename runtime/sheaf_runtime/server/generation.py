@@ -108,6 +108,7 @@ class Generation:
                     skip_special_tokens=body.skip_special_tokens,
                     visible=visible,
                     min_tokens=body.min_tokens,
+                    after=ids,
                 )
                 self._index[request.request_id] = index
                 self.choices.append(Choice(request, text, copy=copy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 
 import msgspec
@@ -44,6 +45,34 @@ class PromptLogprob(msgspec.Struct):
 PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
+class TextOffsets:
+    """Where in the text of a choice each of its tokens begins, in characters; a token inside a character
+    begins where that does.
+
+    ``skipped`` tokens are not in the text. ``opens``: the first one that is has nothing before it, where
+    tokenizers with blanks in their tokens leave one out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skipped: frozenset[int], opens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = skipped
+        self._opens = opens
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def take(self, token_id: int) -> int:
+        offset = self._offset
+        if token_id not in self._skipped:
+            text = self._tokenizer.token_bytes(token_id)
+            if self._opens:
+                self._opens = False
+                alone = self._tokenizer.decode([token_id], skip_special_tokens=False)
+                if text == b" " + alone.encode():
+                    text = text[1:]
+            self._offset += len(self._decoder.decode(text))
+        return offset
+
+
 class LogprobsWriter:
     """``as_ids`` writes ``token_id:5`` for each token's text, as ``return_tokens_as_token_ids`` asks."""
 
@@ -69,25 +98,22 @@ class LogprobsWriter:
         )
 
     def completion(
-        self, entries: Sequence[TokenLogprobs], *, offset: int, first: int | None = None
+        self, entries: Sequence[TokenLogprobs], offsets: TextOffsets, *, first: int | None = None
     ) -> CompletionLogprobs:
-        """``first`` is a token before the entries that has no probability: nothing comes before it.
-
-        ``offset`` is where the text of the first token begins."""
+        """``first`` is a token before the entries that has no probability: nothing comes before it."""
         made = CompletionLogprobs([], [], [], [])
         if first is not None:
-            made.text_offset.append(offset)
+            made.text_offset.append(offsets.take(first))
             made.token_logprobs.append(None)
-            made.tokens.append(self.text(first))
+            made.tokens.append(self._name(first))
             made.top_logprobs.append(None)
         for entry in entries:
-            at = made.text_offset[-1] + len(made.tokens[-1]) if made.tokens else offset
-            own = self.text(entry.token_id)
+            own = self._name(entry.token_id)
             pairs = zip(entry.top_ids, entry.top_logprobs, strict=True)
-            made.text_offset.append(at)
+            made.text_offset.append(offsets.take(entry.token_id))
             made.token_logprobs.append(entry.logprob)
             made.tokens.append(own)
-            made.top_logprobs.append({self.text(id_): value for id_, value in pairs} | {own: entry.logprob})
+            made.top_logprobs.append({self._name(id_): value for id_, value in pairs} | {own: entry.logprob})
         return made
 
     def prompt(self, entries: Sequence[TokenLogprobs]) -> PromptLogprobs:
@@ -104,6 +130,16 @@ class LogprobsWriter:
                 }
             )
         return made
+
+    def _name(self, token_id: int) -> str:
+        """What stands for a token in an object: parts of characters must not all look alike there."""
+        if self._as_ids:
+            return f"token_id:{token_id}"
+        data = self._tokenizer.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def _bytes(self, token_id: int) -> list[int]:
         return list(self._tokenizer.token_bytes(token_id))

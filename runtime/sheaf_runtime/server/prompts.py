@@ -103,14 +103,16 @@ async def _off_loop(service: Service, size: int, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(service.tokenizing, work)
 
 
-def finish_prompt(service: Service, ids: list[int], param: str, *, keep: int | None = None) -> list[int]:
-    """The prompt's last ``keep`` tokens (-1: as many as the context holds beside one of output).
+def finish_prompt(
+    service: Service, ids: list[int], param: str, *, keep: int | None = None, max_tokens: int | None = None
+) -> list[int]:
+    """The prompt's last ``keep`` tokens (-1: as many as the context holds beside the output asked for).
 
     Raises ``ApiError`` 400 for no tokens, or ids that the model does not have."""
     info = service.client.info
     assert info is not None
     if keep is not None:
-        keep = info.max_model_len - 1 if keep < 0 else keep
+        keep = max(1, info.max_model_len - max(1, max_tokens or 1)) if keep < 0 else keep
         ids = ids[max(0, len(ids) - keep) :]
     if not ids:
         raise ApiError(400, f"{param}: the prompt has no tokens; give at least one", param=param)

@@ -11,6 +11,9 @@ from sheaf_runtime.server.structured import constraint
 from sheaf_runtime.text import Tokenizer
 
 
+DRAW_A_SEED = -1  # vLLM's
+
+
 def refuse(refusal: Refusal | None) -> None:
     """Raises it as an ``ApiError`` 400."""
     if refusal is not None:
@@ -71,7 +74,7 @@ def sampling_params(
         logit_bias=body.logit_bias,
         allowed_token_ids=None if body.allowed_token_ids is None else tuple(body.allowed_token_ids),
         bad_words=_bad_words(service.folder.tokenizer, body.bad_words),
-        seed=body.seed,
+        seed=None if body.seed == DRAW_A_SEED else body.seed,
         max_tokens=max(1, max_tokens),
         min_tokens=body.min_tokens,
         stop_token_ids=tuple(body.stop_token_ids),
@@ -83,7 +86,7 @@ def sampling_params(
 
 
 def _bad_words(tokenizer: Tokenizer, words: list[str]) -> tuple[tuple[int, ...], ...]:
-    """Each word as it begins a text and, where that is as many other tokens, as it follows a blank.
+    """Each word as it begins a text and, where those are other tokens, as it follows a blank.
 
     Raises ``ApiError`` 400 for a word without tokens.
     """
@@ -95,6 +98,6 @@ def _bad_words(tokenizer: Tokenizer, words: list[str]) -> tuple[tuple[int, ...],
         if not bare:
             raise ApiError(400, f"bad_words: {word!r} has no tokens", param="bad_words")
         found.append(bare)
-        if len(spaced) == len(bare) and spaced[0] != bare[0]:
+        if spaced != bare:
             found.append(spaced)
     return tuple(found)

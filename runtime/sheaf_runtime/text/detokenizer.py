@@ -7,7 +7,7 @@ already handed out is cut off its front.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sheaf_runtime.text.tokenizer import Tokenizer
 
@@ -24,7 +24,9 @@ class Detokenizer:
     """``push`` ids, get text that will not change; ``finish`` gives the rest.
 
     The concatenation equals ``tokenizer.decode`` of all ids (except where a run of byte-fallback tokens
-    longer than ``LONGEST_BYTE_RUN`` is not UTF-8 in the end).
+    longer than ``LONGEST_BYTE_RUN`` is not UTF-8 in the end). With the tokens ``after`` which they come it is
+    what they add to the text of these: a blank at its beginning stays, which decoding alone would strip, and
+    a character that begins there is given whole.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Detokenizer:
         *,
         skip_special_tokens: bool = True,
         visible: frozenset[int] = frozenset(),
+        after: Sequence[int] = (),
     ) -> None:
         """``visible`` special tokens are never skipped."""
         self._tokenizer = tokenizer
@@ -40,6 +43,8 @@ class Detokenizer:
         self._window: list[int] = []
         self._given = 0  # characters of the window's text that were handed out
         self._byte_run = 0  # trailing byte-fallback tokens in the window
+        if after:
+            self._come_after(after[-LIMIT:])
 
     def push(self, ids: Iterable[int]) -> str:
         fresh = [id_ for id_ in ids if id_ not in self._skipped]
@@ -62,6 +67,17 @@ class Detokenizer:
         """What was held back. The detokenizer is spent afterwards."""
         text = self._tokenizer.decode(self._window, skip_special_tokens=False)
         return text[self._given :]
+
+    def _come_after(self, ids: Sequence[int]) -> None:
+        ids = [id_ for id_ in ids if id_ not in self._skipped]
+        begin = max(0, len(ids) - KEEP)
+        while begin and ids[begin] in self._tokenizer.byte_ids:  # a run is decoded as a whole
+            begin -= 1
+        self._window = ids[begin:]
+        text = self._tokenizer.decode(self._window, skip_special_tokens=False)
+        # The bytes of an unfinished character: one each where bytes are tokens.
+        unfinished = 3 if self._tokenizer.byte_ids else 1
+        self._given = max(len(text) - unfinished, len(text.rstrip(REPLACEMENT)))
 
     def _inside_byte_run(self, fresh: list[int]) -> bool:
         for id_ in fresh:

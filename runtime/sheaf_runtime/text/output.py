@@ -27,9 +27,15 @@ class OutputText:
         skip_special_tokens: bool = True,
         visible: frozenset[int] = frozenset(),
         min_tokens: int = 0,
+        after: Sequence[int] = (),
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens, visible=visible)
+        """``after``: the prompt. A stop string that is a special token stops there though the text skips it."""
+        self._detokenizer = Detokenizer(
+            tokenizer, skip_special_tokens=skip_special_tokens, visible=visible, after=after
+        )
         self._stops = StopStrings(stop, include=include_stop) if stop else None
+        skipped = tokenizer.special_ids - visible if skip_special_tokens else frozenset[int]()
+        self._stop_tokens = {id_: text for text in stop if (id_ := tokenizer.special_id(text)) in skipped}
         self._include_stop = include_stop
         self._min_tokens = min_tokens
         self.num_tokens = 0
@@ -52,8 +58,11 @@ class OutputText:
         text = ""
         for id_ in text_ids:  # one by one, so that the count ends with the token that completed the stop
             self.num_tokens += 1
+            may_stop = self.num_tokens > self._min_tokens
+            if may_stop and id_ in self._stop_tokens:
+                return text + self._stops.end(self._detokenizer.finish(), self._stop_tokens[id_])
             piece = self._detokenizer.push((id_,))
-            text += self._stops.push(piece) if self.num_tokens > self._min_tokens else piece
+            text += self._stops.push(piece) if may_stop else piece
             if self._stops.hit:
                 return text
         self.num_tokens += cut_last

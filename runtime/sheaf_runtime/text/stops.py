@@ -34,6 +34,14 @@ class StopStrings:
         self._held = text[cut:]
         return text[:cut]
 
+    def end(self, piece: str, stop: str) -> str:
+        """The last text, behind which comes a stop that is none of its characters."""
+        text = self.push(piece)
+        if self.hit is not None:
+            return text
+        self.hit = stop
+        return text + self.finish() + (stop if self._include else "")
+
     def finish(self) -> str:
         """The text held back, when the request ends for another reason."""
         held, self._held = self._held, ""

@@ -136,6 +136,11 @@ class Tokenizer:
         some = sorted(self.special_ids)[:1] * 2
         return len(some) == 2 and " " in self.decode(some, skip_special_tokens=False).strip()
 
+    def special_id(self, text: str) -> int | None:
+        """The special token that is exactly this text."""
+        id_ = self._rust.token_to_id(text)
+        return id_ if id_ in self.special_ids else None
+
     def special_ids_of(self, texts: Iterable[str]) -> frozenset[int]:
         """Ids of those texts that are special tokens."""
         return self.special_ids & {self._rust.token_to_id(text) for text in texts}

@@ -119,8 +119,8 @@ class EngineCore:
     def _admit(self, request: Request, after: str | None) -> Accepted:
         if after is not None:
             request.after = self._requests.get((request.client, after))
-        self._requests[request.client, request.request_id] = request
         self.scheduler.add(request)
+        self._requests[request.client, request.request_id] = request
         return Accepted(request_id=request.request_id)
 
     def take_ready(self) -> list[tuple[bytes, Accepted | Rejected]]:

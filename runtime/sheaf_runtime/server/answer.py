@@ -130,9 +130,7 @@ class CompletionAnswer(Answer):
                 self._echo_of(tokenizer, body, index // body.n) for index in range(len(generation.choices))
             ]
         skipped = tokenizer.special_ids if body.skip_special_tokens else frozenset[int]()
-        self._offsets = [
-            TextOffsets(tokenizer, skipped=skipped, opens=body.echo) for _ in generation.choices
-        ]
+        self._offsets = [TextOffsets(tokenizer, skipped=skipped, opens=body.echo) for _ in generation.choices]
         self._begun: set[int] = set()
 
     def _echo_of(self, tokenizer: Tokenizer, body: CompletionRequest, index: int) -> str:

@@ -10,7 +10,6 @@ from sheaf_runtime.server.service import Service
 from sheaf_runtime.server.structured import constraint
 from sheaf_runtime.text import Tokenizer
 
-
 DRAW_A_SEED = -1  # vLLM's
 
 

@@ -81,7 +81,10 @@ class Detokenizer:
 
     def _inside_byte_run(self, fresh: list[int]) -> bool:
         for id_ in fresh:
-            self._byte_run = self._byte_run + 1 if id_ in self._tokenizer.byte_ids else 0
+            if id_ in self._tokenizer.byte_ids:
+                self._byte_run += 1
+            elif self._byte_run and self._tokenizer.token(id_) is not None:  # an unknown id is no token
+                self._byte_run = 0
         if self._byte_run < LONGEST_BYTE_RUN:
             return self._byte_run > 0
         self._byte_run = 0

@@ -29,7 +29,7 @@ class OutputText:
         min_tokens: int = 0,
         after: Sequence[int] = (),
     ) -> None:
-        """``after``: the prompt. A stop string that is a special token stops there though the text skips it."""
+        """``after``: the prompt. A stop string that is a special token stops though the text skips that."""
         self._detokenizer = Detokenizer(
             tokenizer, skip_special_tokens=skip_special_tokens, visible=visible, after=after
         )

@@ -106,6 +106,15 @@ def test_a_pending_claim_tells_why_itself() -> None:
     assert 'claim store: storageclass "gp3" not found' in problem.said
 
 
+def test_however_long_the_words_are_what_to_do_is_not_cut_off() -> None:
+    text = "terminate called after throwing an instance of std::bad_alloc " + "x" * 3000
+    pod = k.crashed(text, of=OURS, restarts=7)
+    pod["metadata"]["name"] = "p" * 253
+    message = said(pod)["Ready"][2]
+    assert len(message) <= 1000
+    assert message.endswith("for one of spec.pod (docs/conditions.md#outofmemory)")
+
+
 def test_gates_and_absent_schedulers() -> None:
     gated = k.unschedulable("Scheduling is blocked due to non-empty scheduling gates", OURS)
     gated["status"]["conditions"][0]["reason"] = "SchedulingGated"

@@ -20,7 +20,7 @@ from sheaf_operator.problems.terminating import of_terminating
 from sheaf_operator.status.autoscaling import stamp
 from sheaf_operator.status.progress import progress
 from sheaf_operator.status.rollout import contested, given_up, image_current, rolled_back
-from sheaf_operator.status.situation import Situation, State, told
+from sheaf_operator.status.situation import MAX_TEXT, Situation, State, told
 
 
 def ready(s: Situation) -> State:
@@ -151,7 +151,7 @@ def conditions(s: Situation) -> list[Json]:
                 "type": kind,
                 "status": state.status,
                 "reason": state.reason,
-                "message": state.message[:1000],
+                "message": state.message[:MAX_TEXT],
                 "observedGeneration": s.observed.generation,
                 "lastTransitionTime": old["lastTransitionTime"] if same and old else stamp(s.now),
             }

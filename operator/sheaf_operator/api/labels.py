@@ -41,4 +41,4 @@ def _map(*entries: dict[str, str]) -> Any:
 
 LabelMap = Annotated[dict[str, LabelValue], _map(_KEYS)]
 PodLabels = Annotated[dict[str, LabelValue], _map(_KEYS, _NOT_RESERVED)]
-PodAnnotations = Annotated[dict[str, Annotated[str, Field(max_length=1024)]], _map(_KEYS, _NOT_RESERVED)]
+PodAnnotations = Annotated[dict[str, Annotated[str, Field(max_length=4096)]], _map(_KEYS, _NOT_RESERVED)]

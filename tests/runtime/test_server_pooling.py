@@ -17,8 +17,8 @@ import openai
 import pytest
 import torch
 import torch.nn.functional as F
+from model_folders import byte_level, write_folder
 from serving import Served, serving, wait_for
-from tiny_families import write_tiny
 from tiny_pooling import append_end, write_embedder, write_scorer
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
@@ -163,7 +163,7 @@ def test_each_kind_of_model_says_what_it_does_not_do(
         client.completions.create(model="m", prompt="a", max_tokens=1)
     assert server.status("/ready") == 200
     assert client.models.list().data[0].id == "m"
-    with serving(write_tiny(tmp_path, "llama", tokenizer=True), tmp_path, real=True) as generating:
+    with serving(write_folder(tmp_path / "generates", byte_level()), tmp_path, fake={}) as generating:
         generating.wait_ready()
         for path, body in (
             ("/v1/embeddings", {"input": "a"}),

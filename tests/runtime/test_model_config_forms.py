@@ -62,6 +62,15 @@ def test_either_name_of_the_rope_type(scaling: dict[str, Any]) -> None:
     assert (rope.kind, rope.factor, rope.theta) == ("linear", 8.0, 1e5)
 
 
+def test_yarn_that_was_added_to_a_config_of_the_first_length() -> None:
+    """vllm-project/vllm#4930, huggingface/open-r1#645: as Qwen's model cards say."""
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+    linear = {"type": "linear", "factor": 4.0}
+    for scaling, length, expected in ((yarn, 1024, 4096), (yarn, 4096, 4096), (linear, 1024, 1024)):
+        config = parse("Qwen2ForCausalLM", rope_scaling=scaling, max_position_embeddings=length)
+        assert config.max_position_embeddings == expected
+
+
 def test_gemma_3s_old_and_new_rope() -> None:
     """runpod-workers/worker-vllm#257: one rope for windowed layers, one for full ones, in two spellings."""
     old = parse(

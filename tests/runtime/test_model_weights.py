@@ -178,6 +178,28 @@ def test_files_beside_the_weights_are_not_more_of_them(
         load(folder)
 
 
+def test_an_index_that_is_left_over_beside_a_single_file(
+    tiny_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    """ml-explore/mlx-swift-lm#554: transformers does not look at it."""
+    folder: Path = shutil.copytree(tiny_llama(shard_size="1GB"), tmp_path / "model")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.gguf").write_bytes(b"GGUF" + b"\0" * 64)  # another form of the same model
+    for name in ("config.json", "generation_config.json"):  # as a Windows editor saves them
+        text = (folder / name).read_text() if (folder / name).is_file() else "{}"
+        (folder / name).write_text(text, "utf-8-sig")
+    assert load(folder).weights_bytes > 0
+
+
+def test_a_pointer_instead_of_weights_is_called_one(folder: Path) -> None:
+    """microsoft/OmniParser#34: cloned without Git LFS."""
+    shard = weight_files(folder)[0]
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(UnsupportedModelError, match=rf"{shard.name} is a pointer of Git LFS"):
+        load(folder)
+
+
 def test_mxfp4_is_dequantized_as_in_transformers() -> None:
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 

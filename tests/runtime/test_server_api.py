@@ -287,7 +287,8 @@ async def test_async_client(served: Served) -> None:
 
 
 def test_text_parts_and_template_variables(http: httpx.Client) -> None:
-    parts = [{"type": "text", "text": "hi"}, {"type": "text", "text": "you"}]
+    parts = [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]
+    parts += [{"type": "text", "text": "you"}]
     body = {"messages": [{"role": "user", "content": parts}], "chat_template_kwargs": {"any": 1}}
     answer = http.post("/v1/chat/completions", json=body).json()
     assert answer["choices"][0]["message"]["content"] == "user:hi\nyou"

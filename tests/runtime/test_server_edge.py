@@ -49,6 +49,33 @@ def test_several_keys_and_those_of_a_file(served: Served, keys: Path) -> None:
     assert httpx.post(f"{served.url}/reset_prefix_cache").status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [("bearer first", 200), ("BEARER   first", 200), ("Basic first", 401), ("first", 401)],
+)
+def test_the_scheme_is_written_in_any_case(served: Served, sent: str, status: int) -> None:
+    answer = httpx.post(f"{served.url}/v1/completions", json=BODY, headers={"Authorization": sent})
+    assert answer.status_code == status
+
+
+def test_an_empty_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What --api-key "$KEY" is where there is no KEY."""
+    folder = write_folder(tmp_path / "model", byte_level())
+    assert main([str(folder), "--api-key", ""]) == 2
+    assert "--api-key is empty" in capsys.readouterr().err
+
+
+def test_a_slash_at_the_end_is_no_redirect(served: Served) -> None:
+    headers = {"Authorization": "Bearer first"}
+    for path in ("/v1/completions/", "/v1/completions//"):
+        assert httpx.post(f"{served.url}{path}", json=BODY, headers=headers).status_code == 200
+        assert httpx.post(f"{served.url}{path}", json=BODY).status_code == 401
+    models = httpx.get(f"{served.url}/v1/models/", headers=headers)
+    assert models.json()["object"] == "list"
+    assert served.status("/health/") == 200
+    assert served.status("/nowhere/") == 404
+
+
 def test_a_file_without_keys_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "keys").write_text("\n")
     with pytest.raises(KeyFileError, match="one key a line"):

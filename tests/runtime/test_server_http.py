@@ -117,6 +117,10 @@ def test_head_is_get_without_the_body(served: Served, path: str) -> None:
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (post(b"{}", version="1.0", more=b"Content-Encoding: gzip\r\n"), 415),
+        (b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: close\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: x\r\nX-Endless: " + b"a" * 100_000, 400),
+        (post(BODY, version="1.0", more=b"X-Long: " + b"a" * 60_000 + b"\r\n"), 200),
     ],
 )
 def test_what_probes_and_strangers_send(served: Served, request_: bytes, status: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from model_folders import CHAT_TEMPLATE, byte_fallback, byte_level, write_folder
-from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, left_out
+from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError, left_out
 from transformers import PreTrainedTokenizerFast
 
 MESSAGES = [
@@ -141,8 +142,57 @@ def test_where_a_folder_keeps_its_template(tmp_path: Path) -> None:
     template = ChatTemplate.from_folder(folder, {})
     assert template is not None
     assert template.render(MESSAGES) == "from the file"
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("with tools")
+    template = ChatTemplate.from_folder(folder, {})
+    assert template is not None
+    assert template.render(MESSAGES) == "from the file"
+    assert template.render(MESSAGES, tools=[{"type": "function"}]) == "with tools"
     bare = write_folder(tmp_path / "bare", byte_level(), chat_template=None)
     assert ChatTemplate.from_folder(bare, {}) is None
+
+
+@pytest.mark.parametrize("written", [5, [5], [{"name": "default"}], [{"name": "default", "template": 5}]])
+def test_what_is_no_template_is_refused_by_name(tmp_path: Path, written: Any) -> None:
+    folder = write_folder(tmp_path, byte_level(), chat_template=written)
+    with pytest.raises(ChatTemplateError, match=r"tokenizer_config\.json"):
+        ChatTemplate.from_folder(folder, {})
+
+
+NEW = {"content": "<|new|>", "special": True, "normalized": False, "lstrip": False, "rstrip": False}
+
+
+@pytest.mark.parametrize(
+    ("written", "more"),
+    [
+        ({"eos_token": "<|new|>"}, {}),
+        ({"added_tokens_decoder": {"267": NEW | {"single_word": False}}}, {}),
+        ({"additional_special_tokens": ["<|new|>"]}, {}),
+        ({"extra_special_tokens": {"image_token": "<|new|>"}}, {}),
+        ({}, {"added_tokens.json": {"<|new|>": 267}}),
+        ({}, {"special_tokens_map.json": {"additional_special_tokens": ["<|new|>"]}}),
+    ],
+)
+def test_tokens_that_are_named_beside_the_tokenizer(tmp_path: Path, written: Any, more: Any) -> None:
+    """microsoft/onnxruntime-extensions#890: people add tokens to ``tokenizer_config.json`` alone."""
+    folder = write_folder(tmp_path, byte_level(), **written)
+    for name, content in more.items():
+        (folder / name).write_text(json.dumps(content))
+    mine = Tokenizer.from_folder(folder)
+    other = PreTrainedTokenizerFast.from_pretrained(folder)
+    ids = mine.encode("hello<|new|>x<|end|>")
+    assert 267 in ids
+    assert ids == other.encode("hello<|new|>x<|end|>")
+    for skip in (True, False):
+        decoded = other.decode(ids, skip_special_tokens=skip)
+        assert mine.decode(ids, skip_special_tokens=skip) == decoded
+
+
+def test_added_tokens_that_are_none_are_refused_by_name(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, byte_level(), added_tokens_decoder={"first": {"content": "a"}})
+    with pytest.raises(TokenizerError, match="added tokens cannot be read"):
+        Tokenizer.from_folder(folder)
 
 
 @pytest.mark.parametrize("build", [byte_level, byte_fallback])
@@ -204,4 +254,18 @@ def test_words_that_a_template_leaves_out_are_noticed() -> None:
         ("{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}", 0),
         ("{{ messages[0]['content'] }}", 1),
     ):
-        assert left_out(messages, ChatTemplate(template).render(messages)) == index, template
+        render = ChatTemplate(template).render
+        assert left_out(messages, render(messages), render) == index, template
+
+
+def test_words_that_a_template_rewrites_are_not_left_out() -> None:
+    """SmolLM3's and Nemotron's templates take their switches out of the system's and the user's words."""
+    takes_out = (
+        "{% for m in messages %}<{{ m['role'] }}>"
+        "{{ m['content'].replace('/no_think', '').replace('/think', '').strip() | upper }}{% endfor %}"
+        "{% if '/no_think' in messages[0]['content'] %}<think></think>{% endif %}"
+    )
+    messages = [{"role": "system", "content": "/no_think"}, {"role": "user", "content": "hello /think you"}]
+    render = ChatTemplate(takes_out).render
+    assert render(messages) == "<system><user>HELLO  YOU<think></think>"
+    assert left_out(messages, render(messages), render) is None

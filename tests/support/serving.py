@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import httpx
 FAKE_CORE = Path(__file__).parent / "fake_core.py"
 START = """
 import sys
-from sheaf_runtime.cli import end_on_signals
+from sheaf_runtime.cli import end_on_signals, open_standard_streams
+open_standard_streams()
 end_on_signals()
 from sheaf_runtime.server.launch import main
 sys.exit(main(sys.argv[2:], [sys.executable, sys.argv[1]]))
@@ -109,21 +110,26 @@ def serving(
     fake: dict[str, Any] | None = None,
     real: bool = False,
     session: bool = False,
+    cwd: Path | None = None,
+    closed: Sequence[int] = (),
+    more_env: Mapping[str, str] | None = None,
 ) -> Iterator[Served]:
     """Starts ``sheaf serve model flags``; not yet ready. Whatever is left of it is killed at the end.
 
-    ``session`` gives it a process group of its own."""
+    ``session`` gives it a process group of its own; ``closed`` are descriptors that it does not get."""
     port = free_port()
     log = tmp_path / f"server-{port}.log"
     command = ["-m", "sheaf_runtime", "serve"] if real else ["-c", START, str(FAKE_CORE)]
-    env = os.environ | {"FAKE_CORE": json.dumps(fake or {}), "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"FAKE_CORE": json.dumps(fake or {}), "OMP_NUM_THREADS": "1"} | (more_env or {})
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, *command, str(model), "--host", "127.0.0.1", "--port", str(port), *flags],
+            [sys.executable, "-P", *command, str(model), "--host", "127.0.0.1", "--port", str(port), *flags],
             stdout=out,
             stderr=out,
             env=env,
             start_new_session=session,
+            cwd=cwd,
+            preexec_fn=(lambda: [os.close(fd) for fd in closed]) if closed else None,
         )
     try:
         yield Served(process, port, log)

@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"sheaf: no command {argv[0]!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
+    open_standard_streams()
     end_on_signals()
     module, _, function = COMMANDS[argv[0]][0].partition(":")
     result: int = getattr(importlib.import_module(module), function)(argv[1:])
@@ -42,6 +43,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def end_on_signals() -> None:
-    """Until a command does better a signal is an ordinary end: nothing runs yet that has to be drained."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: os._exit(0))
+    """Until a command does better a signal is an ordinary end: nothing runs yet that has to be drained.
+    nohup's SIGHUP stays ignored."""
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signum is not signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda *_: os._exit(0))
+
+
+def open_standard_streams() -> None:
+    """Whoever starts us may have closed some of the first three descriptors: a socket that got one of them
+    would be lost when a child process puts its own streams there."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(opened, True)
+    os.close(opened)

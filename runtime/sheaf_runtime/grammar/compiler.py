@@ -142,7 +142,7 @@ class _Rehearsal:
 
     def _start(self) -> Verdict:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sheaf_runtime.grammar.rehearsal", *self._arguments],
+            [sys.executable, "-P", "-m", "sheaf_runtime.grammar.rehearsal", *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the library's warnings about what is judged here

@@ -18,6 +18,8 @@ from sheaf_runtime.hub.weights import INDEX
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.mxfp4 import BLOCKS, SCALES, dequantize
 
+LFS_POINTER = b"version https://git-lfs"
+
 
 class Checkpoint(Protocol):
     """Tensors by transformers' names. Both raise ``UnsupportedModelError``."""
@@ -70,14 +72,25 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", device="cpu") as shard:
             yield shard
     except (SafetensorError, OSError) as error:
+        if _is_pointer(path):
+            problem = f"{path} is a pointer of Git LFS, not the weights; run `git lfs pull` in the folder"
+            raise UnsupportedModelError(problem) from error
         raise UnsupportedModelError(f"{path} is damaged or incomplete: {error}") from error
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The folder's safetensors files that hold its weights, in order. Raises ``UnsupportedModelError``."""
     index = folder / INDEX
     try:
-        text = index.read_text(encoding="utf-8") if index.is_file() else None
+        text = index.read_text(encoding="utf-8-sig") if index.is_file() else None
         names = hub_weights.weight_files({path.name for path in folder.iterdir()}, text, str(folder))
     except (OSError, UnicodeDecodeError) as error:
         raise UnsupportedModelError(f"cannot read {index}: {error}") from error

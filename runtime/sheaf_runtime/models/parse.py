@@ -88,12 +88,14 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) ->
     attention = _attention(raw, row, hidden)
     vocab_size = _positive(raw, "vocab_size")
     experts = _experts(raw, row) if row.experts else None
+    layers = _layers(raw, row, attention.head_dim)
+    reach = max((layer.rope.reach for layer in layers if layer.rope is not None), default=0)
     return ModelConfig(
         architecture=name,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        max_position_embeddings=_positive(raw, "max_position_embeddings"),
-        layers=_layers(raw, row, attention.head_dim),
+        max_position_embeddings=max(_positive(raw, "max_position_embeddings"), reach),
+        layers=layers,
         attention=attention,
         mlp=MLPConfig(
             intermediate_size=_positive(raw, "intermediate_size"),
@@ -358,7 +360,7 @@ def _optional(raw: Mapping[str, Any], name: str) -> float | None:
 def read_json(path: Traversable) -> dict[str, Any] | None:
     """A JSON object; None if there is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -51,6 +51,12 @@ class RopeConfig:
     long_factor: tuple[float, ...] = ()
 
     @property
+    def reach(self) -> int:
+        """Tokens up to which a context is stretched, whatever ``max_position_embeddings`` says: Qwen has
+        people add YaRN to a config that keeps its first length. 0 where the kind does not tell."""
+        return int(self.factor * self.original_max_position) if self.kind == "yarn" else 0
+
+    @property
     def switch(self) -> int | None:
         """Sequences longer than this have other frequencies; None: all have the same.
 

@@ -16,7 +16,12 @@ from sheaf_runtime.version import __version__
 
 
 def create_app(service: Service) -> App:
-    app = FastAPI(title="Sheaf", version=__version__, description="OpenAI-compatible LLM serving")
+    app = FastAPI(
+        title="Sheaf",
+        version=__version__,
+        description="OpenAI-compatible LLM serving",
+        redirect_slashes=False,
+    )
     install_error_handlers(app)
     for routes in (
         completion_routes,

@@ -27,7 +27,8 @@ class CoreProcess:
         cls, config: EngineConfig, listener: int, command: list[str] | None = None
     ) -> CoreProcess:
         """``listener`` is the descriptor of the socket on which it listens."""
-        command = command or [sys.executable, "-m", "sheaf_runtime.engine"]
+        # -P: the folder in which it is started is no place for modules; it may be the model's.
+        command = command or [sys.executable, "-P", "-m", "sheaf_runtime.engine"]
         process = await asyncio.create_subprocess_exec(
             *command,
             "--socket",

@@ -44,6 +44,7 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        scope["path"] = _without_slash(scope["path"])
         headers = dict(scope["headers"])
         request_id = _request_id(headers.get(REQUEST_ID, b""))
         began, clock = time.monotonic(), time.time()
@@ -111,6 +112,13 @@ class Edge:
     def _too_large(self) -> ApiError:
         problem = f"the body is larger than {self._max_body} bytes (--max-body-size)"
         return ApiError(413, problem, headers={"Connection": "close"})
+
+
+def _without_slash(path: str) -> str:
+    """A route is meant with a slash at its end too. A redirect, as the framework has it, would lead from a
+    proxy that ends TLS to plain HTTP. Names of models may end in one."""
+    bare = path.rstrip("/")
+    return path if not bare or bare.startswith("/v1/models/") else bare
 
 
 def _request_id(given: bytes) -> bytes:

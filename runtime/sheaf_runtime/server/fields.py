@@ -109,14 +109,15 @@ def _prompt_ids(ids: list[int]) -> list[int]:
 
 
 def _content(value: Any) -> str | None:
-    """Text parts are joined by line breaks: most templates expect one string."""
+    """Text parts are joined by line breaks: most templates expect one string. What else a part says
+    (``cache_control``) is for other servers."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise ValueError("must be a string or a list of text parts")
     for part in value:
-        known = isinstance(part, dict) and part.keys() == {"type", "text"}
-        if not (known and part["type"] == "text" and isinstance(part["text"], str)):
+        known = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not known:
             raise ValueError('only text parts are supported: {"type": "text", "text": "..."}')
     return "\n".join(part["text"] for part in value)
 
@@ -175,7 +176,6 @@ Content = Annotated[
                         "type": "object",
                         "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
                         "required": ["type", "text"],
-                        "additionalProperties": False,
                     },
                 },
             ]

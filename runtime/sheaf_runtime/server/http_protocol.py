@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 Event = MutableMapping[str, Any]
 App = Callable[..., Awaitable[None]]
+MOST_HEAD_BYTES = 64 * 1024  # as uvicorn's other protocol has it
 _UPGRADE = re.compile(rb"^upgrade:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -20,20 +21,30 @@ class HttpProtocol(HttpToolsProtocol):
       connection is the end of the body. Nor does it get a "100 Continue".
     - An offer to upgrade (Java's and curl's clients offer h2c) is ignored, so that the request's body and the
       next request on the connection are read like any others (RFC 9110, 7.8).
+    - A request that does not say once which host it means is refused (RFC 9112, 3.2); so is a head that does
+      not end within ``MOST_HEAD_BYTES`` (RFC 9110, 5.4), which would otherwise be kept whatever its size.
     - HEAD is answered as GET is, without the body (RFC 9110, 9.3.2), on every route that has GET.
     """
 
     _in_body = False
+    _head = 0  # bytes of a head that has not ended yet
 
     def data_received(self, data: bytes) -> None:
         if not self._in_body and _UPGRADE.search(data):
             # The parser takes whatever follows an upgrade's head for another protocol, its body included.
             head, end, rest = data.partition(b"\r\n\r\n")
             data = _UPGRADE.sub(b"not-now:", head) + end + rest
+        if not self._in_body:
+            self._head += len(data)
         super().data_received(data)
+        if self._head > MOST_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The head of the request is larger than {MOST_HEAD_BYTES} bytes.")
 
     def on_headers_complete(self) -> None:
-        self._in_body = True
+        self._in_body, self._head = True, 0
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise ValueError("a request names its host once")  # the parser's caller answers 400
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 
 class KeyFileError(ValueError):
-    """The file holds no keys; the message says why."""
+    """The flags or the file hold no keys; the message says why."""
 
 
 class ApiKeys:
     """``required`` is False without any. Raises ``KeyFileError`` for a file without keys."""
 
     def __init__(self, keys: Sequence[str], path: str | None) -> None:
-        self._fixed = [f"Bearer {key}".encode() for key in keys if key]
+        if not all(key.strip() for key in keys):
+            raise KeyFileError("--api-key is empty: anybody could call; give a key, or leave the flag out")
+        self._fixed = [key.strip().encode() for key in keys]
         self._path = Path(path) if path else None
         self._seen = (0, 0)
         self._read: list[bytes] = []
@@ -27,10 +29,12 @@ class ApiKeys:
         return bool(self._fixed or self._path)
 
     def accept(self, authorization: bytes) -> bool:
-        """Compares with every key, so that the time says nothing about which one was close."""
+        """Compares with every key, so that the time says nothing about which one was close. The name of the
+        scheme is written in any case (RFC 9110, 11.1)."""
         self._refresh()
-        matches = [hmac.compare_digest(authorization, key) for key in self._fixed + self._read]
-        return any(matches)
+        scheme, _, given = authorization.partition(b" ")
+        matches = [hmac.compare_digest(given.strip(), key) for key in self._fixed + self._read]
+        return scheme.lower() == b"bearer" and any(matches)
 
     def _refresh(self) -> None:
         if self._path is None:
@@ -51,7 +55,7 @@ class ApiKeys:
             ) from error
         if not lines:
             raise KeyFileError(f"--api-key-file {path} is empty; write one key a line")
-        return [f"Bearer {line}".encode() for line in lines]
+        return [line.encode() for line in lines]
 
     @staticmethod
     def _stamp(path: Path) -> tuple[int, int]:

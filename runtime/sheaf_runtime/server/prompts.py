@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from sheaf_runtime.protocol.limits import refuse_ids, refuse_length
@@ -13,6 +13,7 @@ from sheaf_runtime.server.schemas import ChatCompletionRequest, ChatInput
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.server.tools import for_template
 from sheaf_runtime.text import ChatTemplate, ChatTemplateError, left_out
+from sheaf_runtime.text.chat_template import Message
 
 T = TypeVar("T")
 # Encoding this much takes about as long as handing it to a thread and back.
@@ -69,16 +70,19 @@ async def render_chat(service: Service, body: ChatInput, *, param: str = "messag
             variables = {"enable_thinking": thinks, **variables, "reasoning_effort": body.reasoning_effort}
     chosen = template
 
-    def render() -> tuple[str, int | None]:
-        text = chosen.render(
-            plain,
+    def written(messages: Sequence[Message]) -> str:
+        return chosen.render(
+            messages,
             add_generation_prompt=generation,
             continue_final_message=continues,
             tools=tools,
             documents=body.documents,
             variables=variables,
         )
-        return text, left_out(plain, text)
+
+    def render() -> tuple[str, int | None]:
+        text = written(plain)
+        return text, left_out(plain, text, written)
 
     try:
         size = sum(len(message["content"]) for message in plain)

@@ -11,6 +11,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -79,8 +80,9 @@ class Server:
 
     async def run(self, sock: socket.socket) -> int:
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._on_signal, signum)
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signum is not signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:  # nohup's
+                loop.add_signal_handler(signum, self._on_signal, signum)
         self._http.start(sock)
         host, port = sock.getsockname()[:2]
         scheme = "https" if self._config.ssl_certfile else "http"
@@ -129,7 +131,7 @@ class Server:
     async def _start_core(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             # Its name is there for less than a millisecond, whatever ends this process later.
-            with tempfile.TemporaryDirectory(prefix="sheaf-") as folder:
+            with _folder_for_a_socket() as folder:
                 listener.bind(f"{folder}/core")
                 listener.listen()
                 self._client = EngineClient(
@@ -251,3 +253,13 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _folder_for_a_socket() -> Iterator[str]:
+    """A temporary one, in /tmp if the path would be too long for a socket's name."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sheaf-"))
+        if len(os.fsencode(f"{folder}/core")) > zmq.IPC_PATH_MAX_LEN:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sheaf-", dir="/tmp"))
+        yield folder

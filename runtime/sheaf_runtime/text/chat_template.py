@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib.resources.abc import Traversable
 from typing import Any
@@ -59,16 +59,24 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Traversable, special_tokens: Mapping[str, Any]) -> ChatTemplate | None:
-        """The model's own template (``chat_template.jinja``, else in ``tokenizer_config.json``), or None."""
+        """The model's own template (``chat_template.jinja`` and, for tools, in ``additional_chat_templates``;
+        else in ``tokenizer_config.json``), or None. Raises ``ChatTemplateError`` or ``TokenizerError``."""
         path = folder / "chat_template.jinja"
         if path.is_file():
-            return cls(read_text(path), special_tokens)
-        source = read_json(folder / "tokenizer_config.json").get("chat_template")
-        for_tools = None
+            more = folder / "additional_chat_templates" / "tool_use.jinja"
+            for_tools = read_text(more) if more.is_file() else None
+            return cls(read_text(path), special_tokens, for_tools=for_tools)
+        path = folder / "tokenizer_config.json"
+        source = read_json(path).get("chat_template")
+        named = {"default": source}
         if isinstance(source, list):  # several, by name
+            if not all(isinstance(entry, dict) and {"name", "template"} <= entry.keys() for entry in source):
+                raise ChatTemplateError(f"{path}: each of several chat templates needs a name and a template")
             named = {entry["name"]: entry["template"] for entry in source}
-            source, for_tools = named.get("default"), named.get("tool_use")
-        return cls(source, special_tokens, for_tools=for_tools) if isinstance(source, str) else None
+        given = [named.get("default"), named.get("tool_use")]
+        if not all(template is None or isinstance(template, str) for template in given):
+            raise ChatTemplateError(f"{path}: chat_template must be a text, or a list of named ones")
+        return None if given[0] is None else cls(given[0], special_tokens, for_tools=given[1])
 
     def render(
         self,
@@ -225,9 +233,16 @@ def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": text}}
 
 
-def left_out(messages: Sequence[Message], prompt: str) -> int | None:
-    """Index of the first message whose words are not in the rendered prompt: a template may have no place for
-    its role, or look for content where there is none. Blanks do not count, and JSON's escapes are allowed."""
+def left_out(
+    messages: Sequence[Message], prompt: str, render: Callable[[Sequence[Message]], str]
+) -> int | None:
+    """Index of the first message that the template has no place for: it may not know the role, or look for
+    content where there is none. ``render`` writes other messages as ``prompt`` was written.
+
+    Words that are in the prompt have a place; blanks do not count, and JSON's escapes are allowed. Others may
+    have been rewritten (templates take switches like "/no_think" out), so a word is added to them and looked
+    for.
+    """
     without_blanks = None
     for index, message in enumerate(messages):
         text = message.get("content")
@@ -236,7 +251,10 @@ def left_out(messages: Sequence[Message], prompt: str) -> int | None:
         if without_blanks is None:
             without_blanks = "".join(prompt.split())
         forms = (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
-        if not any("".join(form.split()) in without_blanks for form in forms):
+        if any("".join(form.split()) in without_blanks for form in forms):
+            continue
+        marked = {**message, "content": f"{_MARK} {text} {_MARK}"}
+        if _MARK not in render([*messages[:index], marked, *messages[index + 1 :]]).lower():
             return index
     return None
 

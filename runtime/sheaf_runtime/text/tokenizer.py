@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
+
+from sheaf_runtime.text.added_tokens import add_tokens
 
 NAMED_SPECIAL_TOKENS = (
     "bos_token",
@@ -77,7 +79,15 @@ class Tokenizer:
             rust = RustTokenizer.from_buffer(path.read_bytes())
         except Exception as error:  # the Rust library raises plain Exception
             raise TokenizerError(f"{path} cannot be read: {error}") from error
-        return cls(rust, _named_special_tokens(folder))
+        config = read_json(folder / "special_tokens_map.json")
+        config |= read_json(folder / "tokenizer_config.json")
+        named = _named_special_tokens(config)
+        legacy = read_json(folder / "added_tokens.json")
+        try:
+            add_tokens(rust, config, legacy, named)
+        except ValueError as error:
+            raise TokenizerError(f"{folder}: {error}") from error
+        return cls(rust, named)
 
     @property
     def vocab_size(self) -> int:
@@ -173,9 +183,8 @@ def read_json(path: Traversable) -> dict[str, Any]:
     return value
 
 
-def _named_special_tokens(folder: Traversable) -> dict[str, Any]:
+def _named_special_tokens(merged: Mapping[str, Any]) -> dict[str, Any]:
     """The tokens that ``tokenizer_config.json`` names (older folders: ``special_tokens_map.json``)."""
-    merged = read_json(folder / "special_tokens_map.json") | read_json(folder / "tokenizer_config.json")
     named: dict[str, Any] = {}
     for name in NAMED_SPECIAL_TOKENS:
         token = merged.get(name)

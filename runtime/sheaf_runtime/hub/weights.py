@@ -24,16 +24,21 @@ class MissingShardsError(WeightsError):
 
 
 def weight_files(names: Collection[str], index: str | None, where: str) -> list[str]:
-    """``model.safetensors`` alone, as transformers has it (an index beside it may be left over from what it
-    was made of), else those of the index, else all that are neither hidden nor Mistral's second copy; in order.
+    """Those of the index, else ``model.safetensors`` alone, as transformers has it, else all that are neither
+    hidden nor Mistral's second copy; in order. An index whose files are missing counts for nothing beside a
+    ``model.safetensors``: it is left over from what that was made of.
 
     ``names`` are the files of ``where`` itself, not of folders in it; ``index`` is the text of ``INDEX``, if
     it is one of them. Raises ``WeightsError``.
     """
+    if index is not None:
+        try:
+            return _indexed(names, index, where)
+        except MissingShardsError:
+            if SINGLE not in names:
+                raise
     if SINGLE in names:
         return [SINGLE]
-    if index is not None:
-        return _indexed(names, index, where)
     found = [
         name
         for name in sorted(names)

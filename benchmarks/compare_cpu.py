@@ -1,7 +1,8 @@
 """The demo model on CPU: our server over HTTP against ``transformers.generate``, one request at a time.
 
 Both read the same file and run in the same call, in alternating rounds, on the same prompts (128 tokens in,
-128 out, greedy, float32). While one is measured the other is idle. Prints a table and writes benchmarks/results/cpu.json.
+128 out, greedy, float32). While one is measured the other is idle. Prints a table and writes
+benchmarks/results/cpu.json.
 
     make bench
 """

@@ -29,12 +29,14 @@ def parser(name: str, prompt: str, tools: str | None) -> Callable[[], Parser]:
 CASES: dict[str, tuple[str, str, str | None, str, Parsed]] = {
     "both marks": ("qwen3", PLAIN, None, "<think>hm</think>yes", [("thought", "hm"), ("text", "yes")]),
     "blanks before": ("qwen3", PLAIN, None, "\n<think>hm</think>yes", [("thought", "hm"), ("text", "yes")]),
+    # vllm#34684: the thoughts were told as the answer
     "opened by the template": ("qwen3", OPENED, None, "hm</think>yes", [("thought", "hm"), ("text", "yes")]),
     # the model repeats the template's mark
     "opened twice": ("qwen3", OPENED, None, "<think>hm</think>yes", [("thought", "hm"), ("text", "yes")]),
     "closed by the template": ("qwen3", CLOSED, None, "yes", [("text", "yes")]),
     # modelship#130: plain answers were trapped in the thoughts
     "no thoughts": ("qwen3", PLAIN, None, "yes", [("text", "yes")]),
+    # vllm#17349
     "closed for a model that always thinks": ("deepseek_r1", CLOSED, None, "yes", [("text", "yes")]),
     "no mark of a model that always thinks": (
         "deepseek_r1",

@@ -266,7 +266,7 @@ def test_a_structural_tag_behind_thoughts(client: openai.OpenAI, bias: dict[str,
 def test_channels(tmp_path: Path) -> None:
     """sglang#9259: the schema was held in the channel of thoughts, or not at all."""
     marks = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|call|>", "<|return|>")
-    template = "{#- <|channel|> <|message|> -#}{{ messages[-1]['content'] }}{{ eos_token }}<|start|>assistant"
+    template = "{{ messages[-1]['content'] }}{{ eos_token }}<|start|>assistant"
     folder, ids = tiny(tmp_path / "model", marks, template, special=True, end="<|return|>")
     flags = ("--served-model-name", "tiny", "--reasoning-parser", "openai_gptoss")
     bias = {"0": 5, str(ids["<|return|>"]): 5}  # <|end|>, of messages, and the end

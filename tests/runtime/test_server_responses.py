@@ -51,6 +51,7 @@ def test_text(client: openai.OpenAI) -> None:
 
 
 def test_thoughts_text_and_calls_are_items(client: openai.OpenAI) -> None:
+    """vllm#43395: thoughts were neither told nor counted."""
     answer = client.responses.create(model="m", input=f"<think>hm</think>So\n{CALL}", tools=[TOOL])
     assert [item.type for item in answer.output] == ["reasoning", "message", "function_call"]
     thoughts, _, call = answer.output
@@ -75,6 +76,7 @@ EVENTS = [
 
 
 def test_events_in_order(client: openai.OpenAI) -> None:
+    """vllm#24938: parts of thoughts began and were never done."""
     stream = client.responses.create(
         model="m", input=f"<think>hm</think>So\n{CALL}", tools=[TOOL], stream=True
     )

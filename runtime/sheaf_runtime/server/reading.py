@@ -40,7 +40,14 @@ class Reading:
 
     def __init__(self, service: Service, body: ChatCompletionRequest, prompt: str) -> None:
         choice = body.choice_of_tools
+        self.prompt = prompt
+        self.reasoning_parser = service.server_config.reasoning_parser
+        self._calls = schemas(body.tools or []) if choice != "none" else None
+        self._choice = choice
         name = service.tool_parser
+        self.in_channels = in_channels(name if self._calls is not None else None, self.reasoning_parser)
+        if self.in_channels:
+            name = "openai"
         if choice == "auto" and name is None:
             raise ApiError(
                 400,
@@ -48,15 +55,7 @@ class Reading:
                 "not tell; start the server with --tool-call-parser",
                 param="tool_choice",
             )
-        self.prompt = prompt
-        self.reasoning_parser = service.server_config.reasoning_parser
-        self._calls = schemas(body.tools or []) if choice != "none" else None
-        self._choice = choice
-        self.in_channels = in_channels(name if self._calls is not None else None, self.reasoning_parser)
-        if self.in_channels:
-            self.tool_parser = "openai"
-        else:
-            self.tool_parser = name if choice == "auto" and name is not None else "json"
+        self.tool_parser = name if name is not None and (choice == "auto" or self.in_channels) else "json"
         self.is_held = False
         self._id_length = TOOLS[name].id_length if name else None
         self._only_one = not body.parallel_tool_calls

@@ -113,6 +113,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+MOST_SEQS = 2**16  # each has rows of its own in memory, whether it runs or not
+
+
 def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> None:
     """Raise ``ValueError`` naming the field that makes no sense, as ``spell`` writes it."""
     at_least = (
@@ -128,6 +131,8 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
         value = getattr(config, name)
         if value is not None and value < lowest:
             raise ValueError(f"{spell(name)} must be at least {lowest}, got {value}")
+    if config.max_num_seqs > MOST_SEQS:
+        raise ValueError(f"{spell('max_num_seqs')} must be at most {MOST_SEQS}, got {config.max_num_seqs}")
     if config.max_num_batched_tokens < config.max_num_seqs:
         raise ValueError(
             f"{spell('max_num_batched_tokens')} ({config.max_num_batched_tokens}) must be at least "

@@ -451,6 +451,11 @@ def test_configurations_that_can_never_run_are_refused(field, least):
         engine(**{field: least - 1})
 
 
+def test_more_seats_than_memory_can_hold_are_refused():
+    with pytest.raises(ValueError, match="max_num_seqs must be at most 65536, got 2147483647"):
+        engine(max_num_seqs=2**31 - 1, max_num_batched_tokens=2**31 - 1)
+
+
 def test_a_budget_below_the_seats_is_refused():
     """The latest requests would never get a token while the others run."""
     with pytest.raises(ValueError, match=r"max_num_batched_tokens \(7\) must be at least max_num_seqs \(8\)"):

@@ -202,6 +202,7 @@ def test_close_ends_the_thread_and_may_be_repeated(executor: LocalExecutor) -> N
         ({"max_model_len": 300}, "--max-model-len must be between 2 and the model's own 256, got 300"),
         ({"max_model_len": 1}, "--max-model-len must be between 2 and"),
         ({"num_gpu_blocks_override": 1}, "--num-gpu-blocks-override must be at least 2"),
+        ({"num_gpu_blocks_override": 2**31 - 1}, "--num-gpu-blocks-override 2147483647: there is memory for"),
         ({"kv_cache_memory": 0}, "--kv-cache-memory must be a positive number"),
         (
             {"kv_cache_memory": 100_000},

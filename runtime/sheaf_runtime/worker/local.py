@@ -144,6 +144,9 @@ def _num_blocks(model: LoadedModel, config: EngineConfig) -> int:
             raise ValueError(
                 f"--num-gpu-blocks-override must be at least 2 (one is the null page), got {override}"
             )
+        most = available_memory() // model.kv_layout(config.block_size).groups[0].page_bytes
+        if model.device.type == "cpu" and override > most:  # the kernel would grant it, and kill us later
+            raise ValueError(f"--num-gpu-blocks-override {override}: there is memory for {most} blocks")
         return override
     if model.device.type == "cuda":
         memory, flag = _cuda_pool_memory(model, config), "--gpu-memory-utilization"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pty
 import select
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Iterator
 
@@ -41,13 +39,16 @@ class Terminal:
         return self.seen[begin : self._read_to]
 
     def insist(self, key: str, text: str) -> None:
-        """Types ``key`` again and again until ``text`` comes: a signal that arrives between a prompt and the
-        read behind it waits for the next one."""
-        deadline = time.monotonic() + LIMIT
+        """Types ``key``, and again each second until ``text`` comes: a signal that arrives between a prompt
+        and the read behind it waits for the next one."""
+        begin, typed = time.monotonic(), 0
         while (at := self.seen.find(text, self._read_to)) < 0:
-            assert time.monotonic() < deadline, f"no {text!r} in {self.seen[self._read_to :]!r}"
-            self.type(key)
-            self._more(0.3)
+            passed = time.monotonic() - begin
+            assert passed < LIMIT, f"no {text!r} in {self.seen[self._read_to :][:2000]!r}"
+            if passed >= typed:
+                self.type(key)
+                typed += 1
+            self._more()
         self._read_to = at + len(text)
 
     def wait_exit(self) -> int:
@@ -57,30 +58,27 @@ class Terminal:
             self._more()
         return self.process.returncode
 
-    def _more(self, seconds: float = 0.05) -> None:
-        ready, _, _ = select.select([self._master], [], [], seconds)
+    def _more(self) -> None:
+        ready, _, _ = select.select([self._master], [], [], 0.05)
         if ready:
-            with contextlib.suppress(OSError):  # its other end is closed
-                self._raw += os.read(self._master, 65536)
+            self._raw += os.read(self._master, 65536)
 
 
 @contextlib.contextmanager
 def on_terminal(*command: str) -> Iterator[Terminal]:
     """Runs ``sheaf command`` with a terminal of its own, so that Ctrl-C reaches it as from a keyboard."""
     master, slave = pty.openpty()
+    # The first terminal that the leader of a session opens is the session's own.
+    opened = ["sh", "-c", 'exec "$@" <>"$0" >&0 2>&0', os.ttyname(slave)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "sheaf_runtime", *command],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
+        [*opened, sys.executable, "-m", "sheaf_runtime", *command],
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         env=os.environ | {"TERM": "xterm", "INPUTRC": "/dev/null"},
     )
-    os.close(slave)
     try:
         yield Terminal(process, master)
     finally:
         process.kill()
         process.wait()
+        os.close(slave)
         os.close(master)

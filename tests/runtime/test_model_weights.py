@@ -76,6 +76,18 @@ def test_auto_is_the_checkpoints_dtype(tiny_llama: Callable[..., Path]) -> None:
     assert load(folder, dtype="float32").dtype == torch.float32
 
 
+@pytest.mark.parametrize("named", [{}, {"torch_dtype": None}, {"torch_dtype": "auto"}, {"dtype": "auto"}])
+def test_a_config_that_names_no_dtype(
+    tiny_llama: Callable[..., Path], tmp_path: Path, named: dict[str, Any]
+) -> None:
+    """generative-computing/granite-switch#126, vllm-project/vllm#32737: twice the memory as float32."""
+    folder: Path = shutil.copytree(tiny_llama(dtype="bfloat16"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    (folder / "config.json").write_text(json.dumps(config | named))
+    assert load(folder).dtype == torch.bfloat16
+
+
 def test_a_missing_shard_is_named(folder: Path) -> None:
     shard_of(folder, "model.norm.weight").unlink()
     with pytest.raises(

@@ -18,6 +18,7 @@ from sheaf_runtime.hub.weights import INDEX
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.mxfp4 import BLOCKS, SCALES, dequantize
 
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -64,6 +65,16 @@ class SafetensorsFolder:
 
     def _quantized(self, name: str) -> bool:
         return name.endswith(BLOCKS) and name.removesuffix(BLOCKS) + SCALES in self._files
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """The name of the dtype of the first tensor that is not quantized; None if there is none to be read."""
+    try:
+        with _opened(weight_files(folder)[0]) as shard:
+            kinds = (STORED.get(shard.get_slice(name).get_dtype()) for name in shard.keys())  # noqa: SIM118
+            return next(filter(None, kinds), None)
+    except UnsupportedModelError:  # whoever loads it says why
+        return None
 
 
 @contextmanager

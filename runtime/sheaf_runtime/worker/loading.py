@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.gguf.folder import HeaderFolder, open_folder
-from sheaf_runtime.models.checkpoint import Checkpoint, SafetensorsFolder
+from sheaf_runtime.models.checkpoint import Checkpoint, SafetensorsFolder, stored_dtype
 from sheaf_runtime.models.config import DecoderConfig
 from sheaf_runtime.models.decoder import Decoder
 from sheaf_runtime.models.errors import UnsupportedModelError
@@ -89,6 +89,9 @@ def load_model(config: EngineConfig) -> LoadedModel:
     pooling = read_pooling(folder, raw, config.runner, config.convert, config.pooler_config)
     if pooling is not None:
         raw = raw | {"architectures": causal_architectures(raw.get("architectures"))}
+    named = raw.get("dtype") or raw.get("torch_dtype")
+    if named in (None, "auto") and isinstance(folder, Path):
+        raw = raw | {"dtype": stored_dtype(folder)}
     native = config.model_impl == "native" or (config.model_impl == "auto" and is_native(raw))
     model = (_load_native if native else _load_transformers)(folder, raw, config, device, pooling)
     ends = [id_ for id_ in _tokenizers_end(folder) if id_ < model.config.vocab_size]

@@ -15,6 +15,7 @@ from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.protocol.messages import AddRequest
 from sheaf_runtime.worker import choose, failures, sampling_state, score
 from sheaf_runtime.worker.local import LocalExecutor
+from sheaf_runtime.worker.logprobs import Logprobs
 
 MARK = 77  # a logit bias of this value makes a request the one that fails
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True, logprobs=2)
@@ -89,7 +90,25 @@ def in_the_scores(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(score, "logprobs_of", failing)
 
 
-PLACES = [in_token_bias, in_the_mask, in_the_sampler, in_the_logprobs, in_the_scores]
+def in_the_logprobs_words(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    original = Logprobs.tolist
+
+    def failing(self: Logprobs, counts: Any) -> Any:
+        if (self.tokens_N == 5).any() and len(counts) < 5:  # not those of the prompt
+            raise error
+        return original(self, counts)
+
+    monkeypatch.setattr(Logprobs, "tolist", failing)
+
+
+PLACES = [
+    in_token_bias,
+    in_the_mask,
+    in_the_sampler,
+    in_the_logprobs,
+    in_the_logprobs_words,
+    in_the_scores,
+]
 
 
 @pytest.mark.parametrize("spoil", PLACES, ids=lambda place: place.__name__)

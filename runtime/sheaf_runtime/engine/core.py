@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -15,6 +16,8 @@ from sheaf_runtime.engine.structured import Structured
 from sheaf_runtime.grammar.compiler import Compiler
 from sheaf_runtime.protocol.messages import Accepted, AddRequest, EngineReady, EngineStats, Rejected
 from sheaf_runtime.worker.executor import Executor
+
+logger = logging.getLogger(__name__)
 
 
 class EngineCore:
@@ -126,9 +129,18 @@ class EngineCore:
     def take_ready(self) -> list[tuple[bytes, Accepted | Rejected]]:
         """The answers to requests whose grammar has been compiled or refused, each with its client."""
         return [
-            (request.client, refusal or self._admit(request, request.after_id))
+            (request.client, refusal or self._admit_compiled(request))
             for request, refusal in self.structured.take_ready(self._clock())
         ]
+
+    def _admit_compiled(self, request: Request) -> Accepted | Rejected:
+        try:
+            return self._admit(request, request.after_id)
+        except Exception as error:  # this request's trouble
+            logger.exception("request %s cannot be taken in", request.request_id)
+            self.structured.end(request)
+            problem = f"the request cannot be taken in: {type(error).__name__}: {error}"
+            return Rejected(request_id=request.request_id, reason="internal", message=problem)
 
     def abort(self, client: bytes, request_ids: Iterable[str]) -> None:
         """Unknown ids are ignored."""

@@ -31,7 +31,11 @@ class Matcher:
         """Tokens that were committed."""
         for token_id in token_ids:
             if not self._lost and not self._matcher.is_terminated():
-                self._lost = not self._matcher.accept_token(token_id, False)
+                try:
+                    self._lost = not self._matcher.accept_token(token_id, False)
+                except Exception:  # this request's trouble: no token is allowed it any more
+                    logger.exception("a grammar cannot take a token: its request ends")
+                    self._lost = True
 
     def fill(self, masks_MW: Int32, index: int, *, may_stop: bool) -> None:
         """One row of packed bits: what may come next; nothing, if the request has to end in an error.
@@ -46,7 +50,13 @@ class Matcher:
             _set(row_W, np.array(self._ends, np.int64))
             return
         began = time.perf_counter()
-        self._matcher.fill_next_token_bitmask(masks_MW, index, False)
+        try:
+            self._matcher.fill_next_token_bitmask(masks_MW, index, False)
+        except Exception:
+            logger.exception("a grammar has no mask of the next token: its request ends")
+            self._lost = True
+            row_W[:] = 0
+            return
         if (took := time.perf_counter() - began) > MASK_SECONDS:
             logger.warning("a grammar needed %.1f s for the mask of one token: its request ends", took)
             self._lost = True

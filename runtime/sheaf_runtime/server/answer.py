@@ -59,6 +59,10 @@ class Answer(ABC):
         if piece.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = piece.finish_reason, piece.stop_reason
 
+    def drop(self, index: int) -> None:
+        """What has come of a choice cannot be told."""
+        self._collected[index] = Collected()
+
     @abstractmethod
     def body(self) -> bytes: ...
 

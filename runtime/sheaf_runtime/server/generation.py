@@ -88,6 +88,7 @@ class Generation:
         self._prompt_tokens = sum(len(ids) for ids, _ in prompts)
         self.choices: list[Choice] = []
         self._index: dict[str, int] = {}
+        self._open = 0  # choices that have not ended
         for ids, sampling in prompts:
             first = f"{request_id}-{len(self.choices)}"
             for copy in range(body.n):
@@ -140,6 +141,7 @@ class Generation:
 
         Raises ``ApiError`` when it has not; nothing has been answered then, and it is closed already.
         """
+        self._open = len(self.choices)
         self._watcher = asyncio.create_task(self._watch(receive))
         client = self._service.client
         adds = [client.add(choice.request, self._queue) for choice in self.choices]
@@ -168,8 +170,7 @@ class Generation:
 
         Raises ``ApiError`` if the engine is lost, ``ClientDisconnected`` if the client is.
         """
-        open_ = len(self.choices)
-        while open_:
+        while self._open:
             try:
                 outputs = await self._queue.get()
             except EngineDeadError as error:
@@ -181,7 +182,6 @@ class Generation:
                 piece = self._take(index, self.choices[index], output, now)
                 if piece is not None:
                     pieces.append(piece)
-                    open_ -= piece.finish_reason is not None
             if pieces:
                 yield pieces
 
@@ -217,15 +217,26 @@ class Generation:
         try:
             piece = self._read(index, choice, output)
         except Exception as error:  # in the tokenizer: this request's trouble
-            logger.exception("the output of request %s cannot be read", choice.request.request_id)
-            self._service.client.abort([output.request_id])
-            choice.error = f"the output cannot be turned into text: {type(error).__name__}: {error}"
-            piece = Piece(index, "", "error", None)
+            piece = self._failed(index, "the output cannot be turned into text", error)
         if piece.finish_reason is not None:
             self._end(choice, piece.finish_reason)
         elif not piece.text and not (self._tokens_wanted and piece.token_ids) and scored is None:
             return None
         return piece if scored is None else piece._replace(scored=scored)
+
+    def fail(self, index: int, what: str, error: Exception) -> Piece:
+        """A choice ends here, because ``what`` went wrong with what came of it; its last piece."""
+        piece = self._failed(index, what, error)
+        if not self.choices[index].ended:
+            self._end(self.choices[index], "error")
+        return piece
+
+    def _failed(self, index: int, what: str, error: Exception) -> Piece:
+        choice = self.choices[index]
+        logger.error("request %s: %s", choice.request.request_id, what, exc_info=error)
+        self._service.client.abort([choice.request.request_id])
+        choice.error = f"{what}: {type(error).__name__}: {error}"
+        return Piece(index, "", "error", None)
 
     def _read(self, index: int, choice: Choice, output: RequestOutput) -> Piece:
         finish, stop = output.finish_reason, output.stop_token_id
@@ -257,6 +268,7 @@ class Generation:
 
     def _end(self, choice: Choice, reason: FinishReason) -> None:
         choice.ended, choice.reason = True, reason
+        self._open -= 1
         self._service.metrics.on_finished(
             reason,
             arrival=self._arrival,

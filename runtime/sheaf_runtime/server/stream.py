@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Protocol
 
 import msgspec
@@ -12,6 +13,8 @@ from sheaf_runtime.server.answers import encode
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import ClientDisconnected, Generation, Piece
 
+logger = logging.getLogger(__name__)
+UNWRITTEN = "the answer cannot be written"
 DONE = b"data: [DONE]\n\n"
 HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
@@ -21,6 +24,8 @@ class AnyAnswer(Protocol):
     each piece and the ``closing``."""
 
     def take(self, piece: Piece) -> object: ...
+
+    def drop(self, index: int) -> None: ...
 
     def body(self) -> bytes: ...
 
@@ -59,7 +64,7 @@ class EventStream(Response):
             if opening := answer.opening:
                 await send({"type": "http.response.body", "body": opening, "more_body": True})
             async for pieces in generation.pieces():
-                body = b"".join(map(answer.chunk, pieces))
+                body = b"".join(map(self._chunk, pieces))
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             await send({"type": "http.response.body", "body": answer.closing})
         except ClientDisconnected:
@@ -67,8 +72,19 @@ class EventStream(Response):
         except ApiError as error:
             generation.close("error")
             await send({"type": "http.response.body", "body": answer.failure(error)})
+        except Exception as error:  # in writing; the other requests go on
+            logger.exception("the answer to request %s cannot be written", generation.request_id)
+            generation.close("error")
+            unwritten = ApiError(500, f"{UNWRITTEN}: {error!r}", code="request_failed")
+            await send({"type": "http.response.body", "body": error_event(unwritten)})
         finally:
             generation.close()
+
+    def _chunk(self, piece: Piece) -> bytes:
+        try:
+            return self._answer.chunk(piece)
+        except Exception as error:  # in a parser or a writer: this choice's trouble
+            return self._answer.chunk(self._generation.fail(piece.choice, UNWRITTEN, error))
 
 
 async def respond(generation: Generation, answer: AnyAnswer, *, stream: bool) -> Response:
@@ -77,7 +93,7 @@ async def respond(generation: Generation, answer: AnyAnswer, *, stream: bool) ->
     try:
         async for pieces in generation.pieces():
             for piece in pieces:
-                answer.take(piece)
+                _take(generation, answer, piece)
     except ClientDisconnected:
         return Response(status_code=499)  # nobody reads it
     except ApiError:
@@ -85,5 +101,26 @@ async def respond(generation: Generation, answer: AnyAnswer, *, stream: bool) ->
         raise
     finally:
         generation.close()
+    body = _body(generation, answer)
     status = 200 if generation.error is None else 500
-    return Response(answer.body(), status, media_type="application/json")
+    return Response(body, status, media_type="application/json")
+
+
+def _take(generation: Generation, answer: AnyAnswer, piece: Piece) -> None:
+    try:
+        answer.take(piece)
+    except Exception as error:  # in a parser: this choice's trouble
+        answer.drop(piece.choice)
+        answer.take(generation.fail(piece.choice, UNWRITTEN, error))
+
+
+def _body(generation: Generation, answer: AnyAnswer) -> bytes:
+    try:
+        return answer.body()
+    except ApiError:
+        raise
+    except Exception as error:  # whose it is nobody knows: none of the request's choices is told
+        for index in range(len(generation.choices)):
+            answer.drop(index)
+            answer.take(generation.fail(index, UNWRITTEN, error))
+        return answer.body()

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
+from sheaf_runtime.protocol.messages import TokenLogprobs
 from sheaf_runtime.worker.backend import Backend, choose_tokens
 from sheaf_runtime.worker.batch import Batch, SampleTargets
-from sheaf_runtime.worker.failures import together_or_alone
+from sheaf_runtime.worker.failures import is_device_failure, together_or_alone
 from sheaf_runtime.worker.logprobs import Logprobs, logprobs_of
 from sheaf_runtime.worker.masks import TokenMasks
 from sheaf_runtime.worker.plan import SampledTokens
@@ -40,14 +42,14 @@ class Chosen:
         return replace(self, tokens_S=move(self.tokens_S), logprobs=logprobs)
 
     def sampled(self) -> list[SampledTokens]:
-        wanted = [k for k in self.targets.logprobs if k is not None]
-        logprobs = iter(self.logprobs.tolist(wanted) if self.logprobs is not None else [])
+        listed, problems = self._listed()
+        logprobs = iter(listed)
         made = []
         for item, k, token in zip(
             self.targets.requests, self.targets.logprobs, self.tokens_S.tolist(), strict=True
         ):
-            own = [next(logprobs)] if k is not None and self.logprobs is not None else []
-            error = self.errors.get(item.req_id) or (NO_NUMBERS if token < 0 else None)
+            own = next(logprobs) if k is not None and self.logprobs is not None else []
+            error = self.errors.get(item.req_id) or (NO_NUMBERS if token < 0 else problems.get(item.req_id))
             made.append(
                 SampledTokens(
                     req_id=item.req_id,
@@ -58,6 +60,30 @@ class Chosen:
                 )
             )
         return made
+
+    def _listed(self) -> tuple[list[list[TokenLogprobs]], dict[int, str]]:
+        """What each of those that asked is told, and by request, why one is told nothing."""
+        if self.logprobs is None:
+            return [], {}
+        asked = [
+            (item.req_id, k)
+            for item, k in zip(self.targets.requests, self.targets.logprobs, strict=True)
+            if k is not None
+        ]
+        try:
+            return [[one] for one in self.logprobs.tolist([k for _, k in asked])], {}
+        except Exception as error:
+            if is_device_failure(error):
+                raise
+        listed: list[list[TokenLogprobs]] = []
+        problems: dict[int, str] = {}
+        for place, (req_id, k) in enumerate(asked):
+            try:
+                listed.append(self.logprobs.mapped(itemgetter(slice(place, place + 1))).tolist([k]))
+            except Exception as error:
+                listed.append([])
+                problems[req_id] = f"its log-probabilities cannot be told: {type(error).__name__}: {error}"
+        return listed, problems
 
 
 class TokenChooser:

@@ -53,6 +53,9 @@ class ResponseAnswer:
         logprobs, self._logprobs = self._logprobs, []
         return self._output.take(events, logprobs)
 
+    def drop(self, index: int) -> None:
+        """What has come of it cannot be told: the error is all there is."""
+
     def body(self) -> bytes:
         """Raises ``ApiError`` 500 where the request failed."""
         if self._generation.error is not None:

@@ -19,6 +19,7 @@ CLASS = "sheaf.dev/operator-class"
 LEASE_DURATION = 5
 # The Lease runs out, the standby asks every fifth of it, lists all, scales; the rest is for a busy machine.
 HANDOVER = LEASE_DURATION * 1.4 + 20
+TOLD = 10  # half its pod's grace period: one that SIGTERM did not reach would hold the Lease for all of it
 
 
 def apply(cluster: Cluster, name: str, namespace: str, labels: dict[str, str] | None = None) -> Deployed:
@@ -85,7 +86,7 @@ def test_a_standby_takes_over(two: Cluster, namespace: str, faults: OperatorFaul
         took = time.monotonic() - began
     else:  # it is told to end
         two.kubectl("delete", "pod", "-n", OPERATOR_NAMESPACE, before, "--wait=false")
-        wait_until(lambda: holder(two) != before, HANDOVER, "it gives the Lease back")
+        wait_until(lambda: holder(two) != before, TOLD, "it gives the Lease back")
         demand(model, 3)
         model.wait_count(3, HANDOVER)
         took = time.monotonic() - began

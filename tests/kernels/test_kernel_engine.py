@@ -15,6 +15,7 @@ from plan_driver import PlanDriver
 from sheaf_kernels import aot
 from sheaf_runtime import LLM, SamplingParams
 from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.worker import triton_backend
 from sheaf_runtime.worker.backend import resolve_backend
 from sheaf_runtime.worker.loading import load_model
 from sheaf_runtime.worker.local import LocalExecutor
@@ -243,3 +244,27 @@ def test_cpu_without_the_interpreter_is_refused(
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(ValueError, match="triton: kernels need CUDA, the device is cpu; use torch or auto"):
         load_model(EngineConfig(model=folders[4, 2, 16], device="cpu", attention_backend="triton"))
+
+
+def test_a_failure_of_one_request_is_its_own(
+    folders: dict[tuple[int, int, int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on plain torch (tests/runtime/test_worker_faults.py)."""
+    options: dict[str, Any] = {"num_gpu_blocks_override": 60, "attention_backend": "triton"}
+    prompts, greedy = PROMPTS[:2], SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+    bad = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True, logit_bias={5: 77.0})
+    original = triton_backend.choose_with_triton
+
+    def failing(logits_SV: torch.Tensor, wanted: Any, *rest: Any) -> torch.Tensor:
+        if any((wanted.bias_RV[row] == 77).any() for row in wanted.rows_S[wanted.biased_S]):
+            raise ValueError("a planted fault")
+        made: torch.Tensor = original(logits_SV, wanted, *rest)
+        return made
+
+    with LLM(folders[SHAPES[0]], **options) as llm:
+        calm = llm.generate(prompts, greedy)
+        monkeypatch.setattr(triton_backend, "choose_with_triton", failing)
+        first, *others = llm.generate([[9, 9], *prompts], [bad, greedy, greedy])
+    assert (first.finish_reason, first.token_ids) == ("error", [])
+    assert "a planted fault" in str(first.error)
+    assert [c.token_ids for c in others] == [c.token_ids for c in calm]

@@ -1,0 +1,1 @@
+"""Programs that people bring, each run against a real server: `python -m clients` runs them all."""

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export UV_SYSTEM_CERTS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lint format constraints flags crds manifests test model cluster bench bench-operator kernels-aot gpu-check wheelhouse clean
+.PHONY: help env lint format constraints flags crds manifests test model cluster clients bench bench-operator kernels-aot gpu-check wheelhouse clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -53,6 +53,9 @@ demo: env ## the whole story on this machine: cluster, model, tokens, 1 to 3 rep
 
 cluster: env ## start the local cluster with the operator, print its kubeconfig and URLs, stay up until Ctrl-C
 	@PYTHONPATH=e2e python -m sheaf_e2e.up
+
+clients: env ## lm-eval, guidellm, LangChain and the openai JS client against our server; writes e2e/clients/results.json
+	@PYTHONPATH=e2e:benchmarks python -m clients
 
 bench: env ## our server against transformers on the demo model; writes benchmarks/results/cpu.json
 	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.demo_model)"

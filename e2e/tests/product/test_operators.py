@@ -49,7 +49,7 @@ def operator_pods(cluster: Cluster) -> list[Object]:
     return cluster.api.list_objects("v1", "Pod", OPERATOR_NAMESPACE, labels=OPERATOR_LABELS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two(operator: Cluster) -> Iterator[Cluster]:
     """The operator with a standby."""
     values = {"replicas": 2, "operator": {"leaseDuration": LEASE_DURATION}}

@@ -85,6 +85,17 @@ CASES: list[tuple[Any, list[str], list[str]]] = [
     ({"$ref": "#/$defs/n", "$defs": {"n": NODE}}, ['{"c":[{"c":[]}]}'], ['{"c":[1]}']),
     ({"type": "array", "items": {"$ref": "#"}}, ["[[],[[]]]"], ["[1]"]),
     ({"$ref": "#/$defs/a~1b", "$defs": {"a/b": INT}}, ["1"], ['"a"']),
+    ({"$ref": "#/$defs/a%25%22b", "$defs": {'a%"b': INT}}, ["1"], ['"a"']),
+    (  # names of the same letters, of the same sum
+        {
+            "prefixItems": [{"$ref": "#/$defs/a12"}, {"$ref": "#/$defs/a21"}],
+            "type": "array",
+            "minItems": 2,
+            "$defs": {"a12": INT, "a21": {"type": "boolean"}},
+        },
+        ["[1, true]"],
+        ["[1, 1]"],
+    ),
     *(({"type": "string", "format": name}, [], ['"\n"']) for name in FORMATS),
 ]
 

@@ -9,9 +9,9 @@ that allows less than the schema does (a regular expression describes the whole 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 from sheaf_runtime.grammar.errors import GrammarError
 from sheaf_runtime.grammar.keywords import ANNOTATIONS, HELD, REFUSED, WHOLE
@@ -31,6 +31,7 @@ class _Holder:
     def __init__(self, schema: Any) -> None:
         self._root = schema
         self._nodes = 0
+        self._names: dict[str, str] = {}  # of references, by their text
         self._defs: dict[str, Any] = {}  # what references name, under names of ours
 
     def root(self) -> dict[str, Any]:
@@ -101,12 +102,12 @@ class _Holder:
     def _reference(self, uri: Any, at: str, depth: int) -> str:
         if not isinstance(uri, str) or not (uri == "#" or uri.startswith("#/")):
             raise GrammarError(f"{at}/$ref: {shown(uri)} is not within the schema; only '#/...' is followed")
-        name = f"d{sum(map(ord, uri))}_{len(uri)}_{re.sub('[^A-Za-z]', '', uri)[:40]}"
+        name = self._names.setdefault(uri, f"d{len(self._names)}")
         if name not in self._defs:
             self._defs[name] = {}  # it may refer to itself
             target = self._root
             for part in uri.split("/")[1:]:
-                part = part.replace("~1", "/").replace("~0", "~")
+                part = unquote(part).replace("~1", "/").replace("~0", "~")
                 if isinstance(target, list) and part.isdecimal() and int(part) < len(target):
                     target = target[int(part)]
                 elif isinstance(target, dict) and part in target:

@@ -2,8 +2,8 @@
 
     PYTHONPATH=e2e:benchmarks python -m clients [NAME ...]      # writes e2e/clients/results.json if all run
 
-A folder beside this file is a client: `requirements.txt` or `package.json` with its version, and `run.py` or
-`run.mjs URL MODEL_FOLDER`, which prints a line with ✓ for what held and fails otherwise. Each has an
+A folder beside this file is a client: `requirements.txt` or `package.json` with its version, and a script
+`with_NAME URL MODEL_FOLDER`, which prints a line with ✓ for what held and fails otherwise. Each has an
 environment of its own in the cache folder, so that none of their packages is one of ours.
 """
 
@@ -48,6 +48,11 @@ def safetensors() -> Path:
     return build_once(cache_root() / "clients" / "smollm2", build)
 
 
+def script(client: Path) -> Path:
+    (found,) = client.glob("with_*")
+    return found
+
+
 def python_client(client: Path) -> list[str]:
     def build(folder: Path) -> None:
         uv = str(Path(sys.executable).with_name("uv"))
@@ -60,7 +65,7 @@ def python_client(client: Path) -> list[str]:
         )
 
     environment = _environment(client, "requirements.txt", build)
-    return [str(environment / "bin" / "python"), str(client / "run.py")]
+    return [str(environment / "bin" / "python"), str(script(client))]
 
 
 def node_client(client: Path) -> list[str]:
@@ -75,8 +80,7 @@ def node_client(client: Path) -> list[str]:
         )
 
     environment = _environment(client, "package.json", build)
-    shutil.copy(client / "run.mjs", environment)
-    return ["node", str(environment / "run.mjs")]
+    return ["node", shutil.copy(script(client), environment)]
 
 
 def _environment(client: Path, pins: str, build: Callable[[Path], None]) -> Path:
@@ -85,7 +89,7 @@ def _environment(client: Path, pins: str, build: Callable[[Path], None]) -> Path
 
 
 def main(names: list[str]) -> None:
-    every = sorted(path.parent for path in HERE.glob("*/run.*"))
+    every = sorted(path.parent for path in HERE.glob("*/with_*"))
     results = {}
     with tempfile.TemporaryFile() as log, Server(safetensors(), FLAGS, log=log) as server:
         for client in every:

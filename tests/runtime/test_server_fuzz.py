@@ -164,39 +164,3 @@ def test_slow_and_half_closed_clients(served: Served) -> None:
     assert greedy(served)
     for sock in open_:
         sock.close()
-
-
-def test_an_output_that_cannot_be_read_ends_that_request() -> None:
-    """A failure in the tokenizer is one request's own."""
-    from sheaf_runtime.protocol.messages import AddRequest, RequestOutput
-    from sheaf_runtime.protocol.sampling import SamplingParams
-    from sheaf_runtime.server.generation import Choice, Generation
-
-    class Broken:
-        num_tokens = 0
-        stop_string = None
-
-        def push(self, *_: Any, **__: Any) -> str:
-            raise RuntimeError("no such thing")
-
-    generation = object.__new__(Generation)
-    aborted: list[str] = []
-
-    class Service:
-        class client:
-            abort = staticmethod(aborted.extend)
-
-        class metrics:
-            on_finished = staticmethod(lambda *_, **__: None)
-
-    generation._service = Service  # type: ignore[assignment]
-    generation._only_scores = generation._tokens_wanted = False
-    generation._arrival = 0.0
-    request = AddRequest(request_id="r", prompt_token_ids=[1], sampling=SamplingParams(), arrival_time=0.0)
-    choice = Choice(request, Broken(), copy=0)  # type: ignore[arg-type]
-    generation.choices = [choice]
-    piece = generation._take(0, choice, RequestOutput(request_id="r", token_ids=[]), 0.0)
-    assert piece is not None
-    assert piece.finish_reason == "error"
-    assert aborted == ["r"]
-    assert "no such thing" in str(generation.error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,16 @@ def test_modules_in_the_working_folder_are_not_run(folder: Path, tmp_path: Path)
         assert "FOREIGN CODE" not in server.output()
 
 
-def test_a_terminal_that_hangs_up(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def hang_up(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the server inherits for SIGHUP."""
+    before = signal.signal(signal.SIGHUP, request.param)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("hang_up", [signal.SIG_DFL], indirect=True)
+def test_a_terminal_that_hangs_up(folder: Path, tmp_path: Path, hang_up: None) -> None:
     with serving(folder, tmp_path, "--lame-duck", "0") as server:
         server.wait_ready()
         server.terminate(signal.SIGHUP)
@@ -51,14 +61,11 @@ def test_a_terminal_that_hangs_up(folder: Path, tmp_path: Path) -> None:
         assert "SIGHUP: draining" in server.output()
 
 
-def test_nohup(folder: Path, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited
-    try:
-        with serving(folder, tmp_path) as server:
-            server.wait_ready()
-            os.kill(server.process.pid, signal.SIGHUP)
-            server.terminate(signal.SIGINT)
-            assert server.wait_exit() == 0
-            assert "SIGHUP" not in server.output()
-    finally:
-        signal.signal(signal.SIGHUP, before)
+@pytest.mark.parametrize("hang_up", [signal.SIG_IGN], indirect=True)
+def test_nohup(folder: Path, tmp_path: Path, hang_up: None) -> None:
+    with serving(folder, tmp_path) as server:
+        server.wait_ready()
+        os.kill(server.process.pid, signal.SIGHUP)
+        server.terminate(signal.SIGINT)
+        assert server.wait_exit() == 0
+        assert "SIGHUP" not in server.output()

@@ -1,6 +1,6 @@
 """guidellm: two streams of synthetic prompts; every request comes back whole.
 
-python run.py URL MODEL_FOLDER
+python with_guidellm.py URL MODEL_FOLDER
 """
 
 from __future__ import annotations

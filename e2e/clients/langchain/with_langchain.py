@@ -1,6 +1,6 @@
 """LangChain's ChatOpenAI: invoke, stream, batch, async, structured output, tools.
 
-python run.py URL MODEL_FOLDER
+python with_langchain.py URL MODEL_FOLDER
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """lm-eval: log-likelihoods and greedy answers over HTTP are those of its own transformers backend.
 
-python run.py URL MODEL_FOLDER
+python with_lm_eval.py URL MODEL_FOLDER
 """
 
 from __future__ import annotations

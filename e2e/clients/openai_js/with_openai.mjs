@@ -1,6 +1,6 @@
 // The official JavaScript client: streams, tools, structured output, responses, aborts, classes of errors.
 //
-//     node run.mjs URL MODEL_FOLDER
+//     node with_openai.mjs URL MODEL_FOLDER
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";

@@ -68,6 +68,12 @@ CRASHES = {
     ),
     "argparse": ("sheaf serve: error: unrecognized arguments: --no-such-flag", "InvalidArguments"),
     "argparse: value": ("sheaf serve: error: argument --port: invalid int value: 'x'", "InvalidArguments"),
+    "ours: unknown": ("sheaf serve: unrecognized argument --no-such; --help lists them", "InvalidArguments"),
+    "ours: absent": ("sheaf serve: --swap-space is not supported: nothing is swapped", "InvalidArguments"),
+    "ours: value": (
+        "sheaf serve: argument --port: 'x' must be a port from 1 to 65535",
+        "InvalidArguments",
+    ),
     "ours: length": (
         "engine: --max-model-len must be between 2 and the model's own 2048, got 9999",
         "InvalidArguments",

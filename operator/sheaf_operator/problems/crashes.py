@@ -8,8 +8,8 @@ _MODELS = r"['\"/]?/?mnt/models"
 _RULES = rules(
     (
         "InvalidArguments",
-        r"unrecognized arguments|error: argument |arguments are required|invalid choice:|ambiguous option"
-        r"|no such option",
+        r"unrecognized arguments?\b|(error|sheaf serve): argument |arguments are required|invalid choice:"
+        r"|ambiguous option|no such option|sheaf serve: --\S+ is not supported",
     ),
     (
         "DriverMissing",

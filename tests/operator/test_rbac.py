@@ -12,7 +12,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
 from sheaf_operator.cluster import kinds
-from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.client import APPLY, Cluster
 from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.desired import render
@@ -59,7 +58,7 @@ async def asked_for() -> set[Right]:
     app.router.add_route("*", "/{path:.*}", answer)
     async with TestServer(app) as server:
         configuration = client.Configuration(host=str(server.make_url("")).rstrip("/"))
-        cluster = Cluster(configuration, Cache(), Settings())
+        cluster = Cluster(configuration, lambda *_: None, Settings())
         await call_everything(cluster)
         await cluster.close()
     return asked

@@ -1,11 +1,13 @@
 """The one file that talks to the API server. All else sees plain JSON and the errors of `errors`.
 
-What a write answers goes into the cache at once, so that nobody acts on a state older than our own writing.
+What a write answers is seen at once, like a watch's event: nobody acts on a state older than our own writing,
+and what others have changed meanwhile is in no event that comes later.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -15,11 +17,12 @@ from kubernetes.aio import client, config
 
 from sheaf_operator.api import names
 from sheaf_operator.cluster import kinds
-from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.errors import ApiError, KindMissing, NoConfiguration, Unreachable, of_answer
 from sheaf_operator.cluster.kinds import Kind
 from sheaf_operator.cluster.observed import Json, Observed
 from sheaf_operator.settings import Settings
+
+See = Callable[[Kind, Json], None]
 
 REQUEST_TIMEOUT = 20.0
 LEASE_TIMEOUT = 5.0  # well under the Lease's duration, so that one slow answer does not lose it
@@ -52,16 +55,16 @@ async def load_configuration() -> client.Configuration:
 
 
 class Cluster:
-    """Requests to the API server, a bounded number of them at a time."""
+    """Requests to the API server, a bounded number of them at a time. `see` is told what writes answer."""
 
-    def __init__(self, configuration: client.Configuration, cache: Cache, settings: Settings) -> None:
+    def __init__(self, configuration: client.Configuration, see: See, settings: Settings) -> None:
         self._client = client.ApiClient(configuration)
-        self._cache, self._class = cache, settings.watch_class
+        self._see, self._class = see, settings.watch_class
         self._turns = asyncio.Semaphore(settings.api_requests)
 
     @classmethod
-    async def connect(cls, cache: Cache, settings: Settings) -> Cluster:
-        return cls(await load_configuration(), cache, settings)
+    async def connect(cls, see: See, settings: Settings) -> Cluster:
+        return cls(await load_configuration(), see, settings)
 
     async def close(self) -> None:
         await self._client.close()  # type: ignore[no-untyped-call]
@@ -151,7 +154,7 @@ class Cluster:
         version = answer["metadata"]["resourceVersion"]
         changed = metadata | {"resourceVersion": version, "generation": metadata["generation"] + 1}
         spec = {**deployment["spec"], "replicas": replicas}
-        self._cache.put(kinds.DEPLOYMENTS, {**deployment, "metadata": changed, "spec": spec})
+        self._see(kinds.DEPLOYMENTS, {**deployment, "metadata": changed, "spec": spec})
 
     async def set_deletion_cost(self, pod: Json, cost: str | None) -> None:
         """Of just this pod: 409 if another one has its name by now."""
@@ -187,7 +190,7 @@ class Cluster:
     async def _write(self, kind: Kind, method: str, path: str, query: dict[str, str], **more: Any) -> Json:
         """A write whose answer is the object as it is then."""
         answer = await self._request(method, path, {"fieldManager": names.FIELD_MANAGER, **query}, **more)
-        self._cache.put(kind, answer)
+        self._see(kind, answer)
         return answer
 
     async def _request(

@@ -69,7 +69,9 @@ class App:
         self._worker.add(key)
 
     def see(self, kind: Kind, event: str | None, obj: Json) -> None:
-        """A watch's event: ADDED, MODIFIED, DELETED, or None for what its first list holds."""
+        """A watch's event: ADDED, MODIFIED, DELETED, or None for what its first list holds; MODIFIED also for
+        what a write of ours has answered.
+        """
         self._news(kind, self._cache.remove(kind, obj) if event == "DELETED" else self._cache.put(kind, obj))
 
     def _news(self, kind: Kind, changed: set[Key]) -> None:

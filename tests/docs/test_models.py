@@ -34,7 +34,7 @@ def parts(row: Architecture) -> Iterator[str]:
     elif names.attention_out_norm is not None:
         yield "norms before and after attention and MLP"
     if row.qk_norm is not None:
-        yield "queries and keys normalised" + ("" if row.qk_norm == "head" else " across heads")
+        yield "queries and keys normalised" + (" across heads" if row.qk_norm == "all" else "")
     if row.windows != "none":
         yield "windows"
     if row.sinks:
@@ -50,7 +50,7 @@ def parts(row: Architecture) -> Iterator[str]:
     if not row.gated:
         yield "plain MLP"
     if row.experts is not None:
-        yield "experts"
+        yield "experts and one that all share" if row.shared_expert else "experts"
     if {"embedding_multiplier", "logit_scale"} & row.defaults.keys():
         yield "scalings"
 

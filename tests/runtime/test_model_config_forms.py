@@ -71,6 +71,33 @@ def test_yarn_that_was_added_to_a_config_of_the_first_length() -> None:
         assert config.max_position_embeddings == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "longest"),
+    [
+        ({}, 4096),
+        ({"attention_chunk_size": 1024}, 1024),
+        ({"attention_chunk_size": 1024, "layer_types": ["full_attention"] * 6}, 4096),
+        ({"floor_scale": 512}, 511),
+        ({"floor_scale": 512, "attn_temperature_tuning": False}, 4096),
+        ({"floor_scale": 512, "no_rope_layers": [1] * 6}, 4096),
+    ],
+)
+def test_llama_4_is_served_as_far_as_it_is_a_plain_decoder(fields: dict[str, Any], longest: int) -> None:
+    """huggingface/transformers#37351: beyond that layers must know of chunks, and queries of their place."""
+    assert parse("Llama4ForCausalLM", **fields).max_position_embeddings == longest
+
+
+def test_the_layers_of_llama_4_that_have_experts() -> None:
+    for fields, sparse in (
+        ({}, [True] * 6),
+        ({"interleave_moe_layer_step": 2}, [False, True] * 3),
+        ({"moe_layers": [0, 5]}, [True, False, False, False, False, True]),
+    ):
+        assert [layer.sparse for layer in parse("Llama4ForCausalLM", **fields).layers] == sparse
+    with pytest.raises(UnsupportedModelError, match="moe_layers must be a list"):
+        parse("Llama4ForCausalLM", moe_layers=3)
+
+
 def test_gemma_3s_old_and_new_rope() -> None:
     """runpod-workers/worker-vllm#257: one rope for windowed layers, one for full ones, in two spellings."""
     old = parse(

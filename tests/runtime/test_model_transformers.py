@@ -136,6 +136,12 @@ def test_greedy_tokens_of_a_batch(depth: int, tmp_path: Path) -> None:
         assert completion.token_ids == expected.argmax(-1).tolist()
 
 
+def test_a_decoder_that_is_not_told_from_its_head_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, "llama4", tokenizer=True)
+    with pytest.raises(UnsupportedModelError, match="does not say which part of it is the decoder"):
+        load_model(EngineConfig(model=str(folder), device="cpu", model_impl="transformers"))
+
+
 @pytest.mark.parametrize("architecture", REFUSED)
 def test_what_cannot_run_on_pages_is_refused_by_name(architecture: str, tmp_path: Path) -> None:
     fields, message = REFUSED[architecture]

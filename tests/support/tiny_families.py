@@ -50,6 +50,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"attention_bias": True, "mlp_bias": True, "head_dim": 20, "rope_parameters": LINEAR},
     ),
     "llama-dynamic": ("LlamaForCausalLM", {"rope_parameters": DYNAMIC, "num_attention_heads": 6}),
+    "llama4": (
+        "Llama4ForCausalLM",
+        {
+            "head_dim": 16,
+            "num_hidden_layers": 5,
+            "no_rope_layers": [1, 1, 0, 1, 0],
+            "interleave_moe_layer_step": 2,
+            "intermediate_size_mlp": 72,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+        },
+    ),
     "mistral": ("MistralForCausalLM", {"sliding_window": 9, "head_dim": 16}),
     "qwen2": (
         "Qwen2ForCausalLM",

@@ -134,6 +134,8 @@ def _load(folder: Path, hook: AttentionHook, dtype: torch.dtype, *, head: bool) 
     missing = sorted(found["missing_keys"])
     if not head:  # a decoder that was saved without it
         missing = [name for name in missing if name.startswith(model_class.base_model_prefix + ".")]
+    if model.base_model is model:
+        raise UnsupportedModelError(f"{model_class.__name__} does not say which part of it is the decoder")
     if missing:
         raise UnsupportedModelError(f"the checkpoint lacks the tensors {', '.join(missing[:3])}")
     return model.eval()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sheaf_runtime.models.config import NormKind, QKNorm
+from sheaf_runtime.models.config import NormKind, QKNorm, Scoring
 
 # Where windows are: on every layer if `sliding_window` is set; on the layers that `layer_types` names; on
 # those too, but only if `use_sliding_window`.
@@ -36,14 +36,17 @@ class Names:
     down: str = "mlp.down_proj"
     router: str = "mlp.gate"
     experts: str = "mlp.experts"
-    expert_gate_up: tuple[str, str] = ("gate_proj", "up_proj")
+    # None: all experts in one tensor, `gate_up_proj`, and one `down_proj`, each matrix turned over.
+    expert_gate_up: tuple[str, str] | None = ("gate_proj", "up_proj")
     expert_down: str = "down_proj"
+    shared_gate_up: tuple[str, str] = ("", "")
+    shared_down: str = ""
 
 
 @dataclass(frozen=True)
 class Architecture:
     """``defaults`` are transformers' for keys that ``config.json`` may lack. Biases are fixed, or the key
-    that decides. ``expert_size`` is the key of the experts' own size."""
+    that decides. ``expert_size`` is the key of the experts' own size, ``dense_size`` that of other MLPs."""
 
     family: str
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -65,8 +68,10 @@ class Architecture:
     rope_types: Mapping[Any, str] = field(default_factory=dict)  # other names of rope types
     scales_embedding: bool = False  # by the root of its size
     sinks: bool = False
-    experts: Literal["softmax", "chosen"] | None = None
+    experts: Scoring | None = None
     expert_size: str = "intermediate_size"
+    dense_size: str = "intermediate_size"
+    shared_expert: bool = False  # of the experts' size
     renormalize: bool | str = False
 
 
@@ -146,6 +151,44 @@ _MIXTRAL_NAMES = Names(
 
 ARCHITECTURES: dict[str, Architecture] = {
     "LlamaForCausalLM": _LLAMA,
+    "Llama4ForCausalLM": Architecture(
+        "Llama 4 (text)",
+        names=Names(
+            gate_up=("feed_forward.gate_proj", "feed_forward.up_proj"),
+            down="feed_forward.down_proj",
+            router="feed_forward.router",
+            experts="feed_forward.experts",
+            expert_gate_up=None,
+            shared_gate_up=("feed_forward.shared_expert.gate_proj", "feed_forward.shared_expert.up_proj"),
+            shared_down="feed_forward.shared_expert.down_proj",
+        ),
+        qk_norm="unit",
+        qkv_bias="attention_bias",
+        output_bias="attention_bias",
+        interleaved=True,
+        no_rope="listed",
+        experts="sigmoid_input",
+        dense_size="intermediate_size_mlp",
+        shared_expert=True,
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "intermediate_size_mlp": 16384,
+            "rope_theta": 500000.0,
+            "num_experts": 16,
+            "num_experts_per_tok": 1,
+            "moe_layers": None,
+            "interleave_moe_layer_step": 1,
+            "use_qk_norm": True,
+            "no_rope_layers": None,
+            "no_rope_layer_interval": 4,
+            "attention_chunk_size": 8192,
+            "attn_temperature_tuning": True,
+            "floor_scale": 8192,
+        },
+    ),
     "MistralForCausalLM": _MISTRAL,
     "Qwen2ForCausalLM": _QWEN2,
     "Qwen3ForCausalLM": _QWEN3,
@@ -329,13 +372,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "GptOssForCausalLM": Architecture(
         "GPT-OSS",
         norm="rms_wide",
-        names=Names(router="mlp.router"),
+        names=Names(router="mlp.router", expert_gate_up=None),
         qkv_bias="attention_bias",
         output_bias="attention_bias",
         windows="layer_types",
         window_pattern=2,
         sinks=True,
-        experts="chosen",
+        experts="softmax_chosen",
         defaults={
             "rms_norm_eps": 1e-5,
             "max_position_embeddings": 131072,

@@ -13,7 +13,7 @@ from torch import Tensor
 from sheaf_runtime.models.architectures import ARCHITECTURES, Names
 from sheaf_runtime.models.config import ModelConfig
 from sheaf_runtime.models.layers import Attention, Linear, Ops, Target
-from sheaf_runtime.models.norms import Norm, make_norm
+from sheaf_runtime.models.norms import Norm, UnitNorm, make_norm
 from sheaf_runtime.models.rope import channel_order
 
 
@@ -30,16 +30,19 @@ class SelfAttention:
         self.qkv = Linear(config.hidden_size, q + 2 * kv, bias=c.qkv_bias, dtype=dtype, device=device)
         self.output = Linear(q, config.hidden_size, bias=c.output_bias, dtype=dtype, device=device)
         self.sinks = torch.empty(c.num_heads, dtype=dtype, device=device) if c.sinks else None
-        self._per_head = c.qk_norm == "head"
+        self._per_head = c.qk_norm != "all"
+        rope = config.layers[index].rope
 
         def norm(features: int) -> Norm:
+            if c.qk_norm == "unit":
+                return UnitNorm(config.norm_eps)
             width = c.head_dim if self._per_head else features
             return make_norm(
                 config.norm, width, config.norm_eps, bias=False, dtype=dtype, device=device, ops=ops
             )
 
-        self.qk_norms = None if c.qk_norm is None else (norm(q), norm(kv))
-        rope = config.layers[index].rope
+        without = c.qk_norm is None or (c.qk_norm == "unit" and rope is None)
+        self.qk_norms = None if without else (norm(q), norm(kv))
         interleaved = ARCHITECTURES[config.architecture].interleaved
         self._order = None if rope is None else channel_order(c.head_dim, rope.rotary_dim, interleaved)
 

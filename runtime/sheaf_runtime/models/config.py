@@ -10,7 +10,8 @@ from sheaf_runtime.models.rope import RopeConfig
 # rms: the quotient is rounded before it is multiplied; rms_wide: after; rms_offset: after, and the factor is
 # 1 more than what is stored; layer: mean and variance.
 NormKind = Literal["rms", "rms_wide", "rms_offset", "layer"]
-QKNorm = Literal["head", "all"]
+QKNorm = Literal["head", "all", "unit"]
+Scoring = Literal["softmax", "softmax_chosen", "sigmoid_input"]
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 
@@ -26,7 +27,8 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class AttentionConfig:
-    """``qk_norm`` normalises queries and keys each "head" by itself, or "all" of them as one vector.
+    """``qk_norm`` normalises queries and keys each "head" by itself, or "all" of them as one vector; "unit":
+    each head, without a weight, in the layers that embed positions (Llama 4's; rotation keeps the length).
 
     ``softcap``: scores are ``cap * tanh(score / cap)``. ``clip``: the bound of what the projections give.
     ``sinks``: each head has a score that takes part in the softmax and adds nothing.
@@ -56,8 +58,10 @@ class MLPConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """``top_k`` of ``count`` MLPs a token, weighted by a softmax over all scores or, with ``softmax_chosen``,
-    over those chosen; ``renormalize``: so that weights add up to one.
+    """``top_k`` of ``count`` MLPs a token, weighted by a "softmax" over all scores or, "softmax_chosen", over
+    those chosen; ``renormalize``: so that weights add up to one. "sigmoid_input": what goes into an expert is
+    multiplied by its score's sigmoid, and nothing that comes out. ``shared``: the size of one more MLP, which
+    each token goes through.
 
     ``clamped``: (alpha, limit) of GPT-OSS's activation, whose gates and ups are interleaved; its router has a
     bias, and so have its experts.
@@ -67,7 +71,8 @@ class ExpertsConfig:
     top_k: int
     intermediate_size: int
     renormalize: bool = False
-    softmax_chosen: bool = False
+    scoring: Scoring = "softmax"
+    shared: int | None = None
     clamped: tuple[float, float] | None = None
     bias: bool = False
 

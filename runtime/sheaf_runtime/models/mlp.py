@@ -6,6 +6,7 @@ Legend: T tokens of the step, C hidden size, I inner size, E experts, K experts 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,10 @@ class Experts:
 
         inner = config.intermediate_size
         self._config = config
+        self.shared = None
+        if config.shared is not None:
+            size = replace(mlp, intermediate_size=config.shared)
+            self.shared = MLP(hidden, size, dtype=dtype, device=device, ops=ops)
         self.router = Linear(hidden, config.count, bias=config.bias, dtype=dtype, device=device)
         self.gate_up, self.down = empty(2 * inner, hidden), empty(hidden, inner)
         self.gate_up_bias = empty(2 * inner) if config.bias else None
@@ -85,12 +90,16 @@ class Experts:
         token = order // self._config.top_k
         weight = weights_TK.flatten()[order, None]
         x = x_TC[token]
-        out_TC = torch.zeros_like(x_TC)
+        if self._config.scoring == "sigmoid_input":
+            x = x * weight
+        out_TC = torch.zeros_like(x_TC) if self.shared is None else self.shared(x_TC)
         start = 0
         for expert, count in enumerate(torch.bincount(flat, minlength=self._config.count).tolist()):
             if count:
                 mine = slice(start, start + count)
-                out = (self._run(expert, x[mine]) * weight[mine]).to(x_TC.dtype)
+                out = self._run(expert, x[mine])
+                if self._config.scoring != "sigmoid_input":
+                    out = (out * weight[mine]).to(x_TC.dtype)
                 out_TC.index_add_(0, token[mine], out)
                 start += count
         return out_TC
@@ -98,8 +107,10 @@ class Experts:
     def route(self, x_TC: Tensor) -> tuple[Tensor, Tensor]:
         """(weights, expert ids), [T, K] each."""
         scores_TE = self.router(x_TC)
-        if self._config.softmax_chosen:
+        if self._config.scoring != "softmax":
             best, chosen = scores_TE.topk(self._config.top_k, dim=-1)
+            if self._config.scoring == "sigmoid_input":
+                return best.float().sigmoid().to(best.dtype), chosen
             return best.softmax(-1), chosen
         weights, chosen = scores_TE.float().softmax(-1).topk(self._config.top_k, dim=-1)
         if self._config.renormalize:
@@ -123,12 +134,15 @@ class Experts:
     def targets(self, prefix: str, names: Names) -> Iterator[Target]:
         yield from self.router.targets(prefix, (names.router,), ())
         experts = prefix + names.experts
-        if self.gate_up_bias is not None and self.down_bias is not None:
-            # All experts in one tensor, each matrix turned over.
+        if self.shared is not None:
+            own = replace(names, gate_up=names.shared_gate_up, down=names.shared_down)
+            yield from self.shared.targets(prefix, own)
+        if names.expert_gate_up is None:
             yield f"{experts}.gate_up_proj", self.gate_up.transpose(1, 2)
-            yield f"{experts}.gate_up_proj_bias", self.gate_up_bias
             yield f"{experts}.down_proj", self.down.transpose(1, 2)
-            yield f"{experts}.down_proj_bias", self.down_bias
+            if self.gate_up_bias is not None and self.down_bias is not None:
+                yield f"{experts}.gate_up_proj_bias", self.gate_up_bias
+                yield f"{experts}.down_proj_bias", self.down_bias
             return
         for expert in range(self._config.count):
             parts = zip(names.expert_gate_up, self.gate_up[expert].chunk(2), strict=True)
@@ -137,3 +151,5 @@ class Experts:
 
     def pack(self) -> None:
         self.router.pack()
+        if self.shared is not None:
+            self.shared.pack()

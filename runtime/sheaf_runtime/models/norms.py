@@ -89,7 +89,23 @@ class NoNorm:
         return h_TC, h_TC
 
 
-Norm = RMSNorm | LayerNorm | NoNorm
+class UnitNorm:
+    """``y = x / sqrt(mean(x^2) + eps)``, rounded at the end: an ``RMSNorm`` without a weight."""
+
+    def __init__(self, eps: float) -> None:
+        self._eps = eps
+
+    def finish(self) -> None: ...
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {}
+
+    def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        h_TC = x_TC if residual_TC is None else x_TC + residual_TC
+        return F.rms_norm(h_TC.float(), h_TC.shape[-1:], eps=self._eps).to(h_TC.dtype), h_TC
+
+
+Norm = RMSNorm | LayerNorm | NoNorm | UnitNorm
 
 
 def make_norm(

@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING, FULL, CHUNKED = "sliding_attention", "full_attention", "chunked_attention"
 # What some families multiply, cap or leave out; in the files of the others these keys mean nothing.
 FAMILY_KEYS = frozenset(
     {
@@ -49,6 +49,11 @@ FAMILY_KEYS = frozenset(
         "decoder_sparse_step",
         "mlp_only_layers",
         "rope_local_base_freq",
+        "use_qk_norm",
+        "moe_layers",
+        "interleave_moe_layer_step",
+        "attention_chunk_size",
+        "attn_temperature_tuning",
     }
 )
 
@@ -94,11 +99,11 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) ->
         architecture=name,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        max_position_embeddings=max(_positive(raw, "max_position_embeddings"), reach),
+        max_position_embeddings=_longest(raw, layers, max(_positive(raw, "max_position_embeddings"), reach)),
         layers=layers,
         attention=attention,
         mlp=MLPConfig(
-            intermediate_size=_positive(raw, "intermediate_size"),
+            intermediate_size=_positive(raw, row.dense_size),
             activation=_activation(raw, row),
             gated=row.gated,
             bias=_flag(raw, row.mlp_bias),
@@ -178,7 +183,7 @@ def _attention(raw: Mapping[str, Any], row: Architecture, hidden: int) -> Attent
         scale=_number(raw, "attention_multiplier", scale),
         softcap=_optional(raw, "attn_logit_softcapping"),
         sinks=row.sinks,
-        qk_norm=row.qk_norm,
+        qk_norm=row.qk_norm if raw.get("use_qk_norm", True) else None,
         clip=_optional(raw, "clip_qkv"),
         qkv_bias=_flag(raw, row.qkv_bias),
         output_bias=_flag(raw, row.output_bias),
@@ -246,6 +251,16 @@ def _rotates(raw: Mapping[str, Any], row: Architecture, count: int) -> list[bool
     return [bool(rotated) for rotated in listed[:count]]
 
 
+def _longest(raw: Mapping[str, Any], layers: tuple[LayerConfig, ...], length: int) -> int:
+    """The length up to which a model that attends within chunks, or more sharply from some position on, is a
+    plain one: more than that is not implemented."""
+    if raw.get("attention_chunk_size") is not None and CHUNKED in (raw.get("layer_types") or [CHUNKED]):
+        length = min(length, _positive(raw, "attention_chunk_size"))
+    if raw.get("attn_temperature_tuning") and any(layer.rope is None for layer in layers):
+        length = min(length, _positive(raw, "floor_scale") - 1)
+    return length
+
+
 def _rope(raw: Mapping[str, Any], row: Architecture, layer_type: str, head_dim: int) -> RopeConfig:
     """transformers 5 writes ``rope_parameters``, possibly one for each type of layer; earlier versions wrote
     ``rope_theta``, ``rope_scaling`` and, for windowed layers, ``rope_local_base_freq``."""
@@ -277,21 +292,31 @@ def _experts(raw: Mapping[str, Any], row: Architecture) -> ExpertsConfig:
     count, top_k = _positive(raw, "num_experts"), _positive(raw, "num_experts_per_tok")
     if top_k > count:
         raise UnsupportedModelError(f"config.json: num_experts_per_tok ({top_k}) of {count} experts")
-    chosen = row.experts == "chosen"
+    assert row.experts is not None
+    clamped = row.experts == "softmax_chosen"
+    size = _positive(raw, row.expert_size)
     return ExpertsConfig(
         count=count,
         top_k=top_k,
-        intermediate_size=_positive(raw, row.expert_size),
+        intermediate_size=size,
         renormalize=_flag(raw, row.renormalize),
-        softmax_chosen=chosen,
-        clamped=(_number(raw, "swiglu_alpha"), _number(raw, "swiglu_limit")) if chosen else None,
-        bias=chosen,
+        scoring=row.experts,
+        shared=size if row.shared_expert else None,
+        clamped=(_number(raw, "swiglu_alpha"), _number(raw, "swiglu_limit")) if clamped else None,
+        bias=clamped,
     )
 
 
 def _sparse(raw: Mapping[str, Any], row: Architecture, count: int) -> list[bool]:
     if row.experts is None:
         return [False] * count
+    if "moe_layers" in row.defaults:
+        step, listed = _positive(raw, "interleave_moe_layer_step"), raw.get("moe_layers")
+        if listed is None:
+            listed = range(step - 1, count, step)
+        elif not isinstance(listed, list):
+            raise UnsupportedModelError(f"config.json: moe_layers must be a list of layers, got {listed!r}")
+        return [i in listed for i in range(count)]
     step, dense = _positive(raw, "decoder_sparse_step", 1), raw.get("mlp_only_layers") or []
     return [i not in dense and (i + 1) % step == 0 for i in range(count)]
 

@@ -3,13 +3,15 @@
     python benchmarks/hostile.py "$(PYTHONPATH=e2e python -m sheaf_e2e.demo_model)"
 
 For each kind of body the neighbour streams one greedy answer alone, then one while that body is sent again
-and again on two connections. Writes benchmarks/results/hostile.json: medians over the rounds, and ratios.
+and again on two connections, and /health is asked all along. Writes benchmarks/results/hostile.json: medians
+over the rounds, and ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import time
@@ -23,8 +25,10 @@ from machine import commit, processor
 HERE = Path(__file__).parent
 FLAGS = ["--max-model-len", "2048", "--kv-cache-memory", "256MiB"]
 TOKENS = 48
+numbers = itertools.count(10**6)
 SENDERS = 2
 JSON = {"Content-Type": "application/json"}
+NUMBER = "1234567"  # in a body: another one each time
 
 
 def completion(**fields: Any) -> tuple[str, bytes]:
@@ -45,6 +49,12 @@ BODIES: dict[str, tuple[str, bytes]] = {
     "100,000 stop strings": completion(stop=[f"s{i}" for i in range(100_000)]),
     "a logit_bias of 100,000": completion(logit_bias={str(i): 1 for i in range(100_000)}),
     "an explosive regex": completion(structured_outputs={"regex": "((a{1,500}){1,500}){1,500}"}),
+    "schemas, each another": completion(
+        structured_outputs={"json": {"type": "object", "properties": {f"p{NUMBER}": {"type": "integer"}}}}
+    ),
+    "a logit_bias of 49,152 that is taken": completion(
+        logit_bias={str(i): -1 for i in range(49_152)}, max_tokens=64
+    ),
     "a deep grammar": completion(structured_outputs={"grammar": f'root ::= {"(" * 20_000}"a"{")" * 20_000}'}),
 }
 
@@ -65,11 +75,20 @@ async def neighbour(session: aiohttp.ClientSession, url: str) -> tuple[list[floa
 
 async def send(session: aiohttp.ClientSession, url: str, path: str, body: bytes, statuses: set[int]) -> None:
     while True:
-        async with session.post(
-            url + path, data=body, headers={"Content-Type": "application/json"}
-        ) as answer:
+        data = body.replace(NUMBER.encode(), str(next(numbers)).encode())
+        async with session.post(url + path, data=data, headers=JSON) as answer:
             await answer.read()
             statuses.add(answer.status)
+
+
+async def probe(session: aiohttp.ClientSession, url: str, waits: list[float]) -> None:
+    """What a kubelet does, more often."""
+    while True:
+        began = time.perf_counter()
+        async with session.get(f"{url}/health") as answer:
+            await answer.read()
+        waits.append(time.perf_counter() - began)
+        await asyncio.sleep(0.02)
 
 
 def summary(gaps: list[float]) -> dict[str, float]:
@@ -87,12 +106,14 @@ def middle(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 async def measure(url: str, path: str, body: bytes, rounds: int) -> dict[str, Any]:
     alone, beside, texts, statuses = [], [], set(), set[int]()
+    waits: list[float] = []
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as session:
         for _ in range(rounds):
             gaps, text = await neighbour(session, url)
             alone.append(summary(gaps))
             texts.add(text)
             senders = [asyncio.create_task(send(session, url, path, body, statuses)) for _ in range(SENDERS)]
+            senders.append(asyncio.create_task(probe(session, url, waits)))
             gaps, text = await neighbour(session, url)
             beside.append(summary(gaps))
             texts.add(text)
@@ -103,7 +124,14 @@ async def measure(url: str, path: str, body: bytes, rounds: int) -> dict[str, An
         raise SystemExit(f"{path}: statuses {statuses}, {len(texts)} different answers of the neighbour")
     one, two = middle(alone), middle(beside)
     ratios = {key.removesuffix("_ms"): round(two[key] / one[key], 2) for key in one}
-    return {"alone": one, "beside": two, "ratio": ratios, "statuses": sorted(statuses)}
+    health = round(1000 * max(waits), 1)
+    return {
+        "alone": one,
+        "beside": two,
+        "ratio": ratios,
+        "health_max_ms": health,
+        "statuses": sorted(statuses),
+    }
 
 
 def main() -> None:
@@ -116,7 +144,7 @@ def main() -> None:
     with Server(args.model, FLAGS) as server:
         for name, (path, body) in BODIES.items():
             results[name] = asyncio.run(measure(server.url, path, body, args.rounds))
-            print(f"{name}: {results[name]['ratio']} {results[name]['statuses']}", flush=True)
+            print(f"{name}: {results[name]}", flush=True)
     machine = {"cpu": processor(), "commit": commit(), "tokens": TOKENS, "rounds": args.rounds}
     args.output.write_text(json.dumps({"machine": machine, "bodies": results}, indent=2) + "\n")
 

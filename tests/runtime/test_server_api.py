@@ -286,6 +286,35 @@ async def test_async_client(served: Served) -> None:
         assert "".join([chunk.choices[0].text async for chunk in stream]) == "abc"
 
 
+def test_parts_as_other_endpoints_write_them(http: httpx.Client, log: Path) -> None:
+    """langchain-ai/langchain#34751: plain strings, and what answers are made of, which clients send back."""
+    parts: list[Any] = ["hi", {"type": "input_text", "text": "you"}, {"type": "output_text", "text": "a"}]
+    parts += [{"type": "refusal", "refusal": "no"}]
+    body = {"messages": [{"role": "user", "content": parts}], "max_tokens": 40}
+    answer = http.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"].startswith("user:hi\nyou\na\nno")
+
+
+def test_a_role_that_only_the_template_knows(folder: Path, tmp_path: Path) -> None:
+    """sgl-project/sglang#8920: Granite has documents, Llama 3 ipython."""
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'document' %}[{{ m.content }}]{% else %}{{ m.content }}"
+        "{% endif %}{% endfor %}"
+    )
+    with serving(folder, tmp_path, "--chat-template", str(template)) as server:
+        server.wait_ready()
+
+        def answer(role: str) -> Any:
+            messages = [{"role": role, "content": "x"}, {"role": "user", "content": "y"}]
+            return httpx.post(f"{server.url}/v1/chat/completions", json={"messages": messages}).json()
+
+        assert answer("document")["choices"][0]["message"]["content"].startswith("[x]y")
+        error = answer("alien")["error"]
+        assert error["param"] == "messages.0.role"
+        assert "the chat template knows no 'alien'" in error["message"]
+
+
 def test_text_parts_and_template_variables(http: httpx.Client) -> None:
     parts = [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]
     parts += [{"type": "text", "text": "you"}]

@@ -108,6 +108,10 @@ def _prompt_ids(ids: list[int]) -> list[int]:
     return ids
 
 
+# Where a part of each type has its words. The latter three are what answers are made of, and are sent back.
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+
 def _content(value: Any) -> str | None:
     """Text parts are joined by line breaks: most templates expect one string. What else a part says
     (``cache_control``) is for other servers."""
@@ -115,11 +119,16 @@ def _content(value: Any) -> str | None:
         return value
     if not isinstance(value, list):
         raise ValueError("must be a string or a list of text parts")
-    for part in value:
-        known = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        if not known:
-            raise ValueError('only text parts are supported: {"type": "text", "text": "..."}')
-    return "\n".join(part["text"] for part in value)
+    return "\n".join(_words_of_part(part) for part in value)
+
+
+def _words_of_part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    text = part.get(TEXT_PARTS.get(str(part.get("type")), "")) if isinstance(part, dict) else None
+    if not isinstance(text, str):
+        raise ValueError('only text parts are supported: {"type": "text", "text": "..."}')
+    return text
 
 
 def _texts(most: int) -> dict[str, Any]:
@@ -173,9 +182,17 @@ Content = Annotated[
                 {
                     "type": "array",
                     "items": {
-                        "type": "object",
-                        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                        "required": ["type", "text"],
+                        "anyOf": [
+                            {"type": "string"},
+                            *(
+                                {
+                                    "type": "object",
+                                    "properties": {"type": {"const": kind}, words: {"type": "string"}},
+                                    "required": ["type", words],
+                                }
+                                for kind, words in TEXT_PARTS.items()
+                            ),
+                        ]
                     },
                 },
             ]

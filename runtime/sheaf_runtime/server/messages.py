@@ -39,12 +39,16 @@ class ToolCall(BaseModel):
         return call if self.id is None else {"id": self.id, **call}
 
 
+# Those of the API. A template may know more, such as Granite's "document" and Llama 3's "ipython".
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
 class Message(BaseModel):
     """``content`` and whatever else the template of the model reads (``name``, ``tool_call_id``)."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: str = Field(min_length=1, max_length=64)
     content: Content = None
     tool_calls: list[ToolCall] | None = None
     reasoning: str | None = None

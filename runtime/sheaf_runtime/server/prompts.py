@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from sheaf_runtime.protocol.limits import refuse_ids, refuse_length
 from sheaf_runtime.server.errors import ApiError
+from sheaf_runtime.server.messages import ROLES
 from sheaf_runtime.server.sampling import refuse
 from sheaf_runtime.server.schemas import ChatCompletionRequest, ChatInput
 from sheaf_runtime.server.service import Service
@@ -56,6 +57,15 @@ async def render_chat(service: Service, body: ChatInput, *, param: str = "messag
             "this model has no chat template: use /v1/completions, or start the server with --chat-template",
             param="messages",
         )
+    for index, message in enumerate(body.messages):
+        if message.role not in ROLES and not template.names(message.role):
+            # What another endpoint was given need not be one message each.
+            where = f"{param}.{index}.role" if param == "messages" else param
+            raise ApiError(
+                400,
+                f"{where}: the chat template knows no {message.role!r}; use one of {', '.join(ROLES)}",
+                param=where,
+            )
     plain = [message.for_template() for message in body.messages]
     continues = body.continue_final_message
     generation = not continues if body.add_generation_prompt is None else body.add_generation_prompt

@@ -20,8 +20,8 @@ from sheaf_runtime.text.tokenizer import read_json, read_text
 
 Message = Mapping[str, Any]
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
-# Whose words must be in the prompt. Templates leave an assistant's thoughts out and rewrite a tool's result.
-HEARD = frozenset({"system", "developer", "user"})
+# Whose words need not be in the prompt: templates leave thoughts out, and rewrite what a tool has answered.
+REWRITTEN = frozenset({"assistant", "tool", "function"})
 _MARK = "sheafprobe"
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _OTHER_IDS = ("call_0123456789abcdef01234567", "turn1_0")
@@ -116,6 +116,10 @@ class ChatTemplate:
                 raise ChatTemplateError("set one of continue_final_message and add_generation_prompt")
             return self._render_open(messages, variables)
         return self._render(messages, add_generation_prompt, variables)
+
+    def names(self, role: str) -> bool:
+        """Whether it looks for this role."""
+        return f'"{role}"' in self.source or f"'{role}'" in self.source
 
     def _in_its_terms(self, message: Message) -> Message:
         """A template that has never heard of "developer", OpenAI's newer name for the system, skips it."""
@@ -246,7 +250,7 @@ def left_out(
     without_blanks = None
     for index, message in enumerate(messages):
         text = message.get("content")
-        if message["role"] not in HEARD or not isinstance(text, str) or text.strip() in prompt:
+        if message["role"] in REWRITTEN or not isinstance(text, str) or text.strip() in prompt:
             continue
         if without_blanks is None:
             without_blanks = "".join(prompt.split())

@@ -94,7 +94,8 @@ def main() -> None:
         if answer.finish_reason != "stop":
             unfinished += 1
             continue
-        judge = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+        checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+        judge = jsonschema.Draft202012Validator(schema, format_checker=checker)
         try:
             judge.validate(json.loads(answer.text))
             valid += 1

@@ -92,7 +92,7 @@ def _prompts(value: Any) -> list[Prompt]:
         raise ValueError(_PROMPT)
     if not value:
         raise ValueError("must not be empty")
-    if all(type(item) is int for item in value):
+    if set(map(type, value)) == {int}:
         return [_prompt_ids(value)]
     if len(value) > MAX_PROMPTS:
         raise ValueError(f"takes at most {MAX_PROMPTS} prompts")

@@ -10,6 +10,7 @@ import openai
 import pytest
 from model_folders import byte_level, write_folder
 from serving import Served, serving
+from sheaf_runtime.server.responses.request import ResponsesRequest
 
 ECHO = (
     '{#- <tool_call> "arguments" -#}'
@@ -174,8 +175,9 @@ RESULT: Any = {"type": "function_call_output", "call_id": "call_1", "output": "n
         [{"id": "fc_1", "status": None, **CALLED}, {"id": None, "status": None, **RESULT}],
         [CALLED, RESULT | {"output": [{"type": "input_text", "text": "noon"}]}],
         [{"type": "message", "role": "developer", "content": "Be kind."}],
+        [{"type": None, "id": None, "role": "assistant", "content": "a", "status": None}],
     ],
-    ids=["output_text", "reasoning of nothing", "nulls of a call", "a result in parts", "developer"],
+    ids=["output_text", "reasoning of nothing", "nulls of a call", "a result in parts", "developer", "null"],
 )
 def test_items_that_clients_send_back(served: Served, items: list[dict[str, Any]]) -> None:
     body = {"model": "m", "input": [*items, say("hello")], "tools": [TOOL]}
@@ -223,7 +225,17 @@ def test_cut_off_in_a_call(client: openai.OpenAI) -> None:
         ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format"),
         ({"text": {"format": {"type": "json_schema", "json_schema": {"schema": {}}}}}, "text.format"),
         ({"text": {"format": {"type": "yaml"}}}, "text.format"),
-        ({"include": ["file_search_call.results"]}, "include.0"),
+        ({"include": ["everything"]}, "include.0"),
+        # llama.cpp and LiteLLM report the same kind: what is wrong with an item was told of another field
+        ({"input": ["hi"]}, "input"),
+        ({"input": 5}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": [say("hi"), CALLED, RESULT | {"output": {"a": 1}}]}, "input.2.output"),
+        ({"input": [say("hi"), CALLED, RESULT | {"output": None}]}, "input.2.output"),
+        (
+            {"structured_outputs": {"regex": "a"}, "text": {"format": {"type": "json_object"}}},
+            "structured_outputs",
+        ),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "then"}}, "tool_choice"),
     ],
 )
@@ -231,3 +243,50 @@ def test_the_field_is_named(served: Served, change: dict[str, Any], param: str) 
     response = httpx.post(f"{served.url}/v1/responses", json={"input": "hi", **change})
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param
+
+
+def test_the_message_names_the_item_and_the_field(served: Served) -> None:
+    def message(**body: Any) -> str:
+        answer = httpx.post(f"{served.url}/v1/responses", json=body)
+        return str(answer.json()["error"]["message"])
+
+    assert message(input=[say("a"), "b"]).startswith("input: item 1 must be an object")
+    assert message(input="") == "input must not be empty"
+    both = message(input="a", structured_outputs={"regex": "a"}, text={"format": {"type": "json_object"}})
+    assert both == "structured_outputs: not beside text.format; give one of them"
+
+
+def test_fields_that_vllm_has_too(served: Served) -> None:
+    """vllm#38613 and its kind: penalties and structured outputs, and all that ``include`` can name."""
+    body = {
+        "input": "hello",
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.25,
+        "stop": ["ll"],
+        "include_stop_str_in_output": True,
+        "include": ["file_search_call.results", "web_search_call.action.sources"],
+    }
+    answer = httpx.post(f"{served.url}/v1/responses", json=body).json()
+    assert (answer["presence_penalty"], answer["frequency_penalty"]) == (0.5, -0.25)
+    assert answer["output"][0]["content"][0]["text"] == "hell"
+    bad = httpx.post(f"{served.url}/v1/responses", json={"input": "a", "structured_outputs": {"regexp": "a"}})
+    assert bad.json()["error"]["param"] == "structured_outputs"
+
+
+@pytest.mark.parametrize(
+    ("last", "goes_on"),
+    [
+        ({"role": "assistant", "status": "incomplete"}, True),
+        ({"role": "assistant", "status": "in_progress", "type": "message"}, True),
+        ({"role": "assistant", "status": "completed"}, False),
+        ({"role": "assistant"}, False),
+        ({"role": "user", "status": "incomplete"}, False),
+    ],
+)
+def test_an_unfinished_message_goes_on(last: dict[str, Any], goes_on: bool) -> None:
+    """An item that comes back as it was cut off is continued, as in vLLM, and not answered."""
+    content = [{"type": "output_text", "text": "So f"}]
+    body = ResponsesRequest.model_validate({"input": [say("hi"), last | {"content": content}]})
+    chat = body.chat()
+    assert chat.continue_final_message is goes_on
+    assert chat.messages[-1].content == "So f"

@@ -139,10 +139,12 @@ def _echoed(body: ResponsesRequest, sampling: SamplingParams) -> Fields:
     reasoning = body.reasoning
     return {
         "background": False,
+        "frequency_penalty": sampling.frequency_penalty,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata,
         "parallel_tool_calls": body.parallel_tool_calls,
+        "presence_penalty": sampling.presence_penalty,
         "previous_response_id": None,
         "reasoning": {
             "effort": reasoning.effort if reasoning else None,

@@ -20,8 +20,16 @@ def messages_of(given: str | list[Fields], instructions: str | None) -> list[Fie
     return messages
 
 
+def is_unfinished(given: str | list[Fields]) -> bool:
+    """Whether the last item is an assistant's message that was cut off: the answer goes on where it ends, as
+    in vLLM. (Of unfinished thoughts no template knows how to go on.)"""
+    last = given[-1] if isinstance(given, list) else {}
+    unfinished = last.get("status") in ("in_progress", "incomplete")
+    return unfinished and (last.get("type") or "message") == "message" and last.get("role") == "assistant"
+
+
 def _add(messages: list[Fields], item: Fields, param: str) -> None:
-    kind = item.get("type", "message")
+    kind = item.get("type") or "message"
     if kind == "message":
         content = _texts(item.get("content"), f"{param}.content")
         if item.get("role") != "assistant":
@@ -42,7 +50,10 @@ def _add(messages: list[Fields], item: Fields, param: str) -> None:
         call = {"id": item.get("call_id"), "type": "function", "function": function}
         _assistant(messages).setdefault("tool_calls", []).append(call)
     elif kind == "function_call_output":
-        output = _texts(item.get("output"), f"{param}.output")
+        output = item.get("output")
+        if not isinstance(output, str | list):
+            raise ParameterError(f"{param}.output", "must be a string or a list of text parts")
+        output = _texts(output, f"{param}.output")
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
     elif kind == "item_reference":
         raise ParameterError(param, "items are not stored here; send the item itself")

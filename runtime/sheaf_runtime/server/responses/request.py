@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 
 from sheaf_runtime.server.errors import ApiError, from_validation
 from sheaf_runtime.server.fields import LogitBias, Number, Stop
-from sheaf_runtime.server.responses.items import messages_of
+from sheaf_runtime.server.responses.items import is_unfinished, messages_of
 from sheaf_runtime.server.schemas import Body, ChatCompletionRequest, ReasoningEffort
 from sheaf_runtime.server.unsupported import ParameterError
 
@@ -20,7 +20,43 @@ REFUSED = {
     "prompt": "prompt templates are not stored here; write it into instructions and input",
     "max_tool_calls": "there are no tools that run here; leave it out",
 }
-Include = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
+# All but the first are about what an answer from here never has.
+Include = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+
+
+def _items(value: Any) -> Any:
+    if not isinstance(value, str | list):
+        raise ValueError("must be a string or a list of items")
+    if not value:
+        raise ValueError("must not be empty")
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            if not isinstance(item, dict):
+                raise ValueError(f'item {index} must be an object: {{"role": "user", "content": "..."}}')
+    return value
+
+
+Items = Annotated[
+    str | list[dict[str, Any]],
+    PlainValidator(_items),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "object"}, "minItems": 1},
+            ]
+        }
+    ),
+]
 
 
 class Reasoning(Body):
@@ -42,7 +78,7 @@ class StreamOptions(Body):
 
 
 class ResponsesRequest(Body):
-    input: str | list[dict[str, Any]] = Field(min_length=1)
+    input: Items
     model: str | None = None
     instructions: str | None = None
     max_output_tokens: Annotated[int | None, Number("max_completion_tokens")] = None
@@ -67,7 +103,11 @@ class ResponsesRequest(Body):
     stop: Stop = Field([])
     ignore_eos: bool = False
     logit_bias: LogitBias = Field({})
+    frequency_penalty: Annotated[float, Number("frequency_penalty")] = 0.0
+    presence_penalty: Annotated[float, Number("presence_penalty")] = 0.0
     repetition_penalty: Annotated[float | None, Number("repetition_penalty")] = None
+    include_stop_str_in_output: bool = False
+    structured_outputs: dict[str, Any] | None = None
     skip_special_tokens: bool = True
     priority: Annotated[int, Number("priority")] = 0
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
@@ -97,6 +137,7 @@ class ResponsesRequest(Body):
                 "tool_choice": _choice(self.tool_choice) if self.tools else None,
                 "reasoning_effort": self.reasoning.effort if self.reasoning else None,
                 "response_format": _format(self.text.format),
+                "continue_final_message": is_unfinished(self.input),
                 "logprobs": self.with_logprobs,
                 "top_logprobs": self.top_logprobs if self.with_logprobs else None,
                 "truncate_prompt_tokens": -1 if self.truncation == "auto" else None,
@@ -113,7 +154,8 @@ class ResponsesRequest(Body):
 
 _SAME = (
     *("model", "temperature", "top_p", "top_k", "parallel_tool_calls", "seed", "stop", "ignore_eos"),
-    *("repetition_penalty", "skip_special_tokens", "priority", "cache_salt", "chat_template_kwargs"),
+    *("frequency_penalty", "presence_penalty", "repetition_penalty", "include_stop_str_in_output"),
+    *("structured_outputs", "skip_special_tokens", "priority", "cache_salt", "chat_template_kwargs"),
 )
 
 
@@ -124,7 +166,7 @@ def _renamed(error: ApiError) -> ApiError:
     name = {"messages": "input", "response_format": "text.format"}.get(first, first)
     if first == "tools":
         name = f"tools.{rest.replace('function.', '')}"
-    message = str(error.detail)
+    message = str(error.detail).replace("response_format", "text.format")
     return ApiError(400, message.replace(param, name, 1) if param else message, param=name or None)
 
 

@@ -124,12 +124,18 @@ def test_forms_of_prompt(client: openai.OpenAI, folder: Path, prompt: Any, texts
     assert [choice.index for choice in answer.choices] == list(range(len(texts)))
 
 
-def test_n_and_echo(client: openai.OpenAI, log: Path) -> None:
+def test_n_and_echo(client: openai.OpenAI, served: Served, log: Path) -> None:
+    asked = ("request_params_n", "request_max_num_generation_tokens", "request_params_max_tokens")
+    names = [f"vllm:{name}_{part}" for name in asked for part in ("count", "sum")]
+    before = [served.metric(name) for name in names]
     answer = client.completions.create(model=MODEL, prompt=["ab", "cd"], max_tokens=3, n=2, echo=True, seed=7)
     assert [choice.text for choice in answer.choices] == ["abab", "abab", "cdcd", "cdcd"]
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == 6
     assert answer.usage.completion_tokens == 12
+    # As vLLM counts them: two prompts, four requests of the engine.
+    grown = [served.metric(name) - old for name, old in zip(names, before, strict=True)]
+    assert grown == [2, 4, 2, 6, 4, 12]
     assert last_added(log)["sampling"]["seed"] == 8
     stream = client.completions.create(model=MODEL, prompt="ab", max_tokens=3, n=2, echo=True, stream=True)
     texts = {0: "", 1: ""}

@@ -127,7 +127,9 @@ def test_a_finished_request(metrics: Metrics) -> None:
         last=now - 3,
         prompt_tokens=30,
         generated_tokens=5,
+        max_tokens=8,
     )
+    metrics.on_copies_finished(n=1, longest=5)
     metrics.on_finished(
         "abort", arrival=now, scheduled=None, first=None, last=None, prompt_tokens=3, generated_tokens=0
     )
@@ -139,6 +141,9 @@ def test_a_finished_request(metrics: Metrics) -> None:
         "request_time_per_output_token_seconds": 1,
         "request_prompt_tokens": 33,
         "request_generation_tokens": 5,
+        "request_max_num_generation_tokens": 5,
+        "request_params_n": 1,
+        "request_params_max_tokens": 8,
     }
     for name, total in expected.items():
         assert value(metrics, f"vllm:{name}_sum") == pytest.approx(total, abs=0.01), name
@@ -159,7 +164,8 @@ def test_histogram_buckets_are_cumulative(metrics: Metrics) -> None:
         if "le" in sample.labels
     }
     assert (buckets["0.001"], buckets["0.005"], buckets["0.25"], buckets["0.5"]) == (1, 2, 2, 3)
-    assert (buckets["40.0"], buckets["+Inf"]) == (3, 4)
+    assert (buckets["40.0"], buckets["640.0"], buckets["+Inf"]) == (3, 3, 4)
+    assert buckets["2560.0"] == 4, "an hour's queue has a quantile too, as with vLLM"
 
 
 def test_every_promised_name_is_there(metrics: Metrics) -> None:
@@ -171,5 +177,6 @@ def test_every_promised_name_is_there(metrics: Metrics) -> None:
         request_time_per_output_token_seconds e2e_request_latency_seconds request_queue_time_seconds
         request_inference_time_seconds request_prefill_time_seconds request_decode_time_seconds
         request_prompt_tokens request_generation_tokens iteration_tokens_total
+        request_max_num_generation_tokens request_params_n request_params_max_tokens
     """
     assert set(promised.split()) - names == set()

@@ -277,7 +277,13 @@ class Generation:
             last=choice.last,
             prompt_tokens=len(choice.request.prompt_token_ids),
             generated_tokens=choice.text.num_tokens,
+            max_tokens=choice.request.sampling.max_tokens,
         )
+        first = self._index[choice.request.request_id] - choice.copy
+        copies = self.choices[first : first + self._n]
+        if all(copy.ended for copy in copies):
+            longest = max(copy.text.num_tokens for copy in copies)
+            self._service.metrics.on_copies_finished(n=self._n, longest=longest)
 
     def _trace(self, span: Attributes, first: float | None) -> None:
         span |= generation_attributes(

@@ -10,9 +10,13 @@ from sheaf_runtime.protocol.messages import EngineReady, EngineStats, FinishReas
 from sheaf_runtime.server.exposition import Histogram, Series, header, label_text
 
 LATENCY = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40)
+FIRST_TOKEN = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40),
+    *(80, 160, 640, 2560),
+)
 PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 LENGTHS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
+COPIES = (1, 2, 5, 10, 20)
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
 # A report older than this, with requests in flight, means one long step: what came since is waiting.
@@ -47,6 +51,13 @@ class Metrics:
         self._decode = new("request_decode_time_seconds", "From the first token to the last.", LATENCY)
         self._prompt = new("request_prompt_tokens", "Prompt tokens of a request.", LENGTHS)
         self._generated = new("request_generation_tokens", "Generated tokens of a request.", LENGTHS)
+        self._longest = new(
+            "request_max_num_generation_tokens", "Those of the longest answer to one prompt.", LENGTHS
+        )
+        self._asked_copies = new("request_params_n", "The parameter n of a request.", COPIES)
+        self._asked_tokens = new(
+            "request_params_max_tokens", "The most that a request may generate.", LENGTHS
+        )
         self._step_tokens = new("iteration_tokens_total", "Tokens of one step.", STEP_TOKENS)
 
     def _histogram(self, name: str, help_: str, bounds: Sequence[float]) -> Histogram:
@@ -69,12 +80,16 @@ class Metrics:
         last: float | None,
         prompt_tokens: int,
         generated_tokens: int,
+        max_tokens: int | None = None,
     ) -> None:
-        """One engine request has ended. Times are ``time.time()``; None where it never came so far."""
+        """One engine request has ended. Times are ``time.time()``; None where it never came so far.
+        ``max_tokens`` is None for what generates nothing."""
         self._finished[reason] += 1
         self._latency.observe(max(0.0, time.time() - arrival))
         self._prompt.observe(prompt_tokens)
         self._generated.observe(generated_tokens)
+        if max_tokens is not None:
+            self._asked_tokens.observe(max_tokens)
         if scheduled is None or first is None or last is None:
             return
         self._queue.observe(max(0.0, scheduled - arrival))
@@ -84,6 +99,11 @@ class Metrics:
         self._inference.observe(max(0.0, last - scheduled))
         if generated_tokens > 1:
             self._per_token.observe(max(0.0, last - first) / (generated_tokens - 1))
+
+    def on_copies_finished(self, *, n: int, longest: int) -> None:
+        """All ``n`` answers to one prompt have ended; the ``longest`` has so many tokens."""
+        self._longest.observe(longest)
+        self._asked_copies.observe(n)
 
     def render(self) -> str:
         """One page of Prometheus' text format."""

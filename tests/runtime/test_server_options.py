@@ -269,3 +269,63 @@ def test_pooling_flags_arrive_and_are_refused_by_name() -> None:
     for value in ('{"pooling_type": "CLS"}', '{"step_tag_id": 3}', "MEAN"):
         with pytest.raises(OptionError, match="--pooler-config"):
             parse(["m", "--pooler-config", value])
+
+
+def test_flags_from_a_file(tmp_path: Path) -> None:
+    """vllm#43252: --config=FILE was not read; vllm#8947: its place counted; vllm#51401: false was left out;
+    vllm#14819: the model had to be on the command line."""
+    file = tmp_path / "flags.yaml"
+    file.write_text(
+        "model: org/model\nport: 81\nserved-model-name: [a, b]\nmax_num_seqs: 3\naccess-log: false\n"
+        "no-enable-prefix-caching: true\nenable-auto-tool-choice: false\napi-key: k 1\n"
+        "gpu-memory-utilization: 0.5\nhf-overrides: {a: {b: [1]}}\nseed:\n"
+        "chat-template: |\n  {{ a }}\n  - b\n"
+    )
+    for argv in (["--config", str(file)], [f"--config={file}"]):
+        engine, server = parse(argv)
+        assert (engine.model, engine.max_num_seqs, engine.gpu_memory_utilization) == ("org/model", 3, 0.5)
+        assert (engine.enable_prefix_caching, engine.hf_overrides) == (False, {"a": {"b": [1]}})
+        assert (server.port, server.access_log, server.api_key) == (81, False, ("k 1",))
+        assert (server.served_model_name, server.chat_template) == (("a", "b"), "{{ a }}\n- b\n")
+    for argv in (
+        ["m", "--served-model-name", "c", "--config", str(file), "--port=82", "--enable-prefix-caching"],
+        [f"--config={file}", "--port", "82", "--enable-prefix-caching", "m", "--served-model-name", "c"],
+    ):
+        engine, server = parse(argv)
+        assert (engine.model, engine.enable_prefix_caching, engine.max_num_seqs) == ("m", True, 3)
+        assert (server.port, server.served_model_name, server.api_key) == (82, ("c",), ("k 1",))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("port: 70000", "65535"),
+        ("no-such-flag: 1", "unrecognized argument --no-such-flag"),
+        ("speculative_config: {}", "--speculative-config is not supported"),
+        ("config: b.yaml", "a file cannot name another"),
+        ("enable-auto-tool-choice: maybe", "enable-auto-tool-choice"),
+        ("access-log: 5", "access-log"),
+        ("model: 5\n", "model must be"),
+        ("- port", "as port: 8000"),
+        ("a: [", "is not YAML"),
+        ("\udcff: a", "is not YAML"),
+        (None, "No such file"),
+        ("max-num-batched-tokens: 63", "must be at least --max-num-seqs (64)"),
+    ],
+)
+def test_a_file_of_flags_that_cannot_be(tmp_path: Path, content: str | None, words: str) -> None:
+    file = tmp_path / "flags.yaml"
+    if content is not None:
+        file.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(OptionError) as refused:
+        parse(["m", "--config", str(file)])
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_without_a_model_needs_one(tmp_path: Path) -> None:
+    (tmp_path / "flags.yaml").write_text("port: 81\n")
+    with pytest.raises(OptionError, match="MODEL"):
+        parse(["--config", str(tmp_path / "flags.yaml")])
+    with pytest.raises(OptionError, match="--config"):
+        parse(["m", "--config"])

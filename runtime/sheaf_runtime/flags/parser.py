@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         # What is missing is judged after what is unknown: `--model m` is a hint for who leaves MODEL out.
         unknown = next((item for item in argv if self._is_unknown(item)), None)
         if unknown is not None:
-            raise OptionError(self._unknown(unknown))
+            raise OptionError(self.unknown(unknown))
         return vars(self.parse_args(argv))
 
     def error(self, message: str) -> NoReturn:
@@ -55,7 +55,12 @@ class Parser(argparse.ArgumentParser):
             return False
         return item.partition("=")[0] not in self._option_string_actions
 
-    def _unknown(self, item: str) -> str:
+    def action(self, flag: str) -> argparse.Action | None:
+        """That of a flag, if there is one."""
+        return self._option_string_actions.get(flag)
+
+    def unknown(self, item: str) -> str:
+        """What to do instead of a flag that there is not."""
         flag = item.partition("=")[0]
         name = "--" + flag.lstrip("-").replace("_", "-").lower()
         for known in (flag, name):

@@ -22,6 +22,11 @@ def add_all(parser: Parser) -> None:
         metavar="MODEL",
         help="Hugging Face model folder, GGUF file, or name on the hub: org/model, org/model:Q4_K_M",
     )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML of flags without their dashes, and of model; the command line beats it",
+    )
     for title, fill in GROUPS.items():
         fill(parser.add_argument_group(title).add_argument)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sheaf_runtime.config import EngineConfig, ServerConfig, check_config
+from sheaf_runtime.flags.config_file import read_with_config
 from sheaf_runtime.flags.parser import OptionError, Parser
 from sheaf_runtime.server.option_groups import add_all
 from sheaf_runtime.server.vllm_flags import ABSENT
@@ -24,7 +25,7 @@ def parser() -> Parser:
 
 def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     """Raises ``OptionError``; ``--help`` exits as argparse does."""
-    given = parser().read(argv)
+    given = read_with_config(parser(), argv)
     _refuse_missing_features(given)
     given["dtype"] = {"float": "float32", "half": "float16"}.get(given["dtype"], given["dtype"])
     for name in ("served_model_name", "api_key", "allowed_origins"):

@@ -112,7 +112,6 @@ ABSENT: Mapping[str, str] = {
     "--enable-server-load-tracking": "numbers are at /metrics",
     "--enable-sleep-mode": "scale to another number of replicas",
     "--enable-request-id-headers": "leave it out, X-Request-Id is always answered",
-    "--config": "write the flags themselves",
     "--worker-cls": _OUT,
     "--additional-config": _OUT,
     "--use-v2-block-manager": _OUT,

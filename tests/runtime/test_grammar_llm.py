@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -11,6 +12,8 @@ import pytest
 from model_folders import byte_fallback, byte_level, metaspace, write_folder
 from msgspec.structs import replace
 from sheaf_runtime import LLM, SamplingParams
+from sheaf_runtime.grammar import matcher
+from sheaf_runtime.grammar.native import bindings
 from sheaf_runtime.parsers.reasoning import Marks
 from sheaf_runtime.parsers.shapes import thoughts
 from sheaf_runtime.protocol.grammar import Grammar
@@ -149,6 +152,35 @@ def test_what_else_forbids_every_token_ends_that_request_alone(llm):
     (wrong,) = llm.generate("the", sampling(grammar("choice", ["yes"]), 1, allowed_token_ids=(5,)))
     assert wrong.finish_reason == "error"
     assert outputs(llm, grammar("choice", ["yes"]))[0].text == "yes"
+
+
+@pytest.mark.parametrize("place", ["fill_next_token_bitmask", "accept_token"])
+def test_an_exception_of_the_grammars_library_ends_that_request_alone(llm, monkeypatch, place):
+    """After three tokens, in the one request of three that has a grammar."""
+    prompts = ["the", "a sheaf", "the"]
+    free = [sampling(None, seed) for seed in range(3)]
+    calm = [c.token_ids for c in llm.generate(prompts, free)]
+    native = bindings().GrammarMatcher
+
+    class Breaks:
+        def __init__(self, *args):
+            self._inner, self._calls = native(*args), 0
+
+        def __getattr__(self, name):
+            if name == place:
+                self._calls += 1
+                if self._calls > 3:
+                    raise RuntimeError("a planted fault")
+            return getattr(self._inner, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(matcher, "bindings", lambda: SimpleNamespace(GrammarMatcher=Breaks))
+        held = sampling(grammar("regex", "[a-c]{90}"), 1)
+        first, bad, last = llm.generate(prompts, [free[0], held, free[2]])
+    assert bad.finish_reason == "error"
+    assert 3 <= len(bad.token_ids) <= 4
+    assert [first.token_ids, last.token_ids] == [calm[0], calm[2]]
+    assert [c.token_ids for c in llm.generate(prompts, free)] == calm
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,19 @@ async def test_a_spec_that_cannot_be_read_is_stalled() -> None:
     assert "spec.model.uri" in stalled["message"]
 
 
+async def test_that_a_spec_cannot_be_read_is_said_though_the_api_server_was_away() -> None:
+    world = scaling_world(1)
+    assert world.cluster.observed is not None
+    world.cluster.observed.owner["spec"] = {"model": {"uri": 5}}
+    world.cluster.refuse_status = ApiError(503, "ServiceUnavailable", "not now")
+    await world.run()
+    assert world.again == Settings().autoscale_interval
+    world.cluster.refuse_status = None
+    await world.run()
+    assert world.again is None
+    assert conditions_of(world)["Stalled"] == ("True", "InvalidSpec")
+
+
 async def test_a_resource_that_is_gone_is_forgotten() -> None:
     world = scaling_world(1)
     await world.run()
@@ -320,6 +333,32 @@ async def test_a_refused_status_slows_nothing_and_is_said_once_per_look() -> Non
     tried = world.cluster.status_writes
     await world.run(5)
     assert world.cluster.status_writes == tried
+
+
+@pytest.mark.parametrize("trouble", [401, 403, 409, 429, 500, 503, 504, None])
+async def test_a_status_that_could_not_be_written_just_then_is_written_at_the_next_look(
+    trouble: int | None,
+) -> None:
+    """The same status, word for word: nothing in it has changed when the API server is back."""
+    world = scaling_world(1)
+    await world.run()
+    world.scraper.load = {"p0": "no answer"}
+    world.change(pods=())
+    failure = Unreachable("gone") if trouble is None else ApiError(trouble, "Trouble", "not now")
+    world.cluster.refuse_status = failure
+    written = world.cluster.status_writes
+    if trouble is None:
+        with pytest.raises(Unreachable):
+            await world.run(5)
+    else:
+        await world.run(5)
+        assert world.again == Settings().autoscale_interval
+    assert world.cluster.status_writes == written + 1
+    world.cluster.refuse_status = None
+    await world.run(0)
+    assert world.cluster.status_writes == written + 2
+    assert world.cluster.observed is not None
+    assert world.cluster.observed.status == world.cluster.status
 
 
 async def test_what_an_older_crd_drops_is_not_written_at_each_look() -> None:

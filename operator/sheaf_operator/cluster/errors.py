@@ -24,6 +24,13 @@ class ApiError(Exception):
         return self.code in (401, 403)
 
     @property
+    def refused(self) -> bool:
+        """Whether what was written or where is at fault, not the state of an API server, which
+        may forbid for a moment what it grants.
+        """
+        return self.code == 404 or (self.permanent and not self.forbidden)
+
+    @property
     def permanent(self) -> bool:
         """The same request would be refused again: an invalid object, a webhook's refusal, no permission.
 

@@ -99,7 +99,7 @@ class Reconciler:
             spec = memory.spec = memory.spec or LLMDeploymentSpec.model_validate(observed.owner["spec"])
         except ValidationError as error:
             await self._reporter.refuse(observed, error, memory)
-            return None
+            return self._settings.autoscale_interval if memory.dirty else None
         plan, failure = Plan(revision=memory.revision), None
         if fresh:
             plan = self._plan(key, spec, observed, memory)

@@ -87,8 +87,9 @@ class Reporter:
         await self._write(observed, build_status(situation, self._domain), memory)
 
     async def _write(self, observed: Observed, status: Json, memory: Memory) -> None:
-        """Said once, whatever becomes of it: a CRD older than this operator may refuse it or keep less of it,
-        and that is no reason to scale any later, nor to write the same for ever.
+        """Said once, also when refused: a CRD older than this operator may refuse it or keep less of it, and
+        that is no reason to scale any later, nor to write the same for ever. What an API server cannot take
+        just now is said again at the next look.
         """
         for condition in status["conditions"]:
             series = self._telemetry.condition.labels(observed.namespace, observed.name, condition["type"])
@@ -99,12 +100,16 @@ class Reporter:
         now, said = self._clock(), memory.said
         if said and (said.status, said.kept) == (status, observed.status) and now - said.at < RESAY:
             return
-        memory.said = Said(status, observed.status, now)
+        memory.said = None
         try:
             async with self._lease.writing():
                 answer = await self._cluster.write_status(observed, status)
-            memory.said = replace(memory.said, kept=answer.get("status", {}))
+            memory.said = Said(status, answer.get("status", {}), now)
         except ApiError as error:
+            if error.refused:
+                memory.said = Said(status, observed.status, now)
+            else:
+                memory.dirty = True
             words = "%s/%s: the API server refused the status (is the CRD of this release installed?): %s"
             log.warning(words, observed.namespace, observed.name, error.message)
             return

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import resource
+import signal
 import sys
 import time
 from collections.abc import Coroutine
@@ -21,6 +22,7 @@ from sheaf_operator.cluster.errors import NoConfiguration
 from sheaf_operator.settings import Settings
 
 log = logging.getLogger(__name__)
+MOST_FAILURES = 16  # counted in a row: the delay has reached its cap long before
 Result = TypeVar("Result")
 
 
@@ -50,10 +52,43 @@ def configure_logging(level: str) -> None:
 
 
 async def run(settings: Settings) -> bool:
-    """Until SIGTERM or SIGINT. Whether the operator ended in good order."""
-    while (why := await _run_once(settings)) == "new kinds":
+    """Until SIGTERM or SIGINT. Whether the operator ended in good order.
+
+    A watch that ends with an error takes kopf with it, such as what an API server says whose store is away or
+    that knows a kind no more. Everything then begins anew here: the kubelet would wait up to five minutes.
+    """
+    failures = 0
+    while True:
+        began = time.monotonic()
+        try:
+            why = await _run_once(settings)
+        except Exception as error:
+            failures = 0 if time.monotonic() - began > settings.retry_cap else failures
+            delay = min(settings.retry_cap, settings.retry_base * 2.0**failures)
+            failures = min(failures + 1, MOST_FAILURES)
+            log.warning("watching ended: %s: %s; anew in %.1f s", type(error).__name__, error, delay)
+            if await _asked_within(delay):
+                return True
+            continue
+        if why != "new kinds":
+            return why == "asked"
         log.info("kinds have come that were missing: starting anew to watch them")
-    return why == "asked"
+
+
+async def _asked_within(delay: float) -> bool:
+    """Wait; whether SIGTERM or SIGINT came meanwhile, which kopf heeds only while it runs."""
+    asked, loop = asyncio.Event(), asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, asked.set)
+    try:
+        async with asyncio.timeout(delay):
+            return await asked.wait()
+    except TimeoutError:
+        return False
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
 
 
 async def _run_once(settings: Settings) -> Literal["asked", "failed", "new kinds"]:

@@ -581,6 +581,22 @@ def test_tokenize_and_back(http: httpx.Client) -> None:
     error_of(http.post("/detokenize", json={"tokens": ["a"]}), 400)
 
 
+def test_tokens_of_more_than_the_context_are_counted(http: httpx.Client) -> None:
+    """vllm#20409: how much is too much is what a client wants to know before it cuts a text."""
+    text = "x" * 100_000
+    assert http.post("/tokenize", json={"prompt": text}).json()["count"] == 100_001
+    chat = http.post("/tokenize", json={"messages": [{"role": "user", "content": text}]})
+    assert chat.json()["count"] > 100_000
+    assert chat.json()["max_model_len"] == 512
+
+
+def test_max_completion_tokens_beats_max_tokens(http: httpx.Client) -> None:
+    for beaten in (0, 1, 100_000):
+        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": beaten}
+        answer = http.post("/v1/chat/completions", json=body | {"max_completion_tokens": 3})
+        assert answer.json()["usage"]["completion_tokens"] == 3
+
+
 def test_operations(http: httpx.Client) -> None:
     assert http.get("/health").status_code == 200
     assert http.get("/ready").status_code == 200

@@ -282,6 +282,34 @@ def test_the_best_few_without_their_texts(server: Served) -> None:
         assert post(server, "/score", **wrong).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "param", "words"),
+    [
+        # Of an embedding model's texts the wrong one was named, and the type of a union as a field.
+        ("/rerank", {"query": "a", "documents": ["b", [], "c"]}, "documents.1", "must be a valid string or"),
+        ("/rerank", {"query": "a", "documents": [{"image": "b"}]}, "documents.0.text", "Field required"),
+        ("/score", {"text_1": "a", "text_2": 5}, "text_2", "must be a valid string or a valid list"),
+        ("/score", {"queries": "a", "items": ["b", 5]}, "items.1", "valid string"),
+        ("/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_2", "2 text_1 need as many, got 1"),
+        ("/rerank", {"query": "a", "documents": ["b", "x" * 999]}, "documents", "the documents has 1000"),
+        ("/rerank", {"query": "x" * 999, "documents": ["b"]}, "query", "the query has 1000"),
+    ],
+)
+def test_what_is_wrong_with_a_pair_is_named(
+    server: Served, path: str, body: dict[str, Any], param: str, words: str
+) -> None:
+    error = post(server, path, **body).json()["error"]
+    assert error["param"] == param, error
+    assert words in error["message"]
+
+
+def test_documents_as_other_rerankers_take_them(server: Served) -> None:
+    """vllm#12376: Jina's and Cohere's documents are objects with more in them than the text."""
+    plain = post(server, "/rerank", query="a", documents=["read", "b"]).json()["results"]
+    more = [{"text": "read", "title": "t", "id": 7}, {"text": "b", "metadata": {}}]
+    assert post(server, "/rerank", query="a", documents=more).json()["results"] == plain
+
+
 def test_a_score_head_with_a_template_for_pairs(tmp_path: Path) -> None:
     folder = write_scorer(tmp_path / "m")
     template = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 MOST_CHARACTERS = 800
+_TYPE = re.compile(r"str|int|float|bool|(dict|list)\[.*|constrained-.*|[A-Z]\w*")
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -84,12 +86,12 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def from_validation(errors: Sequence[Any]) -> ApiError:
     """The first of pydantic's errors, in words, with the name of the field."""
-    first = errors[0]
+    first = _of_union(errors)
     kind = first["type"]
     if kind == "json_invalid":
         reason = (first.get("ctx") or {}).get("error", first["msg"])
         return ApiError(400, f"the body is not valid JSON: {reason}")
-    path = [part for part in first["loc"] if part != "body"]
+    path = _fields(first)
     name = ".".join(map(str, path)) or None
     message = first["msg"].removeprefix("Value error, ")
     if name is None:
@@ -101,3 +103,34 @@ def from_validation(errors: Sequence[Any]) -> ApiError:
         return ApiError(400, f"unrecognized request argument: {name}", param=name)
     joint = " " if message.startswith("must ") else ": "
     return ApiError(400, f"{name}{joint}{message}", param=name)
+
+
+def _of_union(errors: Sequence[Any]) -> Any:
+    """The first error. Where a value may be of several types there is one for each: that of the type which it
+    comes closest to, or all of them in one."""
+    first = errors[0]
+    place = _fields(first)
+    if len(place) == len(_path(first)):
+        return first
+    same = [error for error in errors if _fields(error)[: len(place)] == place]
+    deepest = max(same, key=lambda error: len(_fields(error)))
+    if len(_fields(deepest)) > len(place):
+        return deepest
+    words = [error["msg"].removeprefix("Input should be ") for error in same]
+    return {**first, "msg": "must be " + " or ".join(dict.fromkeys(words))}
+
+
+def _path(error: Any) -> list[Any]:
+    return [part for part in error["loc"] if part != "body"]
+
+
+def _fields(error: Any) -> list[Any]:
+    """The path without pydantic's names for the types of a union. Neither a field of the body itself is one,
+    nor a field that nobody knows."""
+    path = _path(error)
+    last = len(path) - (error["type"] == "extra_forbidden")
+    return [
+        part
+        for index, part in enumerate(path)
+        if not (0 < index < last and isinstance(part, str) and _TYPE.fullmatch(part))
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sheaf_runtime.pooling.spec import PoolingSpec
 from sheaf_runtime.protocol.limits import refuse_ids, refuse_length
@@ -56,15 +56,16 @@ async def embedding_inputs(service: Service, spec: PoolingSpec, body: EmbeddingR
 
 
 async def text_inputs(
-    service: Service, spec: PoolingSpec, texts: Sequence[str], body: PoolingBody, param: str
+    service: Service, spec: PoolingSpec, texts: Mapping[str, str], body: PoolingBody
 ) -> list[list[int]]:
+    """Of each text; its value says what it is of the request: ``documents 3``."""
     prefix = spec.prompts.get(spec.default_prompt or "", "")
-    return [
-        _fitting(
-            service, await text_ids(service, spec, prefix + text, body, param), body, f"{param} {i}", param
-        )
-        for i, text in enumerate(texts)
-    ]
+    inputs = []
+    for text, name in texts.items():
+        param = name.partition(" ")[0]
+        ids = await text_ids(service, spec, prefix + text, body, param)
+        inputs.append(_fitting(service, ids, body, name, param))
+    return inputs
 
 
 async def pair_inputs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.server.fields import MAX_PROMPTS, Number, Prompts
@@ -38,7 +38,11 @@ class EmbeddingRequest(PoolingBody):
     prompt_name: str | None = None
 
 
-class Document(Body):
+class Document(BaseModel):
+    """Of what else clients put beside the text (a title, an image, an id) nothing is scored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
     text: str
 
 
@@ -47,6 +51,11 @@ class RerankRequest(PoolingBody):
     documents: list[str | Document] = Field(min_length=1, max_length=MAX_PROMPTS)
     top_n: Annotated[int | None, Number("top_n")] = None
     return_documents: bool = True
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """The names of a pair's two fields."""
+        return "query", "documents"
 
     @property
     def texts(self) -> list[str]:
@@ -70,15 +79,18 @@ class ScoreRequest(PoolingBody):
             raise ValueError("give queries and documents, or text_1 and text_2")
         left, right = self._sides()
         if len(left) not in (1, len(right)):
-            raise ParameterError("documents", f"{len(left)} queries need as many, got {len(right)}")
+            one, two = self.sides
+            raise ParameterError(two, f"{len(left)} {one} need as many, got {len(right)}")
         return self
 
+    @property
+    def sides(self) -> tuple[str, str]:
+        """The names of a pair's two fields."""
+        return next(pair for pair in PAIRS if None not in (getattr(self, pair[0]), getattr(self, pair[1])))
+
     def _sides(self) -> tuple[list[str], list[str]]:
-        for left, right in PAIRS:
-            one, two = getattr(self, left), getattr(self, right)
-            if one is not None and two is not None:
-                return [one] if isinstance(one, str) else one, [two] if isinstance(two, str) else two
-        raise AssertionError
+        one, two = (getattr(self, side) for side in self.sides)
+        return [one] if isinstance(one, str) else one, [two] if isinstance(two, str) else two
 
     @property
     def pairs(self) -> list[tuple[str, str]]:

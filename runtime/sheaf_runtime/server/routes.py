@@ -17,6 +17,10 @@ from sheaf_runtime.server.schemas import DetokenizeRequest, TokenizeRequest
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.version import __version__
 
+# Characters: so many are tokenized although their tokens cannot fit the context. Writing down the ids of many
+# more would keep others waiting.
+ALWAYS_COUNTED = 2**20
+
 
 def model_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["models"])
@@ -51,19 +55,16 @@ def tokenizer_routes(service: Service) -> APIRouter:
 
     @router.post("/tokenize", response_model=None)
     async def tokenize(body: TokenizeRequest) -> Response:
-        """Token ids of a text, or of a chat as the model would see it."""
+        """Token ids of a text, or of a chat as the model would see it; also of more than the context holds,
+        which is what people count tokens for."""
         service.check_model(body.model)
         special = body.add_special_tokens
         if body.messages is not None:
-            text = await render_chat(service, body)
-            ids = await encode(service, text, add_special_tokens=bool(special), param="messages")
+            text, param = await render_chat(service, body), "messages"
         else:
-            ids = await encode(
-                service,
-                body.prompt or "",
-                add_special_tokens=special is not False,
-                param="prompt",
-            )
+            text, param, special = body.prompt or "", "prompt", special is not False
+        keep = 0 if len(text) <= ALWAYS_COUNTED else None
+        ids = await encode(service, text, add_special_tokens=bool(special), param=param, keep=keep)
         answer: dict[str, Any] = {
             "count": len(ids),
             "max_model_len": service.max_model_len,

@@ -135,6 +135,8 @@ class ChatCompletionRequest(Generate, ChatInput):
         check_choice(self.tools, self.tool_choice)
         if self.top_logprobs and not self.logprobs:
             raise ParameterError("top_logprobs", "only allowed with logprobs=true")
+        if self.max_completion_tokens is not None:
+            self.max_tokens = None  # beaten by it, whatever it says
         if self.max_tokens == 0:
             raise ParameterError("max_tokens", "must be at least 1")
         return self

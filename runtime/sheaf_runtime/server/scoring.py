@@ -15,7 +15,7 @@ from sheaf_runtime.server.generation import ClientDisconnected
 from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.pooled import PooledBatch
 from sheaf_runtime.server.pooling_inputs import pair_inputs, pooling_of, text_inputs
-from sheaf_runtime.server.pooling_schemas import PoolingBody, RerankRequest, ScoreRequest
+from sheaf_runtime.server.pooling_schemas import RerankRequest, ScoreRequest
 from sheaf_runtime.server.service import Service
 
 Pair = tuple[str, str]
@@ -70,7 +70,12 @@ def scoring_routes(service: Service) -> APIRouter:
 
 
 async def _scores(
-    service: Service, id_: str, pairs: Sequence[Pair], body: PoolingBody, arrival: float, request: Request
+    service: Service,
+    id_: str,
+    pairs: Sequence[Pair],
+    body: RerankRequest | ScoreRequest,
+    arrival: float,
+    request: Request,
 ) -> tuple[list[float], int]:
     """By the model's score head, or as the cosine of two embeddings; and how many tokens that took."""
     service.admit()
@@ -79,8 +84,11 @@ async def _scores(
         inputs = await pair_inputs(service, spec, pairs, body)
         batch = PooledBatch(service, id_, inputs, arrival)
         return [vector[0] for vector in await batch.run(body, body.params, request)], batch.num_tokens
-    distinct = list(dict.fromkeys(text for pair in pairs for text in pair))
-    inputs = await text_inputs(service, spec, distinct, body, "documents")
+    distinct: dict[str, str] = {}
+    for index, pair in enumerate(pairs):
+        for side, text in zip(body.sides, pair, strict=True):
+            distinct.setdefault(text, f"{side} {index}")
+    inputs = await text_inputs(service, spec, distinct, body)
     batch = PooledBatch(service, id_, inputs, arrival)
     vectors = dict(zip(distinct, await batch.run(body, body.params, request), strict=True))
     return [_cosine(vectors[one], vectors[two]) for one, two in pairs], batch.num_tokens

@@ -5,6 +5,7 @@ The engine core is the fake one, which repeats the prompt.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -588,6 +589,23 @@ def test_tokens_of_more_than_the_context_are_counted(http: httpx.Client) -> None
     chat = http.post("/tokenize", json={"messages": [{"role": "user", "content": text}]})
     assert chat.json()["count"] > 100_000
     assert chat.json()["max_model_len"] == 512
+
+
+async def test_ids_of_clients_may_be_equal(served: Served) -> None:
+    """vllm#10583: two requests of one id at a time broke the engine."""
+    body = {"request_id": "mine", "max_tokens": 39, "n": 2}
+    async with httpx.AsyncClient(base_url=served.url, timeout=30) as http:
+        texts = ("ab", "cd", "ef")
+        asked = [http.post("/v1/completions", json=body | {"prompt": text}) for text in texts]
+        answers = [answer.json() for answer in await asyncio.gather(*asked)]
+        chat = await http.post("/v1/chat/completions", json=body | {"messages": HI, "stream": True})
+        response = await http.post("/v1/responses", json={"request_id": "mine", "input": "a"})
+        bad = await http.post("/v1/completions", json=body | {"prompt": "a", "request_id": "a b\n"})
+    assert [answer["id"] for answer in answers] == ["cmpl-mine"] * 3
+    assert [[c["text"] for c in answer["choices"]] for answer in answers] == [[t * 13] * 2 for t in texts]
+    assert chat.text.count('"id":"chatcmpl-mine"') == chat.text.count("data: {")
+    assert response.json()["id"] == "mine"
+    assert error_of(bad, 400)["param"] == "request_id"
 
 
 def test_max_completion_tokens_beats_max_tokens(http: httpx.Client) -> None:

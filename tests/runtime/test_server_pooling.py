@@ -305,7 +305,9 @@ def test_what_is_wrong_with_a_pair_is_named(
 
 def test_documents_as_other_rerankers_take_them(server: Served) -> None:
     """vllm#12376: Jina's and Cohere's documents are objects with more in them than the text."""
-    plain = post(server, "/rerank", query="a", documents=["read", "b"]).json()["results"]
+    answer = post(server, "/rerank", query="a", documents=["read", "b"], request_id="mine").json()
+    plain = answer["results"]
+    assert answer["id"] == "rerank-mine"
     more = [{"text": "read", "title": "t", "id": 7}, {"text": "b", "metadata": {}}]
     assert post(server, "/rerank", query="a", documents=more).json()["results"] == plain
 

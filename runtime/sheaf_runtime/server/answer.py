@@ -38,7 +38,8 @@ class Answer(ABC):
     def __init__(
         self, generation: Generation, tokenizer: Tokenizer, created: float, model: str, body: Generate
     ) -> None:
-        self.id, self.created, self.model = generation.request_id, int(created), model
+        kind, _, own = generation.request_id.partition("-")
+        self.id, self.created, self.model = f"{kind}-{body.request_id or own}", int(created), model
         options = body.stream_options or StreamOptions()
         self._include_usage = options.include_usage
         self._continuous = options.include_usage and options.continuous_usage_stats

@@ -41,7 +41,7 @@ def embedding_routes(service: Service) -> APIRouter:
         except ClientDisconnected:
             return Response(status_code=499)  # nobody reads it
         answer = {
-            "id": batch.id,
+            "id": f"embd-{body.request_id}" if body.request_id else batch.id,
             "object": "list",
             "created": int(arrival),
             "model": model,

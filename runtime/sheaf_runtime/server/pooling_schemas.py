@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.server.fields import MAX_PROMPTS, Number, Prompts
-from sheaf_runtime.server.schemas import Body, Truncation
+from sheaf_runtime.server.schemas import Body, RequestId, Truncation
 from sheaf_runtime.server.unsupported import ParameterError
 
 Texts = str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -21,6 +21,7 @@ class PoolingBody(Body):
     truncate_prompt_tokens: Truncation = None
     add_special_tokens: bool = True
     use_activation: bool | None = None
+    request_id: RequestId = None
     priority: Annotated[int, Number("priority")] = 0
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
 

@@ -21,6 +21,8 @@ from sheaf_runtime.server.tools import NamedTool, ToolChoice, ToolMode, Tools, c
 from sheaf_runtime.server.unsupported import ParameterError, refuse_unsupported
 
 Truncation = Annotated[int | None, Number("truncate_prompt_tokens")]
+# What the answer's id ends with. Nothing in the engine goes by it, so two may be equal.
+RequestId = Annotated[str | None, Field(pattern=r"^[!-~]{1,128}$")]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -70,6 +72,7 @@ class Generate(Body):
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     truncate_prompt_tokens: Truncation = None
+    request_id: RequestId = None
     priority: Annotated[int, Number("priority")] = 0
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     response_format: ResponseFormat = None

@@ -48,6 +48,7 @@ def scoring_routes(service: Service) -> APIRouter:
             for i in best
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        id_ = f"rerank-{body.request_id}" if body.request_id else id_
         return _json({"id": id_, "model": model, "usage": usage, "results": results})
 
     @router.post("/score", response_model=None)
@@ -63,6 +64,7 @@ def scoring_routes(service: Service) -> APIRouter:
             return Response(status_code=499)  # nobody reads it
         data = [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        id_ = f"score-{body.request_id}" if body.request_id else id_
         answer = {"id": id_, "object": "list", "created": int(arrival), "model": model}
         return _json({**answer, "data": data, "usage": usage})
 

@@ -108,7 +108,7 @@ class ResponseAnswer:
             problem = self._generation.error or "the server is shutting down"
         ended = status != "in_progress"
         return {
-            "id": self._generation.request_id,
+            "id": body.request_id or self._generation.request_id,
             "object": "response",
             "created_at": self._created,
             "completed_at": int(time.time()) if status == "completed" else None,

@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, mod
 from sheaf_runtime.server.errors import ApiError, from_validation
 from sheaf_runtime.server.fields import LogitBias, Number, Stop
 from sheaf_runtime.server.responses.items import is_unfinished, messages_of
-from sheaf_runtime.server.schemas import Body, ChatCompletionRequest, ReasoningEffort
+from sheaf_runtime.server.schemas import Body, ChatCompletionRequest, ReasoningEffort, RequestId
 from sheaf_runtime.server.unsupported import ParameterError
 
 # Each would change the answer or where it is kept.
@@ -109,6 +109,7 @@ class ResponsesRequest(Body):
     include_stop_str_in_output: bool = False
     structured_outputs: dict[str, Any] | None = None
     skip_special_tokens: bool = True
+    request_id: RequestId = None
     priority: Annotated[int, Number("priority")] = 0
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     chat_template_kwargs: dict[str, Any] | None = None

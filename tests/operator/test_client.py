@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import kube_objects as k
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
+from sheaf_operator.api import names
 from sheaf_operator.cluster import kinds
 from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.client import Cluster
@@ -69,3 +71,45 @@ async def test_a_change_that_the_answer_to_our_own_write_brings_gets_a_run() -> 
         queue.done(("ns", "m"), 0.0)
         assert queue.take(60.0) == ("ns", "m")
         await app.stop()
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+async def test_a_model_that_moved_to_another_operator_while_its_status_was_written_is_let_go(
+    told_first: bool,
+) -> None:
+    """What a watch tells of its end has the version of the move, and ours is later."""
+    before = k.owner(resourceVersion="5")
+    label = {names.LABEL_CLASS: "theirs"}
+    after, end = k.owner(labels=label, resourceVersion="9"), k.owner(resourceVersion="8")
+    cache = Cache()
+    app = App(Settings(), None, cache, lambda: None)  # type: ignore[arg-type]
+    app.see(kinds.MODELS, None, before)
+    queue = app._worker._queue
+    assert queue.take(0.0) == ("ns", "m")
+    events = [("DELETED", end), ("MODIFIED", after)]
+    for event, obj in events if told_first else reversed(events):
+        app.see(kinds.MODELS, event, obj)
+    assert cache.keys == []
+    queue.done(("ns", "m"), 0.0)
+    assert queue.take(60.0) == ("ns", "m")
+    app.see(kinds.MODELS, "ADDED", k.owner(resourceVersion="12"))
+    assert cache.keys == [("ns", "m")]
+    await app._scraper.close()
+
+
+@pytest.mark.parametrize("operator_class", ["", "theirs"])
+@pytest.mark.parametrize("kind", kinds.ALL, ids=lambda kind: kind.plural)
+@pytest.mark.parametrize(
+    "labels",
+    [{}, {names.LABEL_CLASS: ""}, {names.LABEL_CLASS: "theirs"}, {names.LABEL_DEPLOYMENT: "m"}],
+    ids=str,
+)
+def test_what_counts_is_what_the_selector_selects(
+    kind: kinds.Kind, labels: dict[str, str], operator_class: str
+) -> None:
+    selector = kind.selector_for(operator_class)
+    key, equals, value = selector.lstrip("!").partition("=")
+    selected = not selector or (labels.get(key) == value if equals else key in labels) != selector.startswith(
+        "!"
+    )
+    assert kind.counts(labels, operator_class) == selected

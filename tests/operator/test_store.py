@@ -127,6 +127,45 @@ def test_a_store_set_back_to_a_backup_is_believed() -> None:
     assert store.put(obj("b", 51))
 
 
+def test_a_store_that_was_set_back_and_has_grown_past_the_last_list_is_believed() -> None:
+    """A list is never older than what was seen before it began; what is seen meanwhile may be later."""
+    store = Store(owners)
+    store.replace([obj("a", 90)], 100)
+    store.put(obj("a", 140))
+    store.put(obj("c", 150))
+    store.remove(obj("b", 145))
+    newest = store.newest()
+    assert newest == 150
+    store.replace([obj("a", 90), obj("b", 85)], 120, newest=newest)
+    assert held(store) == {"a": "90", "b": "85"}
+    newest = store.newest()
+    store.put(obj("d", 130))
+    store.replace([obj("a", 125)], 125, newest=newest)
+    assert held(store) == {"a": "125", "d": "130"}
+
+
+@given(histories, histories, st.randoms(use_true_random=False))
+def test_one_list_after_a_store_was_set_back_is_the_truth(
+    before: History, after: History, rng: random.Random
+) -> None:
+    """Whatever was seen of the time that never was, and however far the new one has come."""
+    store = Store(owners)
+    base = rng.randint(0, len(before.states) - 1)
+    for present, state in before.events:
+        (store.put if present else store.remove)(state)
+    truth = dict(before.states[base])
+    version = base
+    for present, state in after.events:
+        version = base + int(state["metadata"]["resourceVersion"])
+        name = state["metadata"]["name"]
+        truth.pop(name, None)
+        if present:
+            truth[name] = obj(name, version, uid="later")
+    newest = store.newest()
+    store.replace(truth.values(), version, newest=newest)
+    assert held(store) == {n: o["metadata"]["resourceVersion"] for n, o in truth.items()}
+
+
 @pytest.mark.parametrize("end", ["replaced", "removed", "unlisted"])
 def test_facets_follow_the_objects(end: str) -> None:
     store = Store(owners)

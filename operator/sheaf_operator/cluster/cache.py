@@ -61,12 +61,23 @@ class Cache:
         before = self.get(kind, name_of(obj))
         return self._concerned(kind, before) if self._stores[kind].remove(obj) else set()
 
+    def newest(self, kind: Kind, namespace: str) -> int:
+        """The latest version that was seen of a kind."""
+        return self._stores[kind].newest(namespace)
+
     def replace(
-        self, kind: Kind, objects: Iterable[Json], version: int, namespace: str = EVERYWHERE
+        self,
+        kind: Kind,
+        objects: Iterable[Json],
+        version: int,
+        namespace: str = EVERYWHERE,
+        newest: int = -1,
     ) -> set[Name]:
-        """All that there is of a kind. Returns the keys about which that is news."""
+        """All that there is of a kind, with what `newest` was when that was asked for. Returns the keys about
+        which that is news.
+        """
         trimmed = [trim(kind, obj) for obj in objects]
-        news = self._stores[kind].replace(trimmed, version, namespace)
+        news = self._stores[kind].replace(trimmed, version, namespace, newest)
         self._unlisted.discard((kind, namespace))
         if kind in self._missing:
             self._missing.discard(kind)

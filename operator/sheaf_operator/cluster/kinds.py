@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -28,6 +29,12 @@ class Kind:
         if self != MODELS:
             return self.selector
         return f"{names.LABEL_CLASS}={operator_class}" if operator_class else f"!{names.LABEL_CLASS}"
+
+    def counts(self, labels: Mapping[str, str], operator_class: str) -> bool:
+        """Whether an object with these labels is among those of `selector_for`."""
+        if self != MODELS:
+            return not self.selector or self.selector in labels
+        return labels.get(names.LABEL_CLASS) == (operator_class or None)
 
     def path(self, namespace: str = "", name: str = "") -> str:
         """Of one object, of a namespace's objects, or of all."""

@@ -61,13 +61,23 @@ class Store:
         self._gone[name] = version
         return self._drop(name)
 
-    def replace(self, objects: Iterable[Json], version: int, namespace: str = EVERYWHERE) -> list[Json]:
+    def newest(self, namespace: str = EVERYWHERE) -> int:
+        """The latest version that was seen; a list that is begun now cannot be older."""
+        seen = [version_of(obj) for name, obj in self._objects.items() if namespace in (EVERYWHERE, name[0])]
+        ends = [at for name, at in self._gone.items() if namespace in (EVERYWHERE, name[0])]
+        return max([self._listed.get(namespace, -1), *seen, *ends])
+
+    def replace(
+        self, objects: Iterable[Json], version: int, namespace: str = EVERYWHERE, newest: int = -1
+    ) -> list[Json]:
         """A list of all objects of `namespace` as of `version`, begun after the last one had ended.
+        `newest` is what that was when it began.
 
         It counts for every name of which nothing later is known. Returns what was news: the states that it
         added or changed, and the last ones of what it ended.
         """
-        rewound = version < self._listed.get(namespace, -1)  # the API server's store was set back to a backup
+        # The API server's store was set back to a backup.
+        rewound = version < max(newest, self._listed.get(namespace, -1))
         self._listed[namespace] = version
         listed = {name_of(obj): obj for obj in objects}
         here = {name for name in self._objects if namespace in (EVERYWHERE, name[0])}

@@ -70,9 +70,12 @@ class App:
 
     def see(self, kind: Kind, event: str | None, obj: Json) -> None:
         """A watch's event: ADDED, MODIFIED, DELETED, or None for what its first list holds; MODIFIED also for
-        what a write of ours has answered.
+        what a write of ours has answered. That may show an object which does not count any more: a watch told
+        of its end with an older version, or will.
         """
-        self._news(kind, self._cache.remove(kind, obj) if event == "DELETED" else self._cache.put(kind, obj))
+        labels = obj["metadata"].get("labels", {})
+        ended = event == "DELETED" or not kind.counts(labels, self._settings.watch_class)
+        self._news(kind, self._cache.remove(kind, obj) if ended else self._cache.put(kind, obj))
 
     def _news(self, kind: Kind, changed: set[Key]) -> None:
         for key in changed:

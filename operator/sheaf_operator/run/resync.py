@@ -51,10 +51,11 @@ class Resync:
                 self._refused.pop(kind, None)
 
     async def _one(self, kind: Kind, scope: str) -> None:
+        newest = self._cache.newest(kind, scope)
         try:
             objects, version = await self._cluster.list(kind, scope)
         except KindMissing:
             changed = self._cache.lacks(kind)
         else:
-            changed = self._cache.replace(kind, objects, version, scope)
+            changed = self._cache.replace(kind, objects, version, scope, newest)
         self._news(kind, changed)

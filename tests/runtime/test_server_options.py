@@ -141,7 +141,8 @@ def test_sizes(text: str, size: int) -> None:
         (["--no-such-flag"], "unrecognized argument --no-such-flag; --help lists them"),
         (["--max-model", "64"], "unrecognized argument --max-model; did you mean --max-model-len?"),
         (["--max-model=64"], "did you mean --max-model-len?"),
-        (["--max_model_len", "64"], "did you mean --max-model-len?"),
+        (["--max_model", "64"], "unrecognized argument --max_model; did you mean --max-model-len?"),
+        (["--max_num_seqs 9"], "is one argument with a blank in it"),
         (["-port", "8000"], "did you mean --port?"),
         (["--max-num-batched-token=9"], "did you mean --max-num-batched-tokens?"),
         (["--kv-events-config.topic", "t"], "write --kv-events-config and one JSON object"),
@@ -213,6 +214,16 @@ def test_of_a_flag_given_twice_the_last_counts() -> None:
         ]
     )
     assert (server.port, server.served_model_name, engine.enable_prefix_caching) == (2, ("c",), False)
+
+
+def test_underscores_are_dashes() -> None:
+    """As in vLLM, whose users write them so; only in the flag's name."""
+    engine, server = parse(
+        ["m", "--max_num_seqs=3", "--max_model_len", "64", "--served-model-name", "a_b", "--host=a_b"]
+    )
+    assert (engine.max_num_seqs, engine.max_model_len) == (3, 64)
+    assert (server.served_model_name, server.host) == (("a_b",), "a_b")
+    assert parse(["m", "--no_enable_prefix_caching"])[0].enable_prefix_caching is False
 
 
 def test_texts_with_blanks_are_values() -> None:

@@ -40,8 +40,9 @@ ENVIRONMENT = {
 _HEAD = """# Flags and environment variables
 
 Made from the parsers by `make flags`; `sheaf COMMAND --help` prints the same. Names and meaning are vLLM's
-where it has them. Flags cannot be abbreviated, and of a flag that is given twice the last one counts. A flag
-that does not exist is refused in one line with the closest one that does.
+where it has them. Flags cannot be abbreviated, underscores in them count as dashes, and of a flag that is
+given twice the last one counts. A flag that does not exist is refused in one line with the closest one that
+does.
 """
 
 

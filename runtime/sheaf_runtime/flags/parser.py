@@ -29,6 +29,7 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
         """Values by name. Raises ``OptionError``; ``--help`` prints and exits as argparse does."""
+        argv = [self._dashed(item) for item in argv]
         for item in argv:
             _refuse_blanks(item)
         # What is missing is judged after what is unknown: `--model m` is a hint for who leaves MODEL out.
@@ -48,6 +49,12 @@ class Parser(argparse.ArgumentParser):
         for group in self._action_groups:
             if shown := [a for a in group._group_actions if a.help is not argparse.SUPPRESS]:
                 yield group.title or "", shown
+
+    def _dashed(self, item: str) -> str:
+        """A flag that is written with underscores is the one with dashes, as in vLLM."""
+        flag, equals, value = item.partition("=")
+        dashed = flag.replace("_", "-")
+        return dashed + equals + value if dashed in self._option_string_actions else item
 
     def _is_unknown(self, item: str) -> bool:
         # A negative number or a lone dash is a value, and so is text with a blank in it.
@@ -135,7 +142,7 @@ def _refuse_blanks(item: str) -> None:
     otherwise be taken for a name of something."""
     if item.startswith("-") and item != item.rstrip():
         raise OptionError(f"{item!r} ends with a blank or line break; write {item.rstrip()!r}")
-    flag = re.match(r"\s*(--?[a-z][a-z0-9-]*)\s+(.*)", item, re.DOTALL)
+    flag = re.match(r"\s*(--?[a-z][a-z0-9_-]*)\s+(.*)", item, re.DOTALL)
     if flag is None:
         return
     name, value = flag[1], flag[2].strip()

@@ -252,6 +252,10 @@ def test_the_message_names_the_item_and_the_field(served: Served) -> None:
 
     assert message(input=[say("a"), "b"]).startswith("input: item 1 must be an object")
     assert message(input="") == "input must not be empty"
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": []}
+    assert message(input="a", tools=[TOOL], tool_choice=choice).endswith(
+        '{"type": "function", "name": "..."}'
+    )
     both = message(input="a", structured_outputs={"regex": "a"}, text={"format": {"type": "json_object"}})
     assert both == "structured_outputs: not beside text.format; give one of them"
 

@@ -168,6 +168,7 @@ def _renamed(error: ApiError) -> ApiError:
     if first == "tools":
         name = f"tools.{rest.replace('function.', '')}"
     message = str(error.detail).replace("response_format", "text.format")
+    message = message.replace('"function": {"name": "..."}', '"name": "..."')
     return ApiError(400, message.replace(param, name, 1) if param else message, param=name or None)
 
 

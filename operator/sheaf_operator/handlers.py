@@ -59,7 +59,7 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     own = memo.get("settings") or Settings.from_env()
     configure(settings, own)
     cache = Cache(own.watch_namespaces)
-    cluster = await Cluster.connect(lambda kind, obj: memo.app.see(kind, "MODIFIED", obj), own)
+    cluster = await Cluster.connect(lambda *event: memo.app.see(*event), own)
     memo.app = App(
         own,
         cluster,

@@ -9,12 +9,17 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
+from operator_world import HeldLease
 from sheaf_operator.api import names
 from sheaf_operator.cluster import kinds
 from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.client import Cluster
+from sheaf_operator.cluster.errors import ApiError
 from sheaf_operator.desired import budget
+from sheaf_operator.desired.actions import Apply
 from sheaf_operator.run.app import App
+from sheaf_operator.run.apply import Executor
+from sheaf_operator.run.telemetry import Telemetry
 from sheaf_operator.settings import Settings
 
 
@@ -58,7 +63,7 @@ async def test_a_change_that_the_answer_to_our_own_write_brings_gets_a_run() -> 
     web_app.router.add_patch("/{path:.*}", answer)
     async with TestServer(web_app) as server:
         configuration = client.Configuration(host=str(server.make_url("")).rstrip("/"))
-        cluster = Cluster(configuration, lambda kind, obj: app.see(kind, "MODIFIED", obj), Settings())
+        cluster = Cluster(configuration, lambda *event: app.see(*event), Settings())
         cache = Cache()
         app = App(Settings(), cluster, cache, lambda: None)
         queue = app._worker._queue
@@ -113,3 +118,32 @@ def test_what_counts_is_what_the_selector_selects(
         "!"
     )
     assert kind.counts(labels, operator_class) == selected
+
+
+@pytest.mark.parametrize("namesake", [False, True])
+async def test_no_child_is_made_for_a_model_that_was_deleted_unseen(namesake: bool) -> None:
+    """A watch that hangs does not tell of it, and the next list may be minutes away."""
+    stale, asked = k.owner(resourceVersion="5"), []
+    items = [k.owner(uid="another", resourceVersion="8")] if namesake else []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append((request.method, request.query.get("fieldSelector")))
+        return web.json_response({"metadata": {"resourceVersion": "9"}, "items": items})
+
+    web_app = web.Application()
+    web_app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(web_app) as server:
+        configuration = client.Configuration(host=str(server.make_url("")).rstrip("/"))
+        cluster, cache = Cluster(configuration, lambda *event: app.see(*event), Settings()), Cache()
+        app = App(Settings(), cluster, cache, lambda: None)
+        app.see(kinds.MODELS, None, stale)
+        observed = cache.observe("ns", "m")
+        assert observed is not None
+        executor = Executor(cluster, HeldLease(), Telemetry())  # type: ignore[arg-type]
+        child = Apply(k.service(k.revision(k.spec())), create=True)
+        with pytest.raises(ApiError, match="is gone"):
+            await executor.act(observed, child)
+        assert asked == [("GET", "metadata.name=m")]
+        now = cache.observe("ns", "m")
+        assert (now.uid if now else None) == ("another" if namesake else None)
+        await app.stop()

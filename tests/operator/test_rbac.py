@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestServer
 from kubernetes.aio import client
 from sheaf_operator.cluster import kinds
 from sheaf_operator.cluster.client import APPLY, Cluster
+from sheaf_operator.cluster.errors import ApiError
 from sheaf_operator.cluster.observed import Observed
 from sheaf_operator.desired import render
 from sheaf_operator.desired.budget import pod_disruption_budget
@@ -72,6 +73,7 @@ async def call_everything(cluster: Cluster) -> None:
     observed = Observed(k.owner())
     calls: dict[str, list[Awaitable[Any]]] = {
         "list": [cluster.list(kind, "ns") for kind in kinds.ALL],
+        "confirm": [gone(cluster, observed)],
         "apply": [cluster.apply(obj, uid) for obj in (runtime, service, budget) for uid in (None, "u")],
         "write_status": [cluster.write_status(observed, {})],
         "delete": [
@@ -89,6 +91,11 @@ async def call_everything(cluster: Cluster) -> None:
     for group in calls.values():
         for call in group:
             await call
+
+
+async def gone(cluster: Cluster, observed: Observed) -> None:
+    with pytest.raises(ApiError):
+        await cluster.confirm(observed)
 
 
 def watched() -> set[Right]:

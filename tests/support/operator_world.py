@@ -47,6 +47,10 @@ class FakeCluster:
         self.reads += 1
         return copy.deepcopy(self.observed)
 
+    async def confirm(self, observed: Observed) -> None:
+        if self.fail is not None:
+            raise self.fail
+
     async def apply(self, obj: dict[str, Any], uid: str | None) -> dict[str, Any]:
         self._write("apply", obj["kind"])
         return self.admit(copy.deepcopy(obj))

@@ -22,7 +22,7 @@ from sheaf_operator.cluster.kinds import Kind
 from sheaf_operator.cluster.observed import Json, Observed
 from sheaf_operator.settings import Settings
 
-See = Callable[[Kind, Json], None]
+See = Callable[[Kind, str, Json], None]
 
 REQUEST_TIMEOUT = 20.0
 LEASE_TIMEOUT = 5.0  # well under the Lease's duration, so that one slow answer does not lose it
@@ -55,7 +55,9 @@ async def load_configuration() -> client.Configuration:
 
 
 class Cluster:
-    """Requests to the API server, a bounded number of them at a time. `see` is told what writes answer."""
+    """Requests to the API server, a bounded number of them at a time. `see` is told what writes answer, as a
+    watch's event.
+    """
 
     def __init__(self, configuration: client.Configuration, see: See, settings: Settings) -> None:
         self._client = client.ApiClient(configuration)
@@ -91,6 +93,23 @@ class Cluster:
             if not metadata.get("continue"):
                 return items, int(metadata["resourceVersion"])
             query["continue"] = metadata["continue"]
+
+    async def confirm(self, observed: Observed) -> None:
+        """Raises ApiError (404) unless this very LLMDeployment is still there; what is instead, is seen. By a
+        list: there is no right to get one.
+        """
+        query = {"fieldSelector": f"metadata.name={observed.name}"}
+        query["labelSelector"] = kinds.MODELS.selector_for(self._class)
+        answer = await self._request("GET", kinds.MODELS.path(observed.namespace), query)
+        found = answer["items"]
+        if any(item["metadata"]["uid"] == observed.uid for item in found):
+            return
+        for item in found:
+            self._see(kinds.MODELS, "ADDED", item)
+        if not found:
+            version = {"resourceVersion": answer["metadata"]["resourceVersion"]}
+            self._see(kinds.MODELS, "DELETED", {"metadata": observed.owner["metadata"] | version})
+        raise ApiError(404, "NotFound", f"LLMDeployment {observed.name} (uid {observed.uid}) is gone")
 
     # Writing
 
@@ -154,7 +173,7 @@ class Cluster:
         version = answer["metadata"]["resourceVersion"]
         changed = metadata | {"resourceVersion": version, "generation": metadata["generation"] + 1}
         spec = {**deployment["spec"], "replicas": replicas}
-        self._see(kinds.DEPLOYMENTS, {**deployment, "metadata": changed, "spec": spec})
+        self._see(kinds.DEPLOYMENTS, "MODIFIED", {**deployment, "metadata": changed, "spec": spec})
 
     async def set_deletion_cost(self, pod: Json, cost: str | None) -> None:
         """Of just this pod: 409 if another one has its name by now."""
@@ -190,7 +209,7 @@ class Cluster:
     async def _write(self, kind: Kind, method: str, path: str, query: dict[str, str], **more: Any) -> Json:
         """A write whose answer is the object as it is then."""
         answer = await self._request(method, path, {"fieldManager": names.FIELD_MANAGER, **query}, **more)
-        self._see(kind, answer)
+        self._see(kind, "MODIFIED", answer)
         return answer
 
     async def _request(

@@ -55,6 +55,8 @@ class Executor:
                 case Apply():
                     kind = str(action.obj["kind"])
                     log.info("%s: applying %s %s", where, kind, action.obj["metadata"]["name"])
+                    if action.create:  # the child of one that is gone would be in its namesake's way
+                        await self._cluster.confirm(observed)
                     uid = None if action.create else observed.uid_of(action.obj)
                     answer = await self._cluster.apply(action.obj, uid)
                 case Delete():

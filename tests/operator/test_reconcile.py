@@ -361,6 +361,17 @@ async def test_a_status_that_could_not_be_written_just_then_is_written_at_the_ne
     assert world.cluster.observed.status == world.cluster.status
 
 
+async def test_a_status_that_somebody_took_away_is_written_again() -> None:
+    world = scaling_world(1)
+    await world.run()
+    written = world.cluster.status_writes
+    assert world.cluster.observed is not None
+    owner = {name: value for name, value in world.cluster.observed.owner.items() if name != "status"}
+    world.change(owner=owner)
+    await world.run(5)
+    assert world.cluster.status_writes == written + 1
+
+
 async def test_what_an_older_crd_drops_is_not_written_at_each_look() -> None:
     world = scaling_world(1)
     world.cluster.drops = ("image", "timeline")

@@ -165,6 +165,13 @@ def test_a_status_of_our_own_is_no_news_and_a_changed_spec_is() -> None:
     assert cache.remove(kinds.MODELS, k.owner(uid="new", resourceVersion="11")) == {KEY}
 
 
+def test_a_status_that_somebody_took_away_is_news() -> None:
+    cache = cached(whole())
+    cache.put(kinds.MODELS, k.owner(status={"replicas": 1}, resourceVersion="8"))
+    assert cache.put(kinds.MODELS, k.owner(resourceVersion="9")) == {KEY}
+    assert cache.put(kinds.MODELS, k.owner(resourceVersion="10")) == set()
+
+
 def test_a_list_tells_of_what_a_watch_has_missed() -> None:
     cache = cached(whole())
     assert cache.replace(kinds.PODS, [], 50) == {KEY}

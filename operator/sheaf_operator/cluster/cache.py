@@ -51,7 +51,8 @@ class Cache:
         if not self._stores[kind].put(now):
             return set()
         if kind == kinds.MODELS and before is not None and _wanted(before) == _wanted(now):
-            return set()  # its status is our own writing
+            emptied = "status" in before and "status" not in now  # by a backup's or a migration's tool
+            return self._concerned(kind, now) if emptied else set()  # else it is our own writing
         if kind == kinds.BUDGETS and before is not None and before["spec"] == now["spec"]:
             return set()  # how many pods may go just now
         return self._concerned(kind, before, now)

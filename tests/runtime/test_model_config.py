@@ -199,7 +199,7 @@ def test_defaults_are_those_of_transformers(name: str) -> None:
             assert value == config.rope_parameters.get(key, 1.0)
         elif key == "rope_scaling":
             assert value.items() <= config.rope_parameters.items()
-        elif key in ("sliding_window", "no_rope_layers", "mlp_only_layers"):
+        elif key in ("sliding_window", "no_rope_layers", "mlp_only_layers", "moe_layers"):
             # Their classes overwrite these; the written default is what a file without the key means.
             assert value in (None, config_class.sliding_window if key == "sliding_window" else None)
         else:

@@ -269,7 +269,8 @@ def test_channels(tmp_path: Path) -> None:
     template = "{{ messages[-1]['content'] }}{{ eos_token }}<|start|>assistant"
     folder, ids = tiny(tmp_path / "model", marks, template, special=True, end="<|return|>")
     flags = ("--served-model-name", "tiny", "--reasoning-parser", "openai_gptoss")
-    bias = {"0": 5, str(ids["<|return|>"]): 5}  # <|end|>, of messages, and the end
+    # <|end|>, of messages, and the end: so likely that none is longer than the context.
+    bias = {"0": 9, str(ids["<|return|>"]): 9}
     with serving(folder, tmp_path, *flags, real=True) as server:
         server.wait_ready()
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:

@@ -177,7 +177,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "head_dim": 128,
             "intermediate_size_mlp": 16384,
             "rope_theta": 500000.0,
-            "num_experts": 16,
+            "num_local_experts": 16,
             "num_experts_per_tok": 1,
             "moe_layers": None,
             "interleave_moe_layer_step": 1,

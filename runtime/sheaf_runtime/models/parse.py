@@ -130,8 +130,9 @@ def _completed(raw: Mapping[str, Any], row: Architecture) -> dict[str, Any]:
     """Keys of other families out, the family's defaults in, one name for what has two."""
     foreign = FAMILY_KEYS - row.defaults.keys()
     own = {key: value for key, value in raw.items() if key not in foreign}
-    if "num_local_experts" in own:
-        own.setdefault("num_experts", own["num_local_experts"])
+    local = own.get("num_local_experts", row.defaults.get("num_local_experts"))
+    if local is not None:
+        own.setdefault("num_experts", local)
     return {**row.defaults, **own}
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sheaf_runtime.server.fields import TEXT_PARTS
 from sheaf_runtime.server.unsupported import ParameterError
 
-_TEXT_PARTS = ("input_text", "output_text", "text")
 Fields = dict[str, Any]
 
 
@@ -69,16 +69,10 @@ def _assistant(messages: list[Fields]) -> Fields:
 
 
 def _texts(content: Any, param: str) -> Any:
-    """Text as it is; parts in the names that chats have for them."""
-    if not isinstance(content, list):
-        return content
-    parts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "refusal":
-            parts.append({"type": "text", "text": part.get("refusal")})
-        elif kind in _TEXT_PARTS:
-            parts.append({"type": "text", "text": part.get("text")})
-        else:
-            raise ParameterError(param, f"parts of type {str(kind)[:40]!r} are not supported; send text")
-    return parts
+    """As it is: a chat takes the same parts. Here the error names the item."""
+    if isinstance(content, list):
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if str(kind) not in TEXT_PARTS:
+                raise ParameterError(param, f"parts of type {str(kind)[:40]!r} are not supported; send text")
+    return content

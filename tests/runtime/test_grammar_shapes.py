@@ -33,7 +33,11 @@ PLACE = {
     "additionalProperties": False,
 }
 OFFERS = {"place": PLACE, "any": {"type": "object"}}
-SHAPED = [name for name, tools in TOOLS.items() if tools.shape and name not in ("granite4", "llama4_json")]
+SHAPED = [
+    name
+    for name, tools in TOOLS.items()
+    if tools.shape and name not in ("granite4", "llama4_json", "qwen3_xml", "glm47")
+]
 PIECES = [
     *("{", "[", ";", " ", "\n", "<", "<|", "a", "yes", "word ", '"', "}", "</think>", "<think>", "[/THINK]"),
     *('{"name": "place", "parameters": {"side": "up"}}', '{"name":"place","arguments":{}}', "place{", "[{"),
@@ -60,6 +64,8 @@ ARGUMENTS, PARAMETERS = (f'{{"name": "place", "{key}": {A}}}' for key in ("argum
 DEEPSEEK = f"<｜tool▁call▁begin｜>function<｜tool▁sep｜>place\n```json\n{A}\n```<｜tool▁call▁end｜>"
 DEEPSEEK_31 = f"<｜tool▁call▁begin｜>place<｜tool▁sep｜>{A}<｜tool▁call▁end｜>"
 KIMI = f"<|tool_call_begin|>functions.place:0<|tool_call_argument_begin|>{A}<|tool_call_end|>"
+QWEN = "<tool_call>\n<function=place>\n<parameter=side>\nleft\n</parameter>\n</function>\n</tool_call>"
+GLM = "<tool_call>place\n<arg_key>side</arg_key>\n<arg_value>left</arg_value>\n</tool_call>"
 TWO = {
     "mistral": [
         f"[TOOL_CALLS] [{ARGUMENTS}, {ARGUMENTS}]",
@@ -79,6 +85,11 @@ TWO = {
     "deepseek_v31": [f"<｜tool▁calls▁begin｜>{2 * DEEPSEEK_31}<｜tool▁calls▁end｜>"],
     "kimi_k2": [f"<|tool_calls_section_begin|>{2 * KIMI}<|tool_calls_section_end|>"],
     "json": [f"[{PARAMETERS}, {PARAMETERS}]"],
+    "qwen3_coder": [f"So {QWEN}\n{QWEN}"],
+    "glm45": [f"So {GLM}\n{GLM}", (GLM + GLM).replace("\n", "")],
+    "pythonic": ['[place(side="left", n=2), place(side="left")]'],
+    "llama4_pythonic": ['So <|python_start|>[place(side="left"), place(side="left", s="\\n")]<|python_end|>'],
+    "olmo3": ['<function_calls>\nplace(side="left")\nplace(side="left")\n</function_calls>'],
 }
 WORDS = ["yes", "", "a < b", "say {", " \nyes"]
 

@@ -216,6 +216,22 @@ def test_strict_calls_fit_and_words_are_free(
     assert any(message.content for message in called)
 
 
+def test_strict_calls_in_tags(model: tuple[Path, dict[str, int]], tmp_path: Path) -> None:
+    """vllm#54808, sglang#13514: strict had no effect where arguments are no JSON."""
+    bias = {str(model[1]["<tool_call>"]): 100}
+    flags = ("--served-model-name", "tiny", "--tool-call-parser", "qwen3_coder")
+    with serving(model[0], tmp_path, *flags, real=True) as server:
+        server.wait_ready()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+            one: Any = {"tools": STRICT[:1], "logit_bias": bias, "parallel_tool_calls": False}
+            for choice in chat(client, n=4, **one).choices:
+                (call,) = choice.message.tool_calls
+                jsonschema.validate(json.loads(call.function.arguments), PLACE)
+            function = {"name": "f", "strict": True, "parameters": {"type": "object", "minProperties": 1}}
+            with pytest.raises(openai.BadRequestError, match=r"tools: .*'minProperties'"):
+                chat(client, tools=[{"type": "function", "function": function}])
+
+
 def test_without_strict_nothing_is_forced(client: openai.OpenAI, model: tuple[Path, dict[str, int]]) -> None:
     bias = {str(model[1]["<tool_call>"]): 100}
     (choice,) = chat(client, logit_bias=bias, max_tokens=5).choices

@@ -12,6 +12,7 @@ from sheaf_runtime.grammar.errors import GrammarError
 from sheaf_runtime.grammar.native import bindings
 from sheaf_runtime.grammar.pattern import check_regex
 from sheaf_runtime.grammar.schema import hold, schemas_of
+from sheaf_runtime.grammar.written import FORMS, call
 from sheaf_runtime.protocol.grammar import Grammar
 
 # Blanks between two parts of JSON: enough for a line break and its indent. Without an end to them a model
@@ -20,6 +21,9 @@ MOST_BLANKS = 32
 # Characters are written, not escaped: an escape could spell a property's name a second way, or half a
 # character.
 _ESCAPES = re.compile(r"^basic_escape ::= .*$", re.MULTILINE)
+_NO_TAGS = (r"[^\0-\x1f\"\\\r\n]", r"[^\0-\x1f\"\\\r\n<]")  # the characters of strings
+# Python's numbers have an end.
+_EXPONENT = re.compile(r"(\[eE\] \S+ \S+)\{1, -1\}")
 _SAFE_ESCAPES = r'basic_escape ::= (([\"\\bfnrt]) | ("u00" [01] [0-9A-Fa-f]))'
 
 
@@ -71,10 +75,15 @@ def _ebnf(kind: str, text: str) -> str:
 
 def _held_tag(tag: Any) -> Any:
     for schema in schemas_of(tag):
-        if schema.get("style", "json") == "json":
+        style = schema.get("style", "json")
+        if style == "json":
             ebnf = _json(schema.get("json_schema"))
             schema.clear()
             schema.update({"type": "grammar", "grammar": ebnf})
+        elif style in FORMS:
+            written = call(style, schema.get("function", ""), schema.get("json_schema"), _value)
+            schema.clear()
+            schema.update(written)
         else:
             schema["json_schema"] = hold(schema.get("json_schema"))
     return tag
@@ -84,6 +93,12 @@ def _json(schema: Any) -> str:
     held = json.dumps(hold(schema), ensure_ascii=False)
     ebnf = _text_of("from_json_schema", held, True, None, None, False, MOST_BLANKS, False, False)
     return _ESCAPES.sub(lambda _: _SAFE_ESCAPES, ebnf)
+
+
+def _value(schema: Any, tags: bool) -> dict[str, Any]:
+    """A JSON value that is part of a call; without ``tags`` its strings have no ``<``."""
+    ebnf = _EXPONENT.sub(r"\1{1, 2}", _json(schema))
+    return {"type": "grammar", "grammar": ebnf if tags else ebnf.replace(*_NO_TAGS)}
 
 
 def _text_of(maker: str, *arguments: Any) -> str:

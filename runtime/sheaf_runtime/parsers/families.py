@@ -66,8 +66,13 @@ MISTRAL = Tools(
     id_length=9,
     shape=shapes.mistral,
 )
-QWEN3_CODER = Tools(Qwen3Coder, ("<tool_call>", "</tool_call>"), ("<function=", "<parameter="))
-GLM = Tools(Glm, ("<tool_call>", "</tool_call>", *_ARG_TAGS), ("<arg_key>", "<arg_value>"))
+QWEN3_CODER = Tools(
+    Qwen3Coder,
+    ("<tool_call>", "</tool_call>"),
+    ("<function=", "<parameter="),
+    shape=shapes.qwen3_coder,
+)
+GLM = Tools(Glm, ("<tool_call>", "</tool_call>", *_ARG_TAGS), ("<arg_key>", "<arg_value>"), shape=shapes.glm)
 COHERE = Tools(
     _json("<|START_ACTION|>", closes=("<|END_ACTION|>",)),
     ("<|START_ACTION|>", "<|END_ACTION|>"),
@@ -100,16 +105,18 @@ KIMI_K2 = _headed(
     ("<|tool_calls_section_begin|>",),
     shapes.kimi,
 )
-PYTHONIC = Tools(partial(Pythonic, Style()))
+PYTHONIC = Tools(partial(Pythonic, Style()), shape=shapes.pythonic)
 _LLAMA_STYLE = Style(("<|python_start|>",), ("<|python_end|>",))
 LLAMA_PYTHONIC = Tools(  # some of these models write JSON
     lambda names: ByBeginning(JsonCalls(Format((), bare=True), names), Pythonic(_LLAMA_STYLE, names)),
     ("<|python_start|>", "<|python_end|>"),
+    shape=shapes.llama_pythonic,
 )
 OLMO3 = Tools(
     partial(Pythonic, Style(("<function_calls>",), ("</function_calls>",), bare=False)),
     ("<function_calls>", "</function_calls>"),
     ("<function_calls>",),
+    shape=shapes.olmo3,
 )
 OPENAI = Tools(lambda _: harmony.Harmony(with_calls=True), harmony.MARKS, ("<|channel|>", "<|message|>"))
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sheaf_runtime.parsers.scanner import BLANKS, CallScanner, find, held
-from sheaf_runtime.parsers.typed_value import as_json, is_text
+from sheaf_runtime.parsers.typed_value import as_json, is_text, properties_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 KEY, END_KEY = "<arg_key>", "</arg_key>"
@@ -67,9 +67,7 @@ class Glm(CallScanner):
             return True
         self._rest, self._raw = self._rest[end:], ""
         self._begin(name[1])
-        schema = self._schemas.get(name[1])
-        properties = schema.get("properties") if isinstance(schema, dict) else None
-        self._properties = properties if isinstance(properties, dict) else {}
+        self._properties = properties_of(self._schemas.get(name[1]))
         self._num_arguments, self._step_now = 0, self._between
         return True
 

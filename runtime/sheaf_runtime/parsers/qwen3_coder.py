@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sheaf_runtime.parsers.scanner import BLANKS, CallScanner, find, held
-from sheaf_runtime.parsers.typed_value import as_json, is_text
+from sheaf_runtime.parsers.typed_value import as_json, is_text, properties_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, END_FUNCTION = "<function=", "</function>"
@@ -75,9 +75,7 @@ class Qwen3Coder(CallScanner):
             return self._no_call()
         self._raw = ""
         self._begin(name)
-        schema = self._schemas.get(name)
-        properties = schema.get("properties") if isinstance(schema, dict) else None
-        self._properties = properties if isinstance(properties, dict) else {}
+        self._properties = properties_of(self._schemas.get(name))
         self._num_parameters = 0
         self._step_now = self._in_function
         return True

@@ -183,3 +183,51 @@ def _section(begins: str, call: str, ends: str, between: str, calls: Iterable[Sh
     each = either(*calls)
     many = each if one else _some(each, between + call, one)
     return _free({begins: row(call, many, ends), call: many}, goes_on=False)
+
+
+# --- calls whose arguments are no JSON ---------------------------------------------------------------------
+
+
+def _written(form: str, offers: Offers) -> Shape:
+    """Name and arguments of a call, as ``grammar.written`` has that form."""
+    return either(
+        *(
+            {"type": "json_schema", "style": form, "function": name, "json_schema": schema}
+            for name, schema in offers.items()
+        )
+    )
+
+
+def qwen3_coder(offers: Offers, one: bool) -> Shape:
+    """Its parser also reads a call that lacks the outer tags."""
+    call = _written("qwen3_coder", offers)
+    rules = {"<tool_call>": row("\n<function=", call, "\n</tool_call>"), "<function=": call}
+    return _free(rules, goes_on=not one)
+
+
+def glm(offers: Offers, one: bool) -> Shape:
+    return _free({"<tool_call>": row(_written("glm45", offers), "</tool_call>")}, goes_on=not one)
+
+
+def olmo3(offers: Offers, one: bool) -> Shape:
+    calls = _some(_written("python", offers), "\n", one)
+    return _free({"<function_calls>": row("\n", calls, "\n</function_calls>")}, goes_on=False)
+
+
+def pythonic(offers: Offers, one: bool) -> Shape:
+    """As ``bare``."""
+    text = row({"type": "regex", "pattern": "[ \\t\\r\\n]{0,8}[^\\[ \\t\\r\\n]"}, {"type": "any_text"})
+    return either("", _python_list(offers, one), text)
+
+
+def llama_pythonic(offers: Offers, one: bool) -> Shape:
+    """As ``llama``, between marks."""
+    calls = _python_list(offers, one)
+    begins = "[ \\t\\r\\n]{0,8}([^<\\[\\{ \\t\\r\\n]|<[^<\\|])"
+    marked = row(calls, "<|python_end|>")
+    text = row({"type": "regex", "pattern": begins}, _free({"<|python_start|>": marked}, goes_on=False))
+    return either("", calls, row("<|python_start|>", marked), text)
+
+
+def _python_list(offers: Offers, one: bool) -> Shape:
+    return row("[", _some(_written("python", offers), ", ", one), "]")

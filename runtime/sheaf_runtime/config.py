@@ -50,7 +50,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     the card for weights, activations and pool together. ``num_gpu_blocks_override`` beats both.
     A prompt of more than ``long_prefill_token_threshold`` tokens (0: half of ``max_num_batched_tokens``) is
     long: it leaves room in each step for shorter ones that wait, and at most ``max_num_partial_prefills`` of
-    them are computed side by side. Without ``seed`` each start draws its own. ``hf_overrides`` replace keys
+    them are computed side by side. ``max_waiting_requests`` and ``max_waiting_tokens`` (of prompts; None: any
+    number) bound what waits. Without ``seed`` each start draws its own. ``hf_overrides`` replace keys
     of ``config.json``.
     """
 
@@ -70,7 +71,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_gpu_blocks_override: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
-    max_num_queued: int = 1024
+    max_waiting_requests: int = 1024
+    max_waiting_tokens: int | None = None
     long_prefill_token_threshold: int = 0
     max_num_partial_prefills: int = 1
     enable_prefix_caching: bool = True
@@ -122,7 +124,8 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
         ("block_size", 1),
         ("max_num_seqs", 1),
         ("max_num_batched_tokens", 1),
-        ("max_num_queued", 0),
+        ("max_waiting_requests", 0),
+        ("max_waiting_tokens", 1),
         ("long_prefill_token_threshold", 0),
         ("max_num_partial_prefills", 1),
         ("num_gpu_blocks_override", 2),  # one is the null page

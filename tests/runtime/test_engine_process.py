@@ -51,7 +51,11 @@ def core(model, tmp_path_factory):
     """One core for all tests that leave it as it was: process, address, context."""
     address = f"ipc://{tmp_path_factory.mktemp('s')}/core"
     config = EngineConfig(
-        model=str(model), kv_cache_memory=1 << 20, max_num_seqs=4, max_num_batched_tokens=32, max_num_queued=2
+        model=str(model),
+        kv_cache_memory=1 << 20,
+        max_num_seqs=4,
+        max_num_batched_tokens=32,
+        max_waiting_requests=2,
     )
     with sockets() as context, core_process(config, address) as process:
         yield SimpleNamespace(process=process, address=address, context=context)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from checked_executor import FULL, CheckedExecutor, Info
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine.core import EngineCore
+from sheaf_runtime.engine.queue_limits import DrainRate, retry_after
 from sheaf_runtime.engine.request import Request
 from sheaf_runtime.engine.scheduler import Scheduler
 from sheaf_runtime.protocol.messages import Accepted, AddRequest, Rejected
@@ -24,7 +27,7 @@ def message(request_id, prompt, *, max_tokens=8, priority=0, salt=None, **sampli
     )
 
 
-def engine(*, depth=0, num_blocks=64, groups=(FULL,), **config):
+def engine(*, depth=0, num_blocks=64, groups=(FULL,), clock=time.time, **config):
     config = EngineConfig(
         model="none",
         pipeline_depth=depth,
@@ -32,7 +35,7 @@ def engine(*, depth=0, num_blocks=64, groups=(FULL,), **config):
     )
     info = Info(num_blocks=num_blocks, kv_groups=groups, max_model_len=200)
     executor = CheckedExecutor(info, config.block_size, config.max_num_seqs, config.max_num_batched_tokens)
-    return EngineCore(executor, config), executor
+    return EngineCore(executor, config, clock=clock), executor
 
 
 def add(core, *args, **kwargs):
@@ -384,7 +387,7 @@ def test_abort_storm(depth):
 
 
 def test_the_queue_is_bounded_beyond_what_runs():
-    core, _ = engine(max_num_seqs=2, max_num_queued=3)
+    core, _ = engine(max_num_seqs=2, max_waiting_requests=3)
     for i in range(5):
         add(core, i, [1])
     answer = core.add(b"c", message(9, [1]))
@@ -395,6 +398,41 @@ def test_the_queue_is_bounded_beyond_what_runs():
     assert isinstance(core.add(b"c", message(9, [1])), Rejected)
     drain(core)
     add(core, 9, [1])
+
+
+def test_waiting_prompt_tokens_are_bounded_and_the_answer_says_when_to_come_back():
+    """vllm#49445: tokens, not requests, say how long a queue is. vllm#18826: it must not grow for ever."""
+    now = [0.0]
+    core, _ = engine(max_num_seqs=1, max_waiting_tokens=10, clock=lambda: now[0])
+    add(core, "longer than the bound", range(20), max_tokens=1)  # nobody waits: it could never come in else
+    core.step()
+    for i in range(10):
+        add(core, i, [1], max_tokens=2)
+    answer = core.add(b"c", message("too much", [1]))
+    assert isinstance(answer, Rejected)
+    assert "11" not in answer.message
+    assert "10 prompt tokens" in answer.message
+    assert (answer.reason, answer.retry_after) == ("queue_full", 1), "nothing is measured yet"
+    while len(core.scheduler.waiting) > 8:
+        now[0] += 1.5
+        core.step()
+    add(core, "a", [1])
+    add(core, "b", [1])
+    answer = core.add(b"c", message("too much", [1]))
+    assert isinstance(answer, Rejected)
+    assert answer.retry_after == retry_after(10, 2 / now[0]) > 5
+    drain(core)
+
+
+def test_the_drain_rate_falls_while_nothing_begins():
+    rate = DrainRate()
+    assert rate.per_second(0.0) is None
+    for second in range(11):
+        rate.note(float(second), 2)
+    assert rate.per_second(10.0) == 2
+    assert rate.per_second(20.0) == 1
+    assert rate.per_second(100.0) is None, "it is out of the window"
+    assert [retry_after(8, 2.0), retry_after(0, 2.0), retry_after(1000, 0.1)] == [2, 1, 60]
 
 
 # --- admission errors -------------------------------------------------------------------------------------
@@ -442,7 +480,7 @@ def test_requests_that_can_never_run_are_refused(request_, words, param):
         ("block_size", 1),
         ("max_num_seqs", 1),
         ("max_num_batched_tokens", 1),
-        ("max_num_queued", 0),
+        ("max_waiting_requests", 0),
         ("num_gpu_blocks_override", 2),
     ],
 )

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     flags = ("--served-model-name", "m", "--num-gpu-blocks-override", "200", "--max-num-seqs", "3")
-    budget = ("--max-num-batched-tokens", "16", "--max-num-queued", "2")
+    budget = ("--max-num-batched-tokens", "16", "--max-waiting-requests", "2")
     with serving(folder, tmp_path_factory.mktemp("server"), *flags, *budget, real=True) as served:
         served.wait_ready()
         yield served

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from sheaf_runtime.config import EngineConfig, check_config
 from sheaf_runtime.engine.admission import Limits, refuse
 from sheaf_runtime.engine.kv_events import KVEventLog
+from sheaf_runtime.engine.queue_limits import DrainRate, QueueLimits, retry_after
 from sheaf_runtime.engine.request import Request, derive_seed
 from sheaf_runtime.engine.scheduler import Output, Scheduler
 from sheaf_runtime.engine.structured import Structured
@@ -36,7 +37,8 @@ class EngineCore:
         self._depth = config.pipeline_depth
         # Replicas, and this one after a restart, must not draw the same numbers unless they are told to.
         self._seed = int.from_bytes(os.urandom(8)) if config.seed is None else config.seed
-        self._max_num_queued = config.max_num_queued
+        self._queue_limits = QueueLimits(config.max_waiting_requests, config.max_waiting_tokens)
+        self._drain_rate = DrainRate()
         self.scheduler = Scheduler(
             info.kv_groups,
             num_blocks=info.num_blocks,
@@ -92,12 +94,20 @@ class EngineCore:
         # Between steps new requests only wait; those that the next step can take at once are not queued.
         scheduler = self.scheduler
         free_seats = max(0, scheduler.max_num_seqs - len(scheduler.running))
-        if len(scheduler.waiting) + self.structured.num_waiting >= self._max_num_queued + free_seats:
+        waiting = len(scheduler.waiting) + self.structured.num_waiting
+        problem = self._queue_limits.problem(
+            running=len(scheduler.running),
+            waiting=waiting,
+            tokens=lambda: scheduler.queued_tokens + self.structured.queued_tokens,
+            free_seats=free_seats,
+            prompt=len(message.prompt_token_ids),
+        )
+        if problem is not None:
             return Rejected(
                 request_id=request_id,
                 reason="queue_full",
-                message=f"{len(scheduler.running)} requests are running and {len(scheduler.waiting)} are "
-                f"waiting (max_num_queued is {self._max_num_queued}). Try again later.",
+                message=problem,
+                retry_after=retry_after(waiting, self._drain_rate.per_second(self._clock())),
             )
         seed = 0
         if message.sampling.seed is None:
@@ -174,9 +184,11 @@ class EngineCore:
         forward runs, and masks and sampler follow.
         """
         scheduler = self.scheduler
-        plan = scheduler.schedule(self._clock())
+        now = self._clock()
+        plan = scheduler.schedule(now)
         outputs: list[Output] = []
         if plan is not None:
+            self._drain_rate.note(now, len(plan.new))
             self._iteration_tokens.append(sum(s.num_tokens for s in plan.scheduled))
             self._executor.launch(plan)
             masks = None

@@ -55,7 +55,7 @@ class LLM:
     """
 
     def __init__(self, model: str, **options: Any) -> None:
-        options.setdefault("max_num_queued", sys.maxsize)  # nobody else is waiting for an answer
+        options.setdefault("max_waiting_requests", sys.maxsize)  # nobody else is waiting for an answer
         config = EngineConfig(model=str(model), **options)
         check_config(config)
         self.tokenizer = Tokenizer.from_folder(open_folder(config.model))

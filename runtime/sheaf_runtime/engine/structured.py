@@ -45,6 +45,11 @@ class Structured:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def queued_tokens(self) -> int:
+        """Of their prompts."""
+        return sum(w.request.num_prompt_tokens for w in self._waiting.values())
+
     def holds(self, client: bytes, request_id: str) -> bool:
         return (client, request_id) in self._waiting
 

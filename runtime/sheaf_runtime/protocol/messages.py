@@ -84,12 +84,14 @@ class Accepted(Message, frozen=True, kw_only=True):
 
 
 class Rejected(Message, frozen=True, kw_only=True):
-    """``message`` says what to change; ``param`` names the field of the HTTP request, where there is one."""
+    """``message`` says what to change; ``param`` names the field of the HTTP request, where there is one.
+    ``retry_after``: seconds after which a full queue is likely to have room."""
 
     request_id: str
     reason: RejectReason
     message: str
     param: str | None = None
+    retry_after: int = 1
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -328,7 +328,8 @@ def _for_copy(sampling: SamplingParams, copy: int) -> SamplingParams:
 def rejected(error: RejectedError) -> ApiError:
     rejection = error.rejection
     if rejection.reason == "queue_full":
-        return ApiError(429, rejection.message, code="queue_full", headers={"Retry-After": "1"})
+        headers = {"Retry-After": str(rejection.retry_after)}
+        return ApiError(429, rejection.message, code="queue_full", headers=headers)
     if rejection.reason == "draining":
         return ApiError(503, rejection.message, code="draining", headers={"Retry-After": "1"})
     if rejection.reason == "invalid":

@@ -167,11 +167,17 @@ def scheduling(add: Add) -> None:
         help="most long prompts that are computed side by side",
     )
     add(
-        "--max-num-queued",
+        "--max-waiting-requests",
         type=values.positive,
-        default=ENGINE.max_num_queued,
+        default=ENGINE.max_waiting_requests,
         metavar="N",
         help="most requests waiting; more are answered 429",
+    )
+    add(
+        "--max-waiting-tokens",
+        type=values.positive,
+        metavar="N",
+        help="most prompt tokens waiting; more are answered 429 (default: any number)",
     )
     add(
         "--pipeline-depth",

@@ -48,11 +48,17 @@ class PooledBatch:
         watcher = asyncio.create_task(self._watch(request.receive))
         waiting = list(range(len(self._inputs)))[::-1]
         seats = info.max_num_seqs
-        most = seats + min(seats, self._service.engine_config.max_num_queued)
+        config = self._service.engine_config
+        most = seats + min(seats, config.max_waiting_requests)
         try:
             while waiting or self._running:
-                room = max(0, most - len(self._running))
-                added = [waiting.pop() for _ in range(min(room, len(waiting)))]
+                added: list[int] = []
+                tokens = sum(len(self._inputs[index]) for index in self._running)
+                while waiting and (in_it := len(self._running) + len(added)) < most:
+                    tokens += len(self._inputs[waiting[-1]])
+                    if in_it and config.max_waiting_tokens is not None and tokens > config.max_waiting_tokens:
+                        break
+                    added.append(waiting.pop())
                 await asyncio.gather(*(self._add(index, body, params) for index in added))
                 for output in await self._queue.get():
                     self._take(output)

@@ -50,6 +50,8 @@ ABSENT: Mapping[str, str] = {
     "--prefix-caching-hash-algo": _OUT,
     "--enable-chunked-prefill": "leave it out, prompts are always computed in chunks",
     "--no-enable-chunked-prefill": "prompts are always computed in chunks",
+    "--max-num-queued-reqs": "write --max-waiting-requests, which counts those that wait",
+    "--max-num-queued-tokens": "write --max-waiting-tokens",
     "--scheduling-policy": "leave it out, requests with a priority go first",
     "--async-scheduling": "write --pipeline-depth 1, the default",
     "--num-scheduler-steps": "write --pipeline-depth",

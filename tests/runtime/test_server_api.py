@@ -580,6 +580,9 @@ def test_tokenize_and_back(http: httpx.Client) -> None:
     assert http.post("/detokenize", json={"tokens": chat}).json()["prompt"] == PROMPT
     error_of(http.post("/tokenize", json={}), 400)
     error_of(http.post("/detokenize", json={"tokens": ["a"]}), 400)
+    for id_ in (-1, 2**31 - 1):
+        assert f"{id_}" in http.post("/detokenize", json={"tokens": [1, id_]}).text
+        error_of(http.post("/detokenize", json={"tokens": [1, id_]}), 400)
 
 
 def test_tokens_of_more_than_the_context_are_counted(http: httpx.Client) -> None:

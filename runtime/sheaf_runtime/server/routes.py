@@ -8,11 +8,13 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Response
 
+from sheaf_runtime.protocol.limits import refuse_ids
 from sheaf_runtime.server.errors import ApiError, error_response
 from sheaf_runtime.server.exposition import CONTENT_TYPE
 from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.lifecycle import Phase
 from sheaf_runtime.server.prompts import encode, render_chat
+from sheaf_runtime.server.sampling import refuse
 from sheaf_runtime.server.schemas import DetokenizeRequest, TokenizeRequest
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.version import __version__
@@ -79,7 +81,10 @@ def tokenizer_routes(service: Service) -> APIRouter:
     async def detokenize(body: DetokenizeRequest) -> Response:
         """The text of token ids, special tokens included."""
         service.check_model(body.model)
-        return _json({"prompt": service.folder.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        tokenizer, info = service.folder.tokenizer, service.client.info
+        size = max(tokenizer.vocab_size, info.vocab_size if info else 0)  # a model's may be padded
+        refuse(refuse_ids("tokens", body.tokens, size))
+        return _json({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
     return router
 

@@ -58,6 +58,9 @@ def reference(folder: str, prompt: list[int], count: int) -> list[int]:
     return ids[0, len(prompt) :].tolist()
 
 
+BACKENDS = ["triton", "cpu"]
+
+
 def generate(
     folder: str, prompts: list[list[int]], params: Any, **options: Any
 ) -> tuple[list[list[int]], Any]:
@@ -68,20 +71,22 @@ def generate(
         return [c.token_ids for c in completions], llm.stats()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_greedy_tokens_are_those_of_torch_and_transformers(
-    folders: dict[tuple[int, int, int], str], shape: tuple[int, int, int], depth: int
+    folders: dict[tuple[int, int, int], str], shape: tuple[int, int, int], depth: int, backend: str
 ) -> None:
     """Prompts longer than the budget are prefilled in chunks beside the decodes of the shorter ones."""
-    triton, _ = generate(folders[shape], PROMPTS, GREEDY, attention_backend="triton", pipeline_depth=depth)
+    kernels, _ = generate(folders[shape], PROMPTS, GREEDY, attention_backend=backend, pipeline_depth=depth)
     plain, _ = generate(folders[shape], PROMPTS, GREEDY, attention_backend="torch", pipeline_depth=depth)
-    assert triton == plain
-    assert triton == [reference(folders[shape], p, 6) for p in PROMPTS]
+    assert kernels == plain
+    assert kernels == [reference(folders[shape], p, 6) for p in PROMPTS]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", ["gemma2", "gpt-oss", "olmo2"])
-def test_families_run_on_kernels(family: str, tmp_path: Path) -> None:
+def test_families_run_on_kernels(family: str, tmp_path: Path, backend: str) -> None:
     """Windows by KV groups, soft caps, sinks, norms with a wide weight: logits as plain torch has them."""
     folder = str(write_tiny(tmp_path, family, head_dim=16, num_hidden_layers=2))
 
@@ -93,23 +98,27 @@ def test_families_run_on_kernels(family: str, tmp_path: Path) -> None:
         driver.step([(short, 1), (long, 1)])
         return torch.stack([logits for request in (short, long) for logits in request.logits])
 
-    got = run(attention_backend="triton", page_seed=1, poison=True)
+    got = run(attention_backend=backend, page_seed=1, poison=True)
     torch.testing.assert_close(got, run(attention_backend="torch"), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("depth", [0, 1])
-def test_preemption_changes_no_token(folders: dict[tuple[int, int, int], str], depth: int) -> None:
+def test_preemption_changes_no_token(
+    folders: dict[tuple[int, int, int], str], depth: int, backend: str
+) -> None:
     params = [SamplingParams(temperature=t, seed=7, max_tokens=22, ignore_eos=True) for t in (0.0, 0.0, 1.0)]
     prompts = [[i, i + 1] * 7 for i in (5, 9, 13)]
     folder = folders[4, 2, 16]
     expected, calm = generate(folder, prompts, params, attention_backend="torch")
-    options = {"attention_backend": "triton", "num_gpu_blocks_override": 1 + 6, "max_model_len": 40}
+    options = {"attention_backend": backend, "num_gpu_blocks_override": 1 + 6, "max_model_len": 40}
     got, pressed = generate(folder, prompts, params, **options, pipeline_depth=depth)
     assert (calm.preemptions, pressed.preemptions > 0) == (0, True)
     assert got == expected
 
 
-def test_sampled_tokens_are_those_of_torch(folders: dict[tuple[int, int, int], str]) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sampled_tokens_are_those_of_torch(folders: dict[tuple[int, int, int], str], backend: str) -> None:
     params = [
         SamplingParams(temperature=0.8, seed=1, max_tokens=4, ignore_eos=True),
         SamplingParams(temperature=1.2, top_k=5, seed=2, max_tokens=4, ignore_eos=True),
@@ -118,16 +127,17 @@ def test_sampled_tokens_are_those_of_torch(folders: dict[tuple[int, int, int], s
         SamplingParams(temperature=1.0, top_p=0.7, seed=3, max_tokens=4, presence_penalty=1, min_p=0.01),
         SamplingParams(temperature=0.0, max_tokens=4, repetition_penalty=2, logit_bias={9: 4.0}),
     ]
-    triton, plain = (
-        generate(folders[4, 2, 16], [*PROMPTS, *PROMPTS[:2]], params, attention_backend=backend)[0]
-        for backend in ("triton", "torch")
+    kernels, plain = (
+        generate(folders[4, 2, 16], [*PROMPTS, *PROMPTS[:2]], params, attention_backend=one)[0]
+        for one in (backend, "torch")
     )
-    assert triton == plain
+    assert kernels == plain
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("page_seed", [1, 2])
 def test_permuted_pages_and_nan_in_slots_nobody_owns(
-    folders: dict[tuple[int, int, int], str], page_seed: int
+    folders: dict[tuple[int, int, int], str], page_seed: int, backend: str
 ) -> None:
     """Logits, not only tokens: chunks beside decodes, whatever lies in the rest of the pool."""
 
@@ -141,7 +151,7 @@ def test_permuted_pages_and_nan_in_slots_nobody_owns(
         driver.step([(long, 1), (late, 1)])
         return [logits for request in (short, long, late) for logits in request.logits]
 
-    got = run(attention_backend="triton", page_seed=page_seed, poison=True)
+    got = run(attention_backend=backend, page_seed=page_seed, poison=True)
     want = run(attention_backend="torch")
     assert len(got) == 7
     torch.testing.assert_close(torch.stack(got), torch.stack(want), rtol=1e-4, atol=1e-4)
@@ -210,7 +220,7 @@ def test_auto_is_triton_on_cuda(
 ) -> None:
     model = load_model(EngineConfig(model=folders[4, 2, 16], device="cpu")).config
     size = options.get("block_size", 16)
-    assert resolve_backend(asked, torch.device(device), model, size) == want
+    assert resolve_backend(asked, torch.device(device), model, size, torch.float32) == want
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from sheaf_kernels.cpu.paged_attention import key_panels
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker.loading import load_model
@@ -52,6 +54,9 @@ class PlanDriver:
         self.runner = Runner(self.model, config, num_blocks)
         self.block_size = config.block_size
         self.layout = self.model.kv_layout(config.block_size)
+        self.key_order: Callable[[Tensor], Tensor] = (
+            key_panels if self.model.backend == "cpu" else lambda keys: keys
+        )
         self._poison = poison
         self._free = list(range(num_blocks - 1, 0, -1))
         if page_seed is not None:
@@ -138,5 +143,7 @@ class PlanDriver:
                         for position in range(request.computed):
                             held[table[position // slots], position % slots] = True
             layer = self.layout.tensor_of.index(tensor)
-            for cache in self.runner.kv_caches[layer]:
-                cache.masked_fill_(~held[:, None, :, None], torch.nan)
+            keys, values = self.runner.kv_caches[layer]
+            unheld = (~held[:, None, :, None]).expand_as(keys)
+            values.masked_fill_(unheld, torch.nan)
+            keys.masked_fill_(self.key_order(unheld.to(keys.dtype)) != 0, torch.nan)

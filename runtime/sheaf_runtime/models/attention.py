@@ -72,14 +72,14 @@ class SelfAttention:
                 for kind, tensor in norm.parameters().items():
                     yield f"{prefix}{name}.{kind}", tensor
 
-    def finish(self) -> None:
+    def finish(self, ops: Ops) -> None:
         """Call once, when the weights are loaded."""
         for norm in self.qk_norms or ():
             norm.finish()
         if self._order is not None:
             self._reorder(self._order)
-        self.qkv.pack()
-        self.output.pack()
+        self.qkv.pack(ops)
+        self.output.pack(ops)
 
     def _reorder(self, order: list[int]) -> None:
         """Put the channels of every query and key head in the order in which they are rotated."""

@@ -91,11 +91,11 @@ class DecoderLayer:
         yield from self.attention.targets(self._prefix, self._names)
         yield from self.mlp.targets(self._prefix, self._names)
 
-    def finish(self) -> None:
+    def finish(self, ops: Ops) -> None:
         for _, norm in self._norms():
             norm.finish()
-        self.attention.finish()
-        self.mlp.pack()
+        self.attention.finish(ops)
+        self.mlp.pack(ops)
 
 
 class Decoder:
@@ -113,6 +113,7 @@ class Decoder:
         head: bool = True,
     ) -> None:
         self.config = config
+        self._ops = ops
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
         self.layers = [
             DecoderLayer(i, config, dtype=dtype, device=device, ops=ops) for i in range(config.num_layers)
@@ -179,7 +180,7 @@ class Decoder:
     def finish(self) -> None:
         """Call once, when every target is filled: what is stored another way is put in order, and packed."""
         for layer in self.layers:
-            layer.finish()
+            layer.finish(self._ops)
         self.final_norm.finish()
         if self.output is not None:
-            self.output.pack()
+            self.output.pack(self._ops)

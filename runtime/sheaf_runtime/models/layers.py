@@ -18,6 +18,9 @@ from sheaf_runtime.models.config import Activation
 # Where a part of a checkpoint goes: its tensor's name and a view of the parameter that it fills.
 Target = tuple[str, Tensor]
 
+# From x [T, in] and the bias to y [T, out].
+PackedLinear = Callable[[Tensor, Tensor | None], Tensor]
+
 # oneDNN blocks a packed weight for one number of rows. Measured on AVX-512 from 1 to 512 rows, the layout
 # chosen for many rows is also the fastest for few.
 PACK_FOR_ROWS = 512
@@ -49,19 +52,18 @@ class Linear:
     ) -> None:
         self.weight: Tensor | None = torch.empty(out_features, in_features, dtype=dtype, device=device)
         self.bias = torch.empty(out_features, dtype=dtype, device=device) if bias else None
-        self._packed: Tensor | None = None
+        self._packed: PackedLinear | None = None
 
-    def pack(self) -> None:
+    def pack(self, ops: Ops) -> None:
         """Call once, when the weight is loaded."""
-        weight = self.weight
-        assert weight is not None
-        if can_pack(weight):
-            self._packed = pack_weight(weight)
+        assert self.weight is not None
+        self._packed = ops.pack_linear(self.weight)
+        if self._packed is not None:
             self.weight = None
 
     def __call__(self, x_TC: Tensor) -> Tensor:
         if self._packed is not None:
-            return packed_linear(x_TC, self._packed, self.bias)
+            return self._packed(x_TC, self.bias)
         assert self.weight is not None
         return F.linear(x_TC, self.weight, self.bias)
 
@@ -84,40 +86,35 @@ class Output:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight
-        self._packed: Tensor | None = None
+        self._packed: PackedLinear | None = None
 
-    def pack(self) -> None:
+    def pack(self, ops: Ops) -> None:
         """Packs a copy: the embedding needs its rows as they are. It is worth its memory, because this is
         the largest matrix of a small model (three times faster at 16 rows)."""
-        if can_pack(self.weight):
-            self._packed = pack_weight(self.weight)
+        self._packed = ops.pack_linear(self.weight)
 
     def __call__(self, x_TC: Tensor) -> Tensor:
         if self._packed is not None:
-            return packed_linear(x_TC, self._packed, None)
+            return self._packed(x_TC, None)
         return F.linear(x_TC, self.weight)
 
 
-def can_pack(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and torch._C._has_mkldnn
-        and (weight.dtype == torch.float32 or _packs_bfloat16(weight.dtype))
-    )
+def pack_with_onednn(weight: Tensor) -> PackedLinear | None:
+    if weight.device.type != "cpu" or not torch._C._has_mkldnn:
+        return None
+    if weight.dtype != torch.float32 and not _packs_bfloat16(weight.dtype):
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_FOR_ROWS)
+
+    def linear(x_TC: Tensor, bias: Tensor | None) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x_TC, packed, bias, "none", [], "")
+        return y
+
+    return linear
 
 
 def _packs_bfloat16(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def pack_weight(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACK_FOR_ROWS)
-    return packed
-
-
-def packed_linear(x_TC: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x_TC, packed, bias, "none", [], "")
-    return y
 
 
 def swiglu(gate_up_TC: Tensor) -> Tensor:
@@ -138,10 +135,14 @@ class Ops:
 
     ``rms_norm`` is called with x [T, C], weight [C] (in float32: rounded once, after it), eps and residual
     [T, C] or None, and returns what ``RMSNorm`` returns. ``None``: as ``RMSNorm`` has it.
+
+    ``pack_linear`` makes of a weight [out, in] what multiplies with a copy of it in a better order; None:
+    there is none.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]] | None = None
     swiglu: Callable[[Tensor], Tensor] = swiglu
+    pack_linear: Callable[[Tensor], PackedLinear | None] = pack_with_onednn
 
 
 TORCH_OPS = Ops()

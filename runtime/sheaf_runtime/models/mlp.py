@@ -36,9 +36,9 @@ class MLP:
         yield from self.gate_up.targets(prefix, names.gate_up, self._rows)
         yield from self.down.targets(prefix, (names.down,), ())
 
-    def pack(self) -> None:
-        self.gate_up.pack()
-        self.down.pack()
+    def pack(self, ops: Ops) -> None:
+        self.gate_up.pack(ops)
+        self.down.pack(ops)
 
 
 def activation(config: MLPConfig, ops: Ops) -> Callable[[Tensor], Tensor]:
@@ -149,7 +149,7 @@ class Experts:
             for name, target in (*parts, (names.expert_down, self.down[expert])):
                 yield f"{experts}.{expert}.{name}.weight", target
 
-    def pack(self) -> None:
-        self.router.pack()
+    def pack(self, ops: Ops) -> None:
+        self.router.pack(ops)
         if self.shared is not None:
-            self.shared.pack()
+            self.shared.pack(ops)

@@ -1,4 +1,4 @@
-"""Which backend runs a model: plain torch, or Triton kernels where there is CUDA."""
+"""Which backend runs a model: plain torch, Triton kernels where there is CUDA, or C kernels on a CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.sampler import SamplingRows, sample
 
 logger = logging.getLogger(__name__)
-Backend = Literal["torch", "triton"]
+Backend = Literal["torch", "triton", "cpu"]
 
 # What the attention kernels are made for.
 MAX_HEAD_DIM, HEAD_DIM_MULTIPLE = 256, 8
@@ -36,12 +36,17 @@ class PagedAttention(Protocol):
 
 
 def resolve_backend(
-    asked: AttentionBackend, device: torch.device, model: DecoderConfig, block_size: int
+    asked: AttentionBackend, device: torch.device, model: DecoderConfig, block_size: int, dtype: torch.dtype
 ) -> Backend:
     """``auto`` is Triton on CUDA, for models that its kernels are made for.
 
-    Raises ValueError if Triton was asked for and cannot run; the message says what to change.
+    Raises ValueError if kernels were asked for that cannot run; the message says what to change.
     """
+    if asked == "cpu":
+        problem = _cpu_problem(device, model, block_size, dtype)
+        if problem is None:
+            return "cpu"
+        raise ValueError(f"--attention-backend cpu: {problem}; use torch or auto")
     if asked == "torch" or (asked == "auto" and device.type != "cuda"):
         return "torch"
     problem = _triton_problem(device, model, block_size)
@@ -70,6 +75,22 @@ def _triton_problem(device: torch.device, model: DecoderConfig, block_size: int)
     return None
 
 
+def _cpu_problem(
+    device: torch.device, model: DecoderConfig, block_size: int, dtype: torch.dtype
+) -> str | None:
+    if device.type != "cpu":
+        return f"its kernels run on a CPU, the device is {device}"
+    from sheaf_kernels.cpu.paged_attention import problem
+
+    attention = model.attention
+    group = attention.num_heads // attention.num_kv_heads
+    if found := problem(attention.head_dim, group, block_size, dtype):
+        return found
+    from sheaf_runtime.worker.cpu_backend import cannot_load
+
+    return cannot_load()
+
+
 def _listed(numbers: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
@@ -77,6 +98,10 @@ def _listed(numbers: tuple[int, ...]) -> str:
 def make_ops(backend: Backend) -> Ops:
     if backend == "torch":
         return TORCH_OPS
+    if backend == "cpu":
+        from sheaf_runtime.worker.cpu_backend import CPU_OPS
+
+        return CPU_OPS
     from sheaf_runtime.worker.triton_backend import triton_ops
 
     return triton_ops()
@@ -92,6 +117,10 @@ def make_attention(
     """``caches`` holds (keys, values) of each layer, [page, kv_head, slot, dim]."""
     if backend == "torch":
         return TorchAttention(caches, layout, config)
+    if backend == "cpu":
+        from sheaf_runtime.worker.cpu_backend import CpuAttention
+
+        return CpuAttention(caches, layout, config)
     from sheaf_runtime.worker.triton_backend import TritonAttention
 
     return TritonAttention(caches, layout, config, max_num_seqs)
@@ -99,7 +128,7 @@ def make_attention(
 
 def choose_tokens(backend: Backend, logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows) -> Tensor:
     """Token ids [S] (int64), -1 where there is nothing to choose from. ``logits_SV`` may be overwritten."""
-    if backend == "torch":
+    if backend != "triton":
         return sample(adjust(logits_SV, wanted), rows)
     from sheaf_runtime.worker.triton_backend import choose_with_triton
 

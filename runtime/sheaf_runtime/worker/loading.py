@@ -121,7 +121,7 @@ def _load_native(
     model_config = load_model_config(folder, raw)
     dtype = resolve_dtype(config.dtype, model_config.checkpoint_dtype)
     max_model_len = resolve_max_model_len(config.max_model_len, model_config.max_position_embeddings, pooling)
-    backend = resolve_backend(config.attention_backend, device, model_config, config.block_size)
+    backend = resolve_backend(config.attention_backend, device, model_config, config.block_size, dtype)
     checkpoint = _open_checkpoint(folder, model_config.attention.head_dim)
     head = pooling is None or pooling.needs_head
     decoder = Decoder(
@@ -189,7 +189,7 @@ def _load_transformers(
     trained = decoder.config.max_position_embeddings
     max_model_len = resolve_max_model_len(config.max_model_len, trained, pooling)
     pooler = None if pooling is None else Pooler(pooling, score_weight=None, logits=decoder.logits)
-    backend = resolve_backend(config.attention_backend, device, decoder.config, config.block_size)
+    backend = resolve_backend(config.attention_backend, device, decoder.config, config.block_size, dtype)
     ends = decoder.config.eos_token_ids
     return LoadedModel(
         decoder,

@@ -1,0 +1,1 @@
+"""The kernels for CPUs: C in ``csrc``, compiled where they run; each module calls its own."""

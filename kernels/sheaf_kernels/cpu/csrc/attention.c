@@ -1,0 +1,283 @@
+/* Paged attention: no gather, one pass over the keys, softmax in float32; see paged_attention.py.
+ *
+ * Keys are taken in blocks of 64 and chunks of 512 that begin at multiples of these, and each row of queries goes
+ * through them by itself: what it is computed beside, and by how many threads, changes no bit. */
+#include "common.h"
+
+#define KEYS 64
+#define CHUNK 512
+#define MAX_ROWS 48
+#define MAX_D 256
+
+typedef struct {
+    int request, first, tokens, chunk, partial; /* query tokens from `first` on; chunk and partial -1: all of them */
+} item;
+
+typedef struct {
+    job j;
+    const char *q, *keys, *values, *sinks;
+    char *out;
+    const int32_t *table;
+    const int64_t *query_start, *context_len;
+    const item *items;
+    float *partials;
+    size_t q_stride, table_stride;
+    int Q, K, G, D, block, window, bf16;
+    float scale, softcap;
+} attention_job;
+
+typedef struct {
+    float top[MAX_ROWS], total[MAX_ROWS]; /* the highest score so far; the sum of e^(score - top) */
+    float sums[MAX_ROWS * MAX_D];
+} state;
+
+INLINE void begin(state *s, int rows, int D) {
+    for (int r = 0; r < rows; r++) { s->top[r] = -INFINITY; s->total[r] = 0.0f; }
+    memset(s->sums, 0, sizeof(float) * rows * D);
+}
+
+/* Add what one chunk gave (top, total, sums [D]) to a row. */
+INLINE void fold(float *top, float *total, float *sums, float top2, float total2, const float *sums2, int D) {
+    float high = *top > top2 ? *top : top2;
+    if (high == -INFINITY) return;
+    float a = exp1(*top - high), b = exp1(top2 - high);
+    *top = high;
+    *total = *total * a + total2 * b;
+    for (int d = 0; d < D; d += LANES)
+        store_f32(sums + d, load_f32(sums + d) * a + load_f32(sums2 + d) * b);
+}
+
+INLINE v16 cap16(const attention_job *a, v16 s) {
+    s *= a->scale;
+    if (a->softcap == 0.0f) return s;
+    v16 e = exp16(s * (2.0f / a->softcap)); /* tanh x = 1 - 2 / (e^2x + 1) */
+    return (1.0f - 2.0f / (e + 1.0f)) * a->softcap;
+}
+
+/* sums of rows += weights [rows][KEYS] times values of the keys from..to-1 (relative to the block) */
+INLINE void add_values(const int bf16, const int rows, const float *weights, const char *const *value, int from,
+                       int to, int d, int D, float *sums) {
+    v16 s[ROWS][2];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < 2; j++) s[i][j] = load_f32(sums + i * D + d + j * LANES);
+    for (int k = from; k < to; k++) {
+        v16 v[2] = {load(bf16, value[k], d), load(bf16, value[k], d + LANES)};
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < 2; j++) s[i][j] += weights[i * KEYS + k] * v[j];
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < 2; j++) store_f32(sums + i * D + d + j * LANES, s[i][j]);
+}
+INLINE void add_values_tail(const int bf16, const int rows, const float *weights, const char *const *value, int from,
+                            int to, int d, int D, float *sums) {
+    for (int i = 0; i < rows; i++) {
+        v16 s = load_f32(sums + i * D + d);
+        for (int k = from; k < to; k++) s += weights[i * KEYS + k] * load(bf16, value[k], d);
+        store_f32(sums + i * D + d, s);
+    }
+}
+
+#define VALUES_OF(n) case n: add_values(bf16, n, weights, value, from, to, d, D, sums); break;
+INLINE void values_of_rows(const int bf16, int rows, const float *weights, const char *const *value, int from, int to,
+                           int D, float *sums) {
+    int d = 0;
+    for (; d + 2 * LANES <= D; d += 2 * LANES)
+        switch (rows) {
+            VALUES_OF(1) VALUES_OF(2) VALUES_OF(3) VALUES_OF(4)
+#if ROWS == 12
+            VALUES_OF(5) VALUES_OF(6) VALUES_OF(7) VALUES_OF(8) VALUES_OF(9) VALUES_OF(10) VALUES_OF(11) VALUES_OF(12)
+#endif
+        }
+    if (d < D) add_values_tail(bf16, rows, weights, value, from, to, d, D, sums);
+}
+
+/* One block of keys for all rows: row r is query token r / G, whose own position is `position` + r / G. */
+INLINE void attend_block(const attention_job *a, const int bf16, const void *q, int rows, long position, int request,
+                         int head, long base, long low, long high, state *s) {
+    const int D = a->D, size = bf16 ? 2 : 4;
+    float scores[MAX_ROWS * KEYS] __attribute__((aligned(64)));
+    const char *value[KEYS];
+    const char *panel[KEYS / LANES];
+    const int32_t *table = a->table + request * a->table_stride;
+    for (int n = 0; n < KEYS / LANES; n++) {
+        long key = base + n * LANES;
+        panel[n] = NULL;
+        if (key + LANES <= low || key >= high) continue;
+        size_t at = ((size_t)table[key / a->block] * a->K + head) * a->block + key % a->block;
+        panel[n] = a->keys + at * D * size;
+        for (int i = 0; i < LANES; i++) value[n * LANES + i] = a->values + (at + i) * D * size;
+    }
+    for (int r = 0; r < rows; r += ROWS) {
+        int few = rows - r < ROWS ? rows - r : ROWS;
+        for (int n = 0; n < KEYS / LANES; n++) {
+            v16 sums[ROWS][PANELS_AT_ONCE];
+            if (!panel[n]) {
+                for (int i = 0; i < few; i++) store_f32(scores + (r + i) * KEYS + n * LANES, (v16){0} - INFINITY);
+                continue;
+            }
+            multiply(bf16, few, 1, (const char *)q + (size_t)r * D * size, D, panel[n], 0, D, sums);
+            for (int i = 0; i < few; i++) store_f32(scores + (r + i) * KEYS + n * LANES, sums[i][0]);
+        }
+    }
+    const i16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int r = 0; r < rows; r++) {
+        float *row = scores + r * KEYS;
+        long own = position + r / a->G, first = a->window ? own - a->window + 1 : 0;
+        int to = own - base + 1 < KEYS ? (int)(own - base + 1) : KEYS, from = first > base ? (int)(first - base) : 0;
+        v16 best = (v16){0} - INFINITY;
+        for (int n = 0; n < KEYS; n += LANES) {
+            i16 seen = (lane + n < to) & (lane + n >= from);
+            v16 score = select16(seen, cap16(a, load_f32(row + n)), (v16){0} - INFINITY);
+            store_f32(row + n, score);
+            best = select16((score > best) | (score != score), score, best);
+        }
+        float high_score = max16(best);
+        float top = s->top[r] > high_score ? s->top[r] : high_score;
+        float shift = top == -INFINITY ? 0.0f : top, old = exp1(s->top[r] - shift);
+        v16 total = {0};
+        for (int n = 0; n < KEYS; n += LANES) {
+            v16 weight = exp16(load_f32(row + n) - shift);
+            store_f32(row + n, weight);
+            total += weight;
+        }
+        s->top[r] = top;
+        s->total[r] = s->total[r] * old + sum16(total);
+        if (old != 1.0f)
+            for (int d = 0; d < D; d += LANES) store_f32(s->sums + r * D + d, load_f32(s->sums + r * D + d) * old);
+    }
+    int from = low > base ? (int)(low - base) : 0, to = high - base < KEYS ? (int)(high - base) : KEYS;
+    for (int r = 0; r < rows; r += ROWS)
+        values_of_rows(bf16, rows - r < ROWS ? rows - r : ROWS, scores + r * KEYS, value, from, to, D,
+                       s->sums + r * D);
+}
+
+INLINE void finish(const attention_job *a, const int bf16, size_t out, int head, float top, float total,
+                   const float *sums) {
+    float scale = 1.0f / total;
+    if (a->sinks) {
+        float sink = load1(bf16, a->sinks, head), high = top > sink ? top : sink;
+        float kept = exp1(top - high);
+        scale = kept / (total * kept + exp1(sink - high));
+    }
+    for (int d = 0; d < a->D; d += LANES) store(bf16, a->out, out + d, load_f32(sums + d) * scale);
+}
+
+INLINE size_t out_at(const attention_job *a, long token, int head) {
+    return ((size_t)token * a->Q + head) * a->D;
+}
+
+INLINE void attend_item(const attention_job *a, const int bf16, const item *t, int head) {
+    const int D = a->D, G = a->G, size = bf16 ? 2 : 4, rows = t->tokens * G;
+    long start = a->query_start[t->request], queries = a->query_start[t->request + 1] - start;
+    long position = a->context_len[t->request] - queries + t->first;
+    char q[MAX_ROWS * MAX_D * 4] __attribute__((aligned(64)));
+    for (int r = 0; r < rows; r++) {
+        size_t from = (start + t->first + r / G) * a->q_stride + (size_t)(head * G + r % G) * D;
+        memcpy(q + (size_t)r * D * size, a->q + from * size, (size_t)D * size);
+    }
+    long low = a->window && position - a->window + 1 > 0 ? position - a->window + 1 : 0, high = position + t->tokens;
+    if (t->chunk >= 0) {
+        if (low < (long)t->chunk * CHUNK) low = (long)t->chunk * CHUNK;
+        if (high > (long)(t->chunk + 1) * CHUNK) high = (long)(t->chunk + 1) * CHUNK;
+    }
+    state s, all;
+    int whole = low / CHUNK == (high - 1) / CHUNK; /* one chunk is all there is */
+    if (!whole) begin(&all, rows, D);
+    for (long chunk = low / CHUNK; chunk * CHUNK < high; chunk++) {
+        begin(&s, rows, D);
+        long from = low > chunk * CHUNK ? low : chunk * CHUNK;
+        long to = high < (chunk + 1) * CHUNK ? high : (chunk + 1) * CHUNK;
+        for (long base = from / KEYS * KEYS; base < to; base += KEYS)
+            attend_block(a, bf16, q, rows, position, t->request, head, base, from, to, &s);
+        if (!whole)
+            for (int r = 0; r < rows; r++)
+                fold(&all.top[r], &all.total[r], all.sums + r * D, s.top[r], s.total[r], s.sums + r * D, D);
+    }
+    const state *done = whole ? &s : &all;
+    for (int r = 0; r < rows; r++) {
+        if (t->partial >= 0) {
+            float *p = a->partials + ((size_t)(t->partial * a->K + head) * MAX_ROWS + r) * (D + LANES);
+            p[0] = done->top[r];
+            p[1] = done->total[r];
+            memcpy(p + LANES, done->sums + r * D, sizeof(float) * D);
+        } else {
+            int q_head = head * G + r % G;
+            finish(a, bf16, out_at(a, start + t->first + r / G, q_head), q_head, done->top[r], done->total[r],
+                   done->sums + r * D);
+        }
+    }
+}
+
+static void attention_work(job *j, int n) {
+    const attention_job *a = (const attention_job *)j;
+    const item *t = a->items + n / a->K;
+    if (a->bf16) attend_item(a, 1, t, n % a->K); else attend_item(a, 0, t, n % a->K);
+}
+
+/* The chunks of one request's only query token, in their order. */
+INLINE void merge(const attention_job *a, const int bf16, const item *t, int count) {
+    float sums[MAX_D];
+    long start = a->query_start[t->request];
+    for (int head = 0; head < a->Q; head++) {
+        float top = -INFINITY, total = 0.0f;
+        memset(sums, 0, sizeof sums);
+        for (int n = 0; n < count; n++) {
+            const float *p = a->partials + ((size_t)((t[n].partial * a->K + head / a->G) * MAX_ROWS) + head % a->G) * (a->D + LANES);
+            fold(&top, &total, sums, p[0], p[1], p + LANES, a->D);
+        }
+        finish(a, bf16, out_at(a, start, head), head, top, total, sums);
+    }
+}
+
+/* Items of a step, into `items` of room for `most`; how many, or -1 if there is no room. The longest come first.
+ * Single queries over many chunks are split where there are too few of them to keep the threads busy. */
+EXPORT int sheaf_attention_items(const int64_t *query_start, const int64_t *context_len, int R, int G, int K,
+                                 int window, int threads, item *items, int most) {
+    int count = 0, partials = 0, tile = MAX_ROWS / G;
+    for (int r = R - 1; r >= 0; r--) {
+        long queries = query_start[r + 1] - query_start[r], context = context_len[r];
+        long low = window && context - window > 0 ? context - window : 0;
+        int first = (int)(low / CHUNK), last = (int)((context - 1) / CHUNK);
+        if (queries == 1 && last > first && (long)R * K < 4L * threads) {
+            for (int c = first; c <= last; c++) {
+                if (count == most) return -1;
+                items[count++] = (item){r, 0, 1, c, partials++};
+            }
+            continue;
+        }
+        for (long at = (queries - 1) / tile * tile; at >= 0; at -= tile) {
+            if (count == most) return -1;
+            long tokens = queries - at < tile ? queries - at : tile;
+            items[count++] = (item){r, (int)at, (int)tokens, -1, -1};
+        }
+    }
+    return count;
+}
+
+/* Floats that the items' partial sums need. */
+EXPORT long sheaf_attention_scratch(const item *items, int count, int K, int D) {
+    long partials = 0;
+    for (int n = 0; n < count; n++) partials += items[n].partial >= 0;
+    return partials * K * MAX_ROWS * (D + LANES);
+}
+
+EXPORT void sheaf_paged_attention(const void *q, long q_stride, const void *keys, const void *values,
+                                  const int32_t *table, long table_stride, const int64_t *query_start,
+                                  const int64_t *context_len, const void *sinks, void *out, const item *items,
+                                  int count, float *partials, int Q, int K, int D, int block, int window, float scale,
+                                  float softcap, int bf16, int threads) {
+    attention_job a = {.j = {attention_work, NULL, count * K, 0}, .q = q, .keys = keys, .values = values,
+                       .sinks = sinks, .out = out, .table = table, .query_start = query_start,
+                       .context_len = context_len, .items = items, .partials = partials, .q_stride = (size_t)q_stride,
+                       .table_stride = (size_t)table_stride, .Q = Q, .K = K, .G = Q / K, .D = D, .block = block,
+                       .window = window, .bf16 = bf16, .scale = scale, .softcap = softcap};
+    run_job(&a.j, threads);
+    for (int n = 0; n < count;) {
+        int same = 1;
+        if (items[n].partial >= 0) {
+            while (n + same < count && items[n + same].request == items[n].request) same++;
+            if (bf16) merge(&a, 1, items + n, same); else merge(&a, 0, items + n, same);
+        }
+        n += same;
+    }
+}

@@ -1,0 +1,173 @@
+/* Vectors of sixteen floats in the compiler's own terms, so that one source serves AVX-512, AVX2 and NEON, and the
+ * loop that shares work items among the threads. */
+#pragma once
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define EXPORT __attribute__((visibility("default")))
+#define LANES 16
+#define PANELS_AT_ONCE 2
+
+/* Rows of x that meet a panel at once: as many as the registers hold sums. */
+#if defined(__AVX512F__)
+#define ROWS 12
+#else
+#define ROWS 4
+#endif
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef int32_t i16 __attribute__((vector_size(64)));
+typedef uint32_t u16 __attribute__((vector_size(64)));
+typedef uint16_t h16 __attribute__((vector_size(32)));
+
+INLINE v16 load_f32(const float *p) { v16 v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store_f32(float *p, v16 v) { memcpy(p, &v, sizeof v); }
+INLINE float widen(uint16_t b) { uint32_t u = (uint32_t)b << 16; float f; memcpy(&f, &u, 4); return f; }
+INLINE v16 load_bf16(const uint16_t *p) {
+    h16 h;
+    memcpy(&h, p, sizeof h);
+    return (v16)(__builtin_convertvector(h, u16) << 16);
+}
+/* To nearest, ties to even; NaN stays NaN. */
+INLINE uint16_t narrow(float f) {
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    return f != f ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+INLINE void store_bf16(uint16_t *p, v16 v) {
+    u16 u = (u16)v, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    u16 nan = (u16)(v != v);
+    h16 h = __builtin_convertvector((r & ~nan) | (0x7fc0 & nan), h16);
+    memcpy(p, &h, sizeof h);
+}
+/* `bf16` is a constant wherever these are used. */
+INLINE v16 load(const int bf16, const void *p, size_t i) {
+    return bf16 ? load_bf16((const uint16_t *)p + i) : load_f32((const float *)p + i);
+}
+INLINE void store(const int bf16, void *p, size_t i, v16 v) {
+    if (bf16) store_bf16((uint16_t *)p + i, v); else store_f32((float *)p + i, v);
+}
+INLINE float load1(const int bf16, const void *p, size_t i) {
+    return bf16 ? widen(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+INLINE void store1(const int bf16, void *p, size_t i, float f) {
+    if (bf16) ((uint16_t *)p)[i] = narrow(f); else ((float *)p)[i] = f;
+}
+INLINE float round1(const int bf16, float f) { return bf16 ? widen(narrow(f)) : f; }
+INLINE v16 round16(const int bf16, v16 v) {
+    if (!bf16) return v;
+    uint16_t h[LANES];
+    store_bf16(h, v);
+    return load_bf16(h);
+}
+INLINE v16 select16(i16 mask, v16 yes, v16 no) { return (v16)(((i16)yes & mask) | ((i16)no & ~mask)); }
+INLINE float sum16(v16 v) {
+    float s[LANES];
+    store_f32(s, v);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) s[i] += s[i + n];
+    return s[0];
+}
+INLINE float max16(v16 v) {
+    float s[LANES];
+    store_f32(s, v);
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) s[i] = s[i] > s[i + n] ? s[i] : s[i + n];
+    return s[0];
+}
+/* e^x within 2 units of the last place; 0 below -87, infinite above 88; NaN stays. */
+INLINE v16 exp16(v16 x) {
+    const v16 zero = {0};
+    v16 c = select16(x > zero + 88.0f, zero + 88.0f, x);
+    c = select16(c < zero - 87.0f, zero - 87.0f, c);
+    v16 n = (c * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest integer */
+    v16 f = c - n * 0.693359375f;
+    f = f + n * 2.12194440e-4f;
+    v16 y = zero + 1.9875691500e-4f;
+    y = y * f + 1.3981999507e-3f;
+    y = y * f + 8.3334519073e-3f;
+    y = y * f + 4.1665795894e-2f;
+    y = y * f + 1.6666665459e-1f;
+    y = y * f + 5.0000001201e-1f;
+    y = (y * f) * f + f + 1.0f;
+    i16 exponent = (__builtin_convertvector(n, i16) + 127) << 23;
+    y = y * (v16)exponent;
+    y = select16(x < zero - 87.0f, zero, y);
+    y = select16(x > zero + 88.0f, zero + INFINITY, y);
+    return select16(x != x, x, y);
+}
+INLINE float exp1(float x) { v16 v = {x}; return exp16(v)[0]; }
+
+/* sums[i][j] = x row i times panel j, added up in the order of K: whatever else is computed beside a row, its
+ * sums have the same bits. A panel is [K][16] in float32, [K/2][16][2] in bfloat16; K is even there. */
+INLINE void rows_by_panels(const int bf16, const int rows, const int panels, const void *x, size_t x_stride,
+                           const void *w, size_t w_stride, int K, v16 sums[ROWS][PANELS_AT_ONCE]) {
+    v16 s[ROWS][PANELS_AT_ONCE];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < panels; j++) s[i][j] = (v16){0};
+    if (!bf16) {
+        const float *xf = x, *wf = w;
+        for (int k = 0; k < K; k++) {
+            v16 p[PANELS_AT_ONCE];
+            for (int j = 0; j < panels; j++) p[j] = load_f32(wf + j * w_stride + (size_t)k * LANES);
+            for (int i = 0; i < rows; i++)
+                for (int j = 0; j < panels; j++) s[i][j] += xf[i * x_stride + k] * p[j];
+        }
+    } else {
+        const uint16_t *xh = x, *wh = w;
+        for (int k = 0; k < K; k += 2) {
+            for (int j = 0; j < panels; j++) {
+                u16 p;
+                memcpy(&p, wh + j * w_stride + (size_t)k * LANES, sizeof p);
+#if defined(__AVX512BF16__)
+                for (int i = 0; i < rows; i++) {
+                    uint32_t pair;
+                    memcpy(&pair, xh + i * x_stride + k, 4);
+                    s[i][j] = (v16)_mm512_dpbf16_ps((__m512)s[i][j], (__m512bh)_mm512_set1_epi32((int)pair),
+                                                    (__m512bh)p);
+                }
+#else
+                v16 even = (v16)(p << 16), odd = (v16)(p & 0xffff0000u);
+                for (int i = 0; i < rows; i++) {
+                    s[i][j] += widen(xh[i * x_stride + k]) * even;
+                    s[i][j] += widen(xh[i * x_stride + k + 1]) * odd;
+                }
+#endif
+            }
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < panels; j++) sums[i][j] = s[i][j];
+}
+
+/* The same with the numbers of rows and panels made constants, so that the sums stay in registers. */
+#define WITH_ROWS(n) case n: \
+    if (panels == 1) rows_by_panels(bf16, n, 1, x, x_stride, w, w_stride, K, sums); \
+    else rows_by_panels(bf16, n, PANELS_AT_ONCE, x, x_stride, w, w_stride, K, sums); \
+    break;
+INLINE void multiply(const int bf16, int rows, int panels, const void *x, size_t x_stride, const void *w,
+                     size_t w_stride, int K, v16 sums[ROWS][PANELS_AT_ONCE]) {
+    switch (rows) {
+        WITH_ROWS(1) WITH_ROWS(2) WITH_ROWS(3) WITH_ROWS(4)
+#if ROWS == 12
+        WITH_ROWS(5) WITH_ROWS(6) WITH_ROWS(7) WITH_ROWS(8) WITH_ROWS(9) WITH_ROWS(10) WITH_ROWS(11) WITH_ROWS(12)
+#endif
+    }
+}
+
+/* A job is a struct that begins with this. Threads take items one after the other until there are none, so that a
+ * thread which another process holds up costs one item, not its share. */
+typedef struct job {
+    void (*work)(struct job *, int item);
+    void (*leave)(void); /* each thread's last act, or NULL */
+    int items, next;
+} job;
+
+void run_job(job *j, int threads);

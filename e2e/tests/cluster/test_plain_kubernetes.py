@@ -51,7 +51,7 @@ def web(cluster: Cluster, namespace: str) -> str:
     cluster.wait_deployment("web", namespace)
     url = cluster.url("web", namespace)
     # The controller of EndpointSlices follows on its own time, slowest after a restart of the API server.
-    wait_until(lambda: answers(url), 40, f"the Service answers at {url}")
+    wait_until(lambda: answers(url), 120, f"the Service answers at {url}")
     return namespace
 
 

@@ -100,7 +100,7 @@ def hardware(add: Add) -> None:
         "--attention-backend",
         choices=get_args(config.AttentionBackend),
         default=ENGINE.attention_backend,
-        help="the kernels; auto: Triton on a GPU, plain torch on a CPU, where `cpu` is ours in C, new and faster",
+        help="the kernels; auto: Triton on a GPU, torch on a CPU; cpu: ours in C, new",
     )
     add("--quantization", default="none", metavar="NAME", help="not yet: only none")
     add("--tensor-parallel-size", type=values.positive, default=1, metavar="N", help="not yet: only 1")

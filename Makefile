@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export UV_SYSTEM_CERTS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lint format constraints flags crds manifests test model cluster clients bench bench-operator kernels-aot gpu-check wheelhouse clean
+.PHONY: help env lint format constraints flags crds manifests test model cluster clients bench profile-cpu bench-operator kernels-aot gpu-check wheelhouse clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -59,6 +59,9 @@ clients: env ## lm-eval, guidellm, LangChain and the openai JS client against ou
 
 bench: env ## our server against transformers on the demo model; writes benchmarks/results/cpu.json
 	@python benchmarks/compare_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.demo_model)"
+
+profile-cpu: env ## where a step of the CPU kernels goes, by part; writes benchmarks/results/profile_cpu.json
+	@python benchmarks/profile_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.demo_model)" --output benchmarks/results/profile_cpu.json
 
 bench-operator: env ## what the operator costs with 500 models; writes benchmarks/results/operator_cost.json
 	@PYTHONPATH=e2e:benchmarks python benchmarks/operator_cost.py --output benchmarks/results/operator_cost.json

@@ -125,7 +125,7 @@ def main() -> None:
     args = parser.parse_args()
     library = load()
     timed = Timed(library.functions)
-    library.functions = timed  # type: ignore[assignment]
+    library.functions = timed
     result: dict[str, Any] = {
         "machine": {"cpu": processor(), "kernels": library.level, "threads": library.threads},
         "commit": commit(),

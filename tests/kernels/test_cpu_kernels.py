@@ -26,10 +26,11 @@ TOLERANCE = {torch.float32: {"rtol": 2e-5, "atol": 2e-5}, torch.bfloat16: {"rtol
 
 @pytest.fixture(autouse=True)
 def kernels() -> Library:
-    try:
-        return load()
-    except build.UnavailableError as error:
-        pytest.skip(str(error))
+    if not build.levels_of(platform.machine(), build.machine_features()):
+        pytest.skip("no kernels are written for this CPU")
+    if not any(map(shutil.which, build.COMPILERS)):
+        pytest.skip("no C compiler")
+    return load()  # what does not compile fails here
 
 
 def close(made: Tensor, wanted: Tensor) -> None:

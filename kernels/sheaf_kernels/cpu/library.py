@@ -46,7 +46,7 @@ class Library:
     def __init__(self, path: Path, level: str) -> None:
         self.level = level
         self.threads = torch.get_num_threads()
-        self.functions = ctypes.CDLL(str(path))
+        self.functions: Any = ctypes.CDLL(str(path))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self.functions, name)
             function.restype, function.argtypes = result, arguments

@@ -25,9 +25,10 @@ import numpy.typing as npt
 import torch
 
 from sheaf_kernels.cpu.checks import describe, fits, refuse
-from sheaf_kernels.cpu.library import load
+from sheaf_kernels.cpu.library import DTYPES, load
+from sheaf_kernels.cpu.linear import LANES
 
-LANES = 16
+CHUNK = 512  # keys whose softmax is begun anew, as in csrc/attention.c
 MAX_HEAD_DIM = 256
 MAX_GROUP = 48  # query heads that share a key/value head
 _ITEM_INTS = 5
@@ -35,7 +36,7 @@ _ITEM_INTS = 5
 
 def problem(head_dim: int, group: int, block_size: int, dtype: torch.dtype) -> str | None:
     """Why there is no kernel for a model, or None."""
-    if dtype not in (torch.float32, torch.bfloat16):
+    if dtype not in DTYPES:
         return f"kernels exist for float32 and bfloat16, not for {str(dtype).removeprefix('torch.')}"
     if head_dim % LANES or head_dim > MAX_HEAD_DIM:
         wanted = f"multiples of {LANES} up to {MAX_HEAD_DIM}"
@@ -131,7 +132,7 @@ def make_plan(
     queries = np.diff(query_start)
     if (queries < 1).any() or (context_len < queries).any():
         raise refuse("make_plan", "each request has at least one query, and no more than its context is long")
-    splits = int(context_len.max()) // 512 + 2 if len(queries) * kv_heads < 4 * library.threads else 1
+    splits = int(context_len.max()) // CHUNK + 2 if len(queries) * kv_heads < 4 * library.threads else 1
     most = int((queries // (MAX_GROUP // group) + 1).sum()) + len(queries) * splits
     items = np.empty((most, _ITEM_INTS), np.int32)
     addresses = (table_RP.ctypes.data, query_start.ctypes.data, context_len.ctypes.data, items.ctypes.data)

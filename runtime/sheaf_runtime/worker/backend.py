@@ -7,6 +7,7 @@ import os
 from typing import Literal, Protocol
 
 import torch
+from sheaf_kernels.cpu import paged_attention as cpu_attention
 from torch import Tensor
 
 from sheaf_runtime.config import AttentionBackend
@@ -15,6 +16,7 @@ from sheaf_runtime.models.layers import TORCH_OPS, Ops
 from sheaf_runtime.worker.adjust import Adjustments, adjust
 from sheaf_runtime.worker.attention import TorchAttention
 from sheaf_runtime.worker.batch import StepInputs
+from sheaf_runtime.worker.cpu_backend import CPU_OPS, CpuAttention, cannot_load
 from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.sampler import SamplingRows, sample
 
@@ -80,15 +82,9 @@ def _cpu_problem(
 ) -> str | None:
     if device.type != "cpu":
         return f"its kernels run on a CPU, the device is {device}"
-    from sheaf_kernels.cpu.paged_attention import problem
-
     attention = model.attention
     group = attention.num_heads // attention.num_kv_heads
-    if found := problem(attention.head_dim, group, block_size, dtype):
-        return found
-    from sheaf_runtime.worker.cpu_backend import cannot_load
-
-    return cannot_load()
+    return cpu_attention.problem(attention.head_dim, group, block_size, dtype) or cannot_load()
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
@@ -99,8 +95,6 @@ def make_ops(backend: Backend) -> Ops:
     if backend == "torch":
         return TORCH_OPS
     if backend == "cpu":
-        from sheaf_runtime.worker.cpu_backend import CPU_OPS
-
         return CPU_OPS
     from sheaf_runtime.worker.triton_backend import triton_ops
 
@@ -118,8 +112,6 @@ def make_attention(
     if backend == "torch":
         return TorchAttention(caches, layout, config)
     if backend == "cpu":
-        from sheaf_runtime.worker.cpu_backend import CpuAttention
-
         return CpuAttention(caches, layout, config)
     from sheaf_runtime.worker.triton_backend import TritonAttention
 

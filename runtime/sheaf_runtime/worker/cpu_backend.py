@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 import torch
 from sheaf_kernels.cpu.build import UnavailableError
 from sheaf_kernels.cpu.elementwise import rms_norm, swiglu
@@ -58,9 +57,7 @@ class CpuAttention:
 
     def prepare(self, inputs: StepInputs) -> None:
         _, kv_heads, _, head_dim = self._caches[0][0].shape
-        self._slots = [
-            torch.from_numpy(group.slot_mapping_T.astype(np.int64, copy=False)) for group in inputs.groups
-        ]
+        self._slots = [torch.from_numpy(group.slot_mapping_T) for group in inputs.groups]
         self._plans = [
             make_plan(
                 group.block_table_RP,

@@ -1,7 +1,6 @@
 /* y = x W^T + b over packed panels of 16 output channels; see linear.py. */
 #include "common.h"
 
-#define MAX_THREADS 1024
 /* Rows of x that stay in the cache while panels pass by; a multiple of ROWS and of 16. */
 #define ROW_BLOCK 240
 

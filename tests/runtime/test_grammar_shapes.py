@@ -15,10 +15,10 @@ from grammar_walk import compiled, fits, wander
 from parsed import Parsed, parse
 from sheaf_runtime.grammar.native import bindings
 from sheaf_runtime.grammar.recipe import recipe_of
-from sheaf_runtime.parsers import REASONING, TOOLS, output_parser
+from sheaf_runtime.parsers import REASONING, TOOLS, output_parser, tool_calls
 from sheaf_runtime.parsers.channels import Channels
 from sheaf_runtime.parsers.harmony import MARKS
-from sheaf_runtime.parsers.shapes import Shape, thoughts
+from sheaf_runtime.parsers.shapes import Shape, demanded, thoughts
 from sheaf_runtime.protocol.grammar import Grammar
 
 PROMPTS = {
@@ -98,7 +98,9 @@ WORDS = ["yes", "", "a < b", "say {", " \nyes"]
 def test_calls_fit_and_words_are_free(name: str) -> None:
     tools, rng = TOOLS[name], random.Random(name)
     assert tools.shape is not None
-    many, one = (compiled("structural_tag", tag(tools.shape(OFFERS, one))) for one in (False, True))
+    many, one = (
+        compiled("structural_tag", tag(tools.shape(OFFERS, one).among_words())) for one in (False, True)
+    )
     for text in TWO[name]:
         assert fits(many, text), text
         assert not fits(one, text), text
@@ -110,6 +112,81 @@ def test_calls_fit_and_words_are_free(name: str) -> None:
             text = wander(grammar, rng, [*PIECES, *tools.marks * 8])  # type: ignore[assignment]
             if text is not None:
                 assert check_calls(parse(lambda: tools.make(OFFERS), text), text) <= most
+
+
+def alone(name: str, offers: dict[str, Any], one: bool) -> Any:
+    shape = TOOLS[name].shape
+    assert shape is not None
+    return compiled("structural_tag", tag(demanded(shape, offers, one)))
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_demanded_calls_come_in_the_form_of_the_family(name: str) -> None:
+    """vllm#44447, vllm#35936, sglang#20006: a JSON list was forced on models that write tags, whose calls got
+    lost or were one where several were needed; sglang#35564: the second call of a list."""
+    rng = random.Random(name)
+    many, one = (alone(name, OFFERS, one) for one in (False, True))
+    for text in TWO[name]:
+        text = re.sub("^(So ?|a)\n?(?=[<\\[])", "", text)
+        assert fits(many, text), text
+        assert not fits(one, text), text
+    assert not any(fits(grammar, text) for text in [*WORDS, f"yes {text}"] for grammar in (many, one))
+    found = 0
+    for grammar, most in ((many, 100), (one, 1)):
+        for _ in range(40):
+            text = wander(grammar, rng, [*PIECES, *TOOLS[name].marks * 8])  # type: ignore[assignment]
+            if text is None:
+                continue
+            parsed = parse(lambda: tool_calls(name, OFFERS, demanded=True), text)
+            assert 1 <= check_calls(parsed, text) == len(parsed) <= most, text
+            found += 1
+    assert found > 5
+
+
+NO_TAGS = {"type": "object", "properties": {"a": {"type": "integer"}}, "minProperties": 1}
+IN_JSON: list[tuple[str, str, dict[str, Any]]] = [
+    ("qwen3_coder", "f", NO_TAGS),
+    ("glm45", "a name", PLACE),
+    ("olmo3", "f", {"type": "object", "properties": {"from": {"type": "string"}}, "required": ["from"]}),
+    ("llama4_pythonic", "f", NO_TAGS),
+    ("deepseek_v3", "a name", PLACE),
+    ("mistral", "a name", PLACE),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "schema"), IN_JSON)
+def test_what_the_form_cannot_hold_is_demanded_as_json(
+    name: str, function: str, schema: dict[str, Any]
+) -> None:
+    grammar, rng, found = alone(name, {function: schema}, False), random.Random(name), 0
+    for _ in range(30):
+        text = wander(grammar, rng, PIECES)
+        if text is None:
+            continue
+        parsed = parse(lambda: tool_calls(name, {function: schema}, demanded=True), text)
+        assert parsed
+        for called, arguments in parsed:
+            assert called == function
+            jsonschema.validate(json.loads(arguments), schema)
+        found += 1
+    assert found > 3
+
+
+def test_names_that_begin_alike_and_calls_without_arguments() -> None:
+    """vllm#39757: a name was cut to that of another function; vllm#44326: calls without arguments."""
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    offers = {"get": nothing, "get_weather": nothing}
+    for name in SHAPED:
+        grammar, rng, called = alone(name, offers, True), random.Random(name), set()
+        for _ in range(30):
+            text = wander(grammar, rng, ["get_weather", "get"])
+            if text is not None:
+                ((function, arguments),) = parse(lambda: tool_calls(name, offers, demanded=True), text)  # noqa: B023
+                assert json.loads(arguments) == {}
+                assert function in text
+                called.add(function)
+                assert (function == "get_weather") == ("get_weather" in text)
+        assert called == offers.keys(), name
 
 
 @pytest.mark.parametrize("where", PROMPTS)

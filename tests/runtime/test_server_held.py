@@ -16,7 +16,7 @@ import pytest
 from model_folders import byte_level, write_folder
 from serving import serving
 from tiny_llama import write_tiny_llama
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer
 
 PLACE = {
     "type": "object",
@@ -203,6 +203,53 @@ def test_logprobs_of_responses(client: openai.OpenAI) -> None:
     assert [entry.token for entry in told] == [entry.token for entry in logprobs]
     without: Any = client.responses.create(**common | {"include": [], "top_logprobs": 0}).output[0]
     assert not without.content[0].logprobs
+
+
+# --- in the form of the family ----------------------------------------------------------------------------
+
+MARKS = {  # what the calls of these begin with, special tokens or not
+    "qwen3_coder": ("<function=place>", ("<tool_call>",)),
+    "llama4_pythonic": ("place(", ("<|python_start|>", "<|python_end|>")),
+    "mistral": ("[TOOL_CALLS]", ("[TOOL_CALLS]", "[ARGS]")),
+}
+WHERE: Any = {"type": "function", "function": {"name": "place"}}
+
+
+@pytest.mark.parametrize("family", MARKS)
+def test_demanded_calls_in_the_form_of_the_family(family: str, tmp_path: Path) -> None:
+    """vllm#54808, vllm#39870: with tags for arguments, ``required`` and named functions were not held, or as
+    JSON that these models never learnt; vllm#35936: no calls, yet a finish of "tool_calls"; vllm#39056:
+    behind thoughts."""
+    begins, marks = MARKS[family]
+    folder, ids = tiny(tmp_path / "model", ("<think>", "</think>", *marks), TEMPLATE, special=True)
+    flags = ("--served-model-name", "tiny", "--tool-call-parser", family, "--reasoning-parser", "qwen3")
+    decode = Tokenizer.from_file(str(folder / "tokenizer.json")).decode
+    with serving(folder, tmp_path, *flags, real=True) as server:
+        server.wait_ready()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+            extra = {"return_token_ids": True}
+            for choice in chat(client, n=4, tool_choice=WHERE, extra_body=CLOSED | extra).choices:
+                (call,) = choice.message.tool_calls
+                assert call.function.name == "place"
+                jsonschema.validate(json.loads(call.function.arguments), PLACE)
+                assert (choice.finish_reason, choice.message.content) == ("stop", None)
+                assert begins in decode(choice.token_ids, skip_special_tokens=False)
+            bias = {str(ids["</think>"]): 8}
+            common: Any = {"tool_choice": "required", "logit_bias": bias, "extra_body": OPENED}
+            common["parallel_tool_calls"] = False
+            for choice in chat(client, n=4, **common).choices:
+                (call,) = choice.message.tool_calls
+                schema = {"place": PLACE, "now": {"maxProperties": 0}}[call.function.name]
+                jsonschema.validate(json.loads(call.function.arguments), schema)
+                assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+            calls = [
+                call.function
+                for chunk in chat(client, stream=True, **common)
+                for call in chunk.choices[0].delta.tool_calls or ()
+            ]
+            (name,) = (call.name for call in calls if call.name)
+            arguments = json.loads("".join(call.arguments or "" for call in calls))
+            jsonschema.validate(arguments, {"place": PLACE, "now": {"maxProperties": 0}}[name])
 
 
 # --- strict functions that the model may call -------------------------------------------------------------

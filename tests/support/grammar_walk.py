@@ -56,24 +56,24 @@ def walk(grammar: Any, rng: random.Random, most: int = 300) -> str | None:
 
 
 def wander(grammar: Any, rng: random.Random, pieces: Sequence[str], most: int = 400) -> str | None:
-    """As ``walk``, in ASCII, through free text too: it tries one of ``pieces`` now and then, and keeps what
-    of it the grammar allows."""
+    """As ``walk``, in ASCII where the grammar leaves a choice, through free text too: it tries one of
+    ``pieces`` now and then, and keeps what of it the grammar allows."""
     matcher = bindings().GrammarMatcher(grammar, None, False, -1, None)
-    mask, out, piece = np.zeros((1, 9), np.int32), "", ""
+    mask, out, piece = np.zeros((1, 9), np.int32), bytearray(), b""
     while len(out) < most:
         matcher.fill_next_token_bitmask(mask, 0, False)
         bits = np.unpackbits(mask.view(np.uint8)[0], bitorder="little")
-        allowed = [b for b in range(128) if bits[b]]
-        assert allowed or bits[END], f"nothing can follow {out!r}"
+        allowed = [b for b in range(128) if bits[b]] or [b for b in range(128, 256) if bits[b]]
+        assert allowed or bits[END], f"nothing can follow {bytes(out)!r}"
         if bits[END] and (not allowed or rng.random() < 0.15):
-            return out
+            return out.decode()
         if not piece and rng.random() < 0.5:
-            piece = rng.choice(pieces)
-        if piece and ord(piece[0]) in allowed:
-            token, piece = ord(piece[0]), piece[1:]
+            piece = rng.choice(pieces).encode()
+        if piece and piece[0] in allowed:
+            token, piece = piece[0], piece[1:]
         else:
             closing = [b for b in allowed if b in [*CLOSING]]
-            token, piece = rng.choice(closing if closing and rng.random() < 0.35 else allowed), ""
+            token, piece = rng.choice(closing if closing and rng.random() < 0.35 else allowed), b""
         assert matcher.accept_token(token, False)
-        out += chr(token)
+        out.append(token)
     return None

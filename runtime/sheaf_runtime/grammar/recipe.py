@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -13,6 +14,7 @@ from sheaf_runtime.grammar.native import bindings
 from sheaf_runtime.grammar.pattern import check_regex
 from sheaf_runtime.grammar.schema import hold, schemas_of
 from sheaf_runtime.grammar.written import FORMS, call
+from sheaf_runtime.parsers.shapes import FIRST_HELD
 from sheaf_runtime.protocol.grammar import Grammar
 
 # Blanks between two parts of JSON: enough for a line break and its indent. Without an end to them a model
@@ -74,6 +76,10 @@ def _ebnf(kind: str, text: str) -> str:
 
 
 def _held_tag(tag: Any) -> Any:
+    """Every schema in it becomes the grammar that holds it, in place."""
+    format_ = tag.get("format") if isinstance(tag, dict) else None
+    if isinstance(format_, dict) and format_.get("type") == FIRST_HELD:
+        return {**tag, "format": _first_held(format_["elements"])}
     for schema in schemas_of(tag):
         style = schema.get("style", "json")
         if style == "json":
@@ -87,6 +93,14 @@ def _held_tag(tag: Any) -> Any:
         else:
             schema["json_schema"] = hold(schema.get("json_schema"))
     return tag
+
+
+def _first_held(formats: list[Any]) -> Any:
+    """Raises what is wrong with the last."""
+    for format_ in formats[:-1]:
+        with contextlib.suppress(GrammarError):
+            return _held_tag(format_)
+    return _held_tag(formats[-1])
 
 
 def _json(schema: Any) -> str:

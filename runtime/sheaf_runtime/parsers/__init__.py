@@ -20,6 +20,7 @@ from sheaf_runtime.parsers.families import (
     guess_tool_parser,
     in_channels,
     output_parser,
+    tool_calls,
     visible_marks,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "in_channels",
     "joined",
     "output_parser",
+    "tool_calls",
     "visible_marks",
 ]

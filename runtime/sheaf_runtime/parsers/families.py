@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -41,6 +41,10 @@ def _json(*opens: str, closes: tuple[str, ...] = (), bare: bool = False, named: 
 
 def _headed(heads: Heads, marks: tuple[str, ...], told_by: tuple[str, ...], shape: shapes.Calls) -> Tools:
     return Tools(lambda _: HeadedCalls(heads), (*heads.marks, *marks), told_by, shape=shape)
+
+
+def _or_bare_json(names: Collection[str], parser: Parser) -> Parser:
+    return ByBeginning(JsonCalls(Format((), bare=True), names), parser)
 
 
 _ARG_TAGS = ("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
@@ -108,7 +112,7 @@ KIMI_K2 = _headed(
 PYTHONIC = Tools(partial(Pythonic, Style()), shape=shapes.pythonic)
 _LLAMA_STYLE = Style(("<|python_start|>",), ("<|python_end|>",))
 LLAMA_PYTHONIC = Tools(  # some of these models write JSON
-    lambda names: ByBeginning(JsonCalls(Format((), bare=True), names), Pythonic(_LLAMA_STYLE, names)),
+    lambda names: _or_bare_json(names, Pythonic(_LLAMA_STYLE, names)),
     ("<|python_start|>", "<|python_end|>"),
     shape=shapes.llama_pythonic,
 )
@@ -187,6 +191,12 @@ def guess_tool_parser(template: str) -> str | None:
         ),
         None,
     )
+
+
+def tool_calls(name: str, schemas: Schemas, *, demanded: bool) -> Parser:
+    """The parser of one answer's calls. ``demanded`` ones are held, in JSON where the form cannot."""
+    parser = TOOLS[name].make(schemas)
+    return _or_bare_json(schemas, parser) if demanded and TOOLS[name].shape is not None else parser
 
 
 def visible_marks(tool_parser: str | None, reasoning_parser: str | None) -> tuple[str, ...]:

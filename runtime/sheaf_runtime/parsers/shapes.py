@@ -7,16 +7,22 @@ to what the parsers read, in the way in which its family writes it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sheaf_runtime.parsers.reasoning import Marks
 
 Shape = dict[str, Any]
 Offers = Mapping[str, Any]
-Calls = Callable[[Offers, bool], Shape]
 # Between the thoughts and the answer, as chat templates write it.
 _BLANKS: Shape = {"type": "regex", "pattern": "[ \\n]{0,2}"}
+_LINE: Shape = {"type": "regex", "pattern": "\\n{0,1}"}
+# The first of its elements in which the schemas can be held, as ``grammar.recipe`` tells.
+FIRST_HELD = "first_held"
+_NO_BRACKET_NO_MARK = "([^<\\[\\{ \\t\\r\\n]|<[^<\\|])"
+_PLAIN_NAME = re.compile(r"[\w.:/-]+")
 
 
 def row(*parts: Shape | str) -> Shape:
@@ -74,64 +80,93 @@ def listed(offers: Offers, one: bool, key: str = "arguments") -> Shape:
     return row("[", _some(_objects(offers, key), ", ", one), "]")
 
 
-def _free(rules: Mapping[str, Shape], *, goes_on: bool) -> Shape:
-    """Any text, in which each of these marks is followed by its shape; ``goes_on``: and then by more text."""
-    return {"type": "dispatch", "rules": [list(rule) for rule in rules.items()], "loop": goes_on}
+@dataclass(frozen=True)
+class Form:
+    """How the calls of an answer are written: what follows each mark, and calls that need no mark because the
+    answer begins with them. ``goes_on``: more may follow those behind a mark. ``words`` is what an answer in
+    words begins with where ``bare`` calls are told from it by their first character."""
+
+    marked: Mapping[str, Shape] = field(default_factory=dict)
+    goes_on: bool = False
+    bare: Shape | None = None
+    words: str = ""
+
+    def among_words(self) -> Shape:
+        """Any answer, in which calls are held."""
+        if self.bare is None:
+            return self._dispatch()
+        free: Shape = self._dispatch() if self.marked else {"type": "any_text"}
+        text = row({"type": "regex", "pattern": f"[ \\t\\r\\n]{{0,8}}{self.words}"}, free)
+        return either("", self.bare, *self._behind_marks(), text)
+
+    def alone(self) -> Shape:
+        """Calls and no words."""
+        one = either(*([] if self.bare is None else [self.bare]), *self._behind_marks())
+        return row(one, any_number(row(_LINE, one))) if self.goes_on else one
+
+    def instead_of(self, answer: Shape) -> Shape | None:
+        """``answer``, or calls and no words. None: without a mark they cannot be told from the answer."""
+        return either(answer, self.alone()) if self.bare is None else None
+
+    def _behind_marks(self) -> list[Shape]:
+        return [row(mark, shape) for mark, shape in self.marked.items()]
+
+    def _dispatch(self) -> Shape:
+        rules = [list(rule) for rule in self.marked.items()]
+        return {"type": "dispatch", "rules": rules, "loop": self.goes_on}
 
 
-def instead(answer: Shape, calls: Shape) -> Shape | None:
-    """``answer``, or calls and no words. ``calls`` are a family's; None: without a mark they cannot be told
-    from the answer."""
-    if calls["type"] != "dispatch":
-        return None
-    alone = either(*(row(mark, shape) for mark, shape in calls["rules"]))
-    return either(answer, row(alone, any_number(row("\n", alone))) if calls["loop"] else alone)
+Calls = Callable[[Offers, bool], Form]
 
 
-def hermes(offers: Offers, one: bool) -> Shape:
+def demanded(calls: Calls, offers: Offers, one: bool) -> Shape:
+    """Calls and no words, in the family's form; as a JSON list where that cannot hold a schema or a name."""
+    json_list = listed(offers, one, "parameters")
+    if not all(map(_PLAIN_NAME.fullmatch, offers)):
+        return json_list
+    return {"type": FIRST_HELD, "elements": [calls(offers, one).alone(), json_list]}
+
+
+def hermes(offers: Offers, one: bool) -> Form:
     call = row("\n", _objects(offers, "arguments"), "\n</tool_call>")
-    return _free({"<tool_call>": call}, goes_on=not one)
+    return Form({"<tool_call>": call}, goes_on=not one)
 
 
-def granite(offers: Offers, one: bool) -> Shape:
+def granite(offers: Offers, one: bool) -> Form:
     call = row("\n", _objects(offers, "arguments"), "\n</tool_call>")
     many = call if one else _some(call, "\n<tool_call>", one)
-    return _free({"<|tool_call|>": listed(offers, one), "<tool_call>": many}, goes_on=False)
+    return Form({"<|tool_call|>": listed(offers, one), "<tool_call>": many})
 
 
-def granite_20b(offers: Offers, one: bool) -> Shape:
+def granite_20b(offers: Offers, one: bool) -> Form:
     call = row(" ", _objects(offers, "arguments"))
-    return _free({"<function_call>": _some(call, "\n<function_call>", one)}, goes_on=False)
+    return Form({"<function_call>": _some(call, "\n<function_call>", one)})
 
 
-def phi(offers: Offers, one: bool) -> Shape:
-    return _free({"functools": listed(offers, one)}, goes_on=False)
+def phi(offers: Offers, one: bool) -> Form:
+    return Form({"functools": listed(offers, one)})
 
 
-def jamba(offers: Offers, one: bool) -> Shape:
-    return _free({"<tool_calls>": row(listed(offers, one), "</tool_calls>")}, goes_on=not one)
+def jamba(offers: Offers, one: bool) -> Form:
+    return Form({"<tool_calls>": row(listed(offers, one), "</tool_calls>")}, goes_on=not one)
 
 
-def mistral(offers: Offers, one: bool) -> Shape:
+def mistral(offers: Offers, one: bool) -> Form:
     """The list of its older models, or the name and then the arguments of its newer ones."""
     names = either(*(row(either(name, f"{name}[ARGS]"), arguments(s)) for name, s in offers.items()))
     shape = either(row(either(" ", ""), listed(offers, one)), _some(names, "[TOOL_CALLS]", one))
-    return _free({"[TOOL_CALLS]": shape}, goes_on=False)
+    return Form({"[TOOL_CALLS]": shape})
 
 
-def bare(offers: Offers, one: bool) -> Shape:
+def bare(offers: Offers, one: bool) -> Form:
     """A text that begins with a bracket is calls; any other is none."""
-    text = row({"type": "regex", "pattern": "[ \\t\\r\\n]{0,8}[^\\[\\{ \\t\\r\\n]"}, {"type": "any_text"})
-    return either("", _bare_calls(offers, one), text)
+    return Form(bare=_bare_calls(offers, one), words="[^\\[\\{ \\t\\r\\n]")
 
 
-def llama(offers: Offers, one: bool) -> Shape:
+def llama(offers: Offers, one: bool) -> Form:
     """As ``bare``, and calls behind the tag wherever it stands."""
     calls = _bare_calls(offers, one)
-    begins = "[ \\t\\r\\n]{0,8}([^<\\[\\{ \\t\\r\\n]|<[^<\\|])"
-    tag = {"<|python_tag|>": calls}
-    text = row({"type": "regex", "pattern": begins}, _free(tag, goes_on=False))
-    return either("", calls, row("<|python_tag|>", calls), text)
+    return Form({"<|python_tag|>": calls}, bare=calls, words=_NO_BRACKET_NO_MARK)
 
 
 def _bare_calls(offers: Offers, one: bool) -> Shape:
@@ -141,7 +176,7 @@ def _bare_calls(offers: Offers, one: bool) -> Shape:
 # --- calls with heads of their own -------------------------------------------------------------------------
 
 
-def cohere(offers: Offers, one: bool) -> Shape:
+def cohere(offers: Offers, one: bool) -> Form:
     """Each call has a number, which the model counts."""
     number: Shape = {"type": "regex", "pattern": "[0-9]{1,3}"}
     calls = either(
@@ -152,10 +187,10 @@ def cohere(offers: Offers, one: bool) -> Shape:
             for n, s in offers.items()
         )
     )
-    return _free({"<|START_ACTION|>": row("[", _some(calls, ", ", one), "]<|END_ACTION|>")}, goes_on=False)
+    return Form({"<|START_ACTION|>": row("[", _some(calls, ", ", one), "]<|END_ACTION|>")})
 
 
-def deepseek_v3(offers: Offers, one: bool) -> Shape:
+def deepseek_v3(offers: Offers, one: bool) -> Form:
     calls = (
         row(f"function<｜tool▁sep｜>{name}\n```json\n", arguments(s), "\n```<｜tool▁call▁end｜>")
         for name, s in offers.items()
@@ -165,12 +200,12 @@ def deepseek_v3(offers: Offers, one: bool) -> Shape:
     )
 
 
-def deepseek_v31(offers: Offers, one: bool) -> Shape:
+def deepseek_v31(offers: Offers, one: bool) -> Form:
     calls = (row(f"{name}<｜tool▁sep｜>", arguments(s), "<｜tool▁call▁end｜>") for name, s in offers.items())
     return _section("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁calls▁end｜>", "", calls, one)
 
 
-def kimi(offers: Offers, one: bool) -> Shape:
+def kimi(offers: Offers, one: bool) -> Form:
     number: Shape = {"type": "regex", "pattern": "[0-9]{1,3}"}
     begins, ends = "<|tool_call_argument_begin|>", "<|tool_call_end|>"
     calls = (row(f"functions.{n}:", number, begins, arguments(s), ends) for n, s in offers.items())
@@ -178,11 +213,11 @@ def kimi(offers: Offers, one: bool) -> Shape:
     return _section(*section, "", calls, one)
 
 
-def _section(begins: str, call: str, ends: str, between: str, calls: Iterable[Shape], one: bool) -> Shape:
+def _section(begins: str, call: str, ends: str, between: str, calls: Iterable[Shape], one: bool) -> Form:
     """Calls in a section; one that stands without it is held too. With either, the answer ends."""
     each = either(*calls)
     many = each if one else _some(each, between + call, one)
-    return _free({begins: row(call, many, ends), call: many}, goes_on=False)
+    return Form({begins: row(call, many, ends), call: many})
 
 
 # --- calls whose arguments are no JSON ---------------------------------------------------------------------
@@ -198,35 +233,31 @@ def _written(form: str, offers: Offers) -> Shape:
     )
 
 
-def qwen3_coder(offers: Offers, one: bool) -> Shape:
+def qwen3_coder(offers: Offers, one: bool) -> Form:
     """Its parser also reads a call that lacks the outer tags."""
     call = _written("qwen3_coder", offers)
     rules = {"<tool_call>": row("\n<function=", call, "\n</tool_call>"), "<function=": call}
-    return _free(rules, goes_on=not one)
+    return Form(rules, goes_on=not one)
 
 
-def glm(offers: Offers, one: bool) -> Shape:
-    return _free({"<tool_call>": row(_written("glm45", offers), "</tool_call>")}, goes_on=not one)
+def glm(offers: Offers, one: bool) -> Form:
+    return Form({"<tool_call>": row(_written("glm45", offers), "</tool_call>")}, goes_on=not one)
 
 
-def olmo3(offers: Offers, one: bool) -> Shape:
+def olmo3(offers: Offers, one: bool) -> Form:
     calls = _some(_written("python", offers), "\n", one)
-    return _free({"<function_calls>": row("\n", calls, "\n</function_calls>")}, goes_on=False)
+    return Form({"<function_calls>": row("\n", calls, "\n</function_calls>")})
 
 
-def pythonic(offers: Offers, one: bool) -> Shape:
+def pythonic(offers: Offers, one: bool) -> Form:
     """As ``bare``."""
-    text = row({"type": "regex", "pattern": "[ \\t\\r\\n]{0,8}[^\\[ \\t\\r\\n]"}, {"type": "any_text"})
-    return either("", _python_list(offers, one), text)
+    return Form(bare=_python_list(offers, one), words="[^\\[ \\t\\r\\n]")
 
 
-def llama_pythonic(offers: Offers, one: bool) -> Shape:
+def llama_pythonic(offers: Offers, one: bool) -> Form:
     """As ``llama``, between marks."""
     calls = _python_list(offers, one)
-    begins = "[ \\t\\r\\n]{0,8}([^<\\[\\{ \\t\\r\\n]|<[^<\\|])"
-    marked = row(calls, "<|python_end|>")
-    text = row({"type": "regex", "pattern": begins}, _free({"<|python_start|>": marked}, goes_on=False))
-    return either("", calls, row("<|python_start|>", marked), text)
+    return Form({"<|python_start|>": row(calls, "<|python_end|>")}, bare=calls, words=_NO_BRACKET_NO_MARK)
 
 
 def _python_list(offers: Offers, one: bool) -> Shape:

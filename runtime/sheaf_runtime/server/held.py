@@ -61,20 +61,19 @@ def _offers(body: ChatCompletionRequest) -> shapes.Offers:
 def _calls(
     body: ChatCompletionRequest, reading: Reading, offers: shapes.Offers, asked: Grammar | None
 ) -> Grammar | None:
-    """The arguments alone where a function is named; a list of calls where any is required; else the family's
-    own form, if a grammar can hold it, beside words or the format that is asked for."""
-    choice, one = body.choice_of_tools, not body.parallel_tool_calls
-    if isinstance(choice, NamedTool):
-        return Grammar(kind="json_schema", text=_json(offers[choice.name]), param="tools")
-    if choice == "required":
-        return _tag(shapes.listed(offers, one, "parameters"))
-    shape = TOOLS[reading.tool_parser].shape
-    if shape is None:
+    """The family's own form, alone where a call is demanded, else beside words or the format that is asked
+    for."""
+    calls = TOOLS[reading.tool_parser].shape
+    if calls is None:
         return asked
+    one = not body.parallel_tool_calls
+    if body.choice_of_tools != "auto":
+        return _tag(shapes.demanded(calls, offers, one or isinstance(body.choice_of_tools, NamedTool)))
+    form = calls(offers, one)
     if asked is None:
-        return _tag(shape(offers, one))
+        return _tag(form.among_words())
     wanted = _format(asked)
-    both = None if wanted is None else shapes.instead(wanted, shape(offers, one))
+    both = None if wanted is None else form.instead_of(wanted)
     return asked if both is None else _tag(both, param=asked.param)
 
 

@@ -16,9 +16,9 @@ from sheaf_runtime.parsers import (
     Thought,
     in_channels,
     output_parser,
+    tool_calls,
     visible_marks,
 )
-from sheaf_runtime.parsers.plain import OnlyArguments
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.schemas import ChatCompletionRequest
 from sheaf_runtime.server.service import Service
@@ -55,13 +55,12 @@ class Reading:
                 "not tell; start the server with --tool-call-parser",
                 param="tool_choice",
             )
-        self.tool_parser = name if name is not None and (choice == "auto" or self.in_channels) else "json"
+        self.tool_parser = name or "json"
         self.is_held = False
         self._id_length = TOOLS[name].id_length if name else None
         self._only_one = not body.parallel_tool_calls
         self._hides_thoughts = not body.include_reasoning
-        told = choice == "auto" or (self.in_channels and self._calls is not None)
-        marks = visible_marks(self.tool_parser if told else None, self.reasoning_parser)
+        marks = visible_marks(None if self._calls is None else self.tool_parser, self.reasoning_parser)
         self.visible = service.folder.tokenizer.special_ids_of(marks)
 
     @property
@@ -76,10 +75,8 @@ class Reading:
     def reader(self) -> Reader:
         """For one choice."""
         calls: Parser | None = None
-        if isinstance(self._choice, NamedTool) and not self.in_channels:
-            calls = OnlyArguments(self._choice.name)
-        elif self._calls is not None:
-            calls = TOOLS[self.tool_parser].make(self._calls)
+        if self._calls is not None:
+            calls = tool_calls(self.tool_parser, self._calls, demanded=self._choice != "auto")
         parser = output_parser(self.reasoning_parser, calls, self.prompt, held=self.is_held)
         return Reader(
             parser,

@@ -285,6 +285,19 @@ def test_strict_calls_in_tags(model: tuple[Path, dict[str, int]], tmp_path: Path
                 chat(client, tools=[{"type": "function", "function": function}])
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_functions_are_called(
+    client: openai.OpenAI, model: tuple[Path, dict[str, int]], mode: str
+) -> None:
+    some = {"mode": mode, "tools": [{"type": "function", "function": {"name": "now"}}]}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": some}
+    bias = {str(model[1]["<tool_call>"]): 6, "0": 2}
+    answer = chat(client, n=6, tool_choice=choice, logit_bias=bias, parallel_tool_calls=False, seed=3)
+    calls = [call for item in answer.choices for call in item.message.tool_calls or ()]
+    assert {call.function.name for call in calls} == {"now"}
+    assert mode == "auto" or len(calls) == 6
+
+
 def test_without_strict_nothing_is_forced(client: openai.OpenAI, model: tuple[Path, dict[str, int]]) -> None:
     bias = {str(model[1]["<tool_call>"]): 100}
     (choice,) = chat(client, logit_bias=bias, max_tokens=5).choices

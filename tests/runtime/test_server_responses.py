@@ -133,6 +133,16 @@ def test_items_become_messages(client: openai.OpenAI) -> None:
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
         ({"input": [{"type": "web_search_call"}]}, "input.0.type"),
+        (
+            {"input": [{"type": "custom_tool_call", "call_id": "a", "name": "f", "input": "x"}]},
+            "input.0.type",
+        ),
+        ({"input": [{"type": "computer_call", "call_id": "a", "action": {}}]}, "input.0.type"),
+        ({"input": [{"type": "reasoning", "summary": "hm"}]}, "input.0.summary"),
+        ({"input": [{"type": "reasoning", "content": [{"text": 5}]}]}, "input.0.content"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"verbosity": "tiny"}}, "text.verbosity"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"input": [{"role": "alien", "content": "x"}]}, "input"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"background": True}, "background"),
@@ -162,6 +172,11 @@ CALLED: Any = {"type": "function_call", "name": "now", "call_id": "call_1", "arg
 RESULT: Any = {"type": "function_call_output", "call_id": "call_1", "output": "noon"}
 
 
+def allowed(*names: str, mode: str = "auto") -> dict[str, Any]:
+    tools = [{"type": "function", "name": name} for name in names]
+    return {"type": "allowed_tools", "mode": mode, "tools": tools}
+
+
 @pytest.mark.parametrize(
     "items",
     [
@@ -184,6 +199,28 @@ def test_items_that_clients_send_back(served: Served, items: list[dict[str, Any]
     response = httpx.post(f"{served.url}/v1/responses", json=body)
     assert response.status_code == 200, response.text
     assert response.json()["output"][0]["content"][0]["text"] == "hello"
+
+
+def test_thoughts_of_nothing_are_no_message() -> None:
+    """vllm#45273, vllm#33089: what agents send back with each turn, thoughts that are encrypted among it; a
+    turn of its own would be made of those."""
+    nothing: Any = {"type": "reasoning", "summary": [], "content": None, "encrypted_content": "gAAAA"}
+    said: Any = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}
+    items = [say("hi"), nothing, CALLED, nothing, RESULT, said, {"role": "assistant", "content": "noon"}]
+    messages = ResponsesRequest.model_validate({"input": [*items, nothing, say("bye")]}).chat().messages
+    assert [message.role for message in messages] == ["user", "assistant", "tool", "assistant", "user"]
+    assert (messages[1].reasoning, messages[3].reasoning) == (None, "hm")
+
+
+def test_the_tools_that_are_allowed() -> None:
+    """ogx#3548: the field was a bad request. All of the tools stay in the prompt."""
+    tools = [TOOL, TOOL | {"name": "then"}]
+    for mode in ("auto", "required"):
+        body = {"input": "a", "tools": tools, "tool_choice": allowed("then", mode=mode)}
+        chat = ResponsesRequest.model_validate(body).chat()
+        assert chat.choice_of_tools == mode
+        assert [tool.function.name for tool in chat.callable_tools] == ["then"]
+        assert len(chat.tools or []) == 2
 
 
 def test_deltas_belong_to_their_item(client: openai.OpenAI) -> None:
@@ -237,6 +274,16 @@ def test_cut_off_in_a_call(client: openai.OpenAI) -> None:
             "structured_outputs",
         ),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "then"}}, "tool_choice"),
+        # vllm#53626: a status of 501; vllm#24232: of 500
+        ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+        # Rapid-MLX#744: a call was required of no tools, and nothing was said
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "now"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": allowed("then")}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": allowed("now", mode="none")}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": allowed() | {"tools": [{"type": "mcp"}]}}, "tool_choice"),
     ],
 )
 def test_the_field_is_named(served: Served, change: dict[str, Any], param: str) -> None:
@@ -252,10 +299,14 @@ def test_the_message_names_the_item_and_the_field(served: Served) -> None:
 
     assert message(input=[say("a"), "b"]).startswith("input: item 1 must be an object")
     assert message(input="") == "input must not be empty"
-    choice = {"type": "allowed_tools", "mode": "auto", "tools": []}
-    assert message(input="a", tools=[TOOL], tool_choice=choice).endswith(
-        '{"type": "function", "name": "..."}'
+    assert message(input="a", tools=[TOOL], tool_choice=allowed()).endswith(
+        'needs "mode": "auto" or "required", "tools": [{"type": "function", "name": "..."}]'
     )
+    assert message(input="a", tools=[TOOL], tool_choice="any").endswith(
+        '{"type": "function", "name": "..."} or {"type": "allowed_tools", "mode": "auto", "tools": [...]}'
+    )
+    computer = message(input=[{"type": "computer_call"}])
+    assert computer.endswith("not supported; send message, reasoning, function_call and function_call_output")
     both = message(input="a", structured_outputs={"regex": "a"}, text={"format": {"type": "json_object"}})
     assert both == "structured_outputs: not beside text.format; give one of them"
 

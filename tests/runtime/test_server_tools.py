@@ -21,7 +21,8 @@ from tokenizers import AddedToken
 
 ECHO = (
     '{#- <tool_call> "arguments" -#}'
-    "{% if show %}{{ messages | tojson }}{{ tools | tojson }}{{ enable_thinking }} {{ reasoning_effort }}"
+    "{% if show %}{{ messages | tojson }}{{ tools | tojson }}"
+    "{{ verbosity }}{{ enable_thinking }} {{ reasoning_effort }}"
     "{% else %}{{ messages[-1]['content'] }}{% endif %}"
     "{{ eos_token }}{% if add_generation_prompt and think %}<think>\n{% endif %}"
 )
@@ -46,6 +47,11 @@ def tokens_of(text: str) -> int:
 
 def user(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
+
+
+def allowed(*names: str, mode: str = "auto") -> Any:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +308,24 @@ def test_what_says_how_to_think(
     assert prompt(folder, log).endswith(f"{end}<|end|>")
 
 
+def test_verbosity_is_the_templates(client: openai.OpenAI, folder: Path, log: Path) -> None:
+    plain(client, "hi", max_tokens=1, verbosity="low", extra_body=SHOW)
+    assert prompt(folder, log).endswith("low <|end|>")
+
+
+def test_tools_that_are_not_allowed_stay_in_the_prompt(
+    client: openai.OpenAI, folder: Path, log: Path
+) -> None:
+    """OpenAI's words: so that what is cached of them stays good."""
+    seen = []
+    for choice in ("auto", allowed("weather"), allowed("now", mode="required")):
+        plain(client, "hi", max_tokens=1, tools=TOOLS, tool_choice=choice, extra_body=SHOW)
+        seen.append(prompt(folder, log))
+    assert len(set(seen)) == 1
+    assert "weather" in seen[0]
+    assert "now" in seen[0]
+
+
 # --- refused ----------------------------------------------------------------------------------------------
 
 
@@ -316,6 +340,13 @@ def test_what_says_how_to_think(
             "tools.0.function.parameters",
         ),
         ({"tools": [NOW], "tool_choice": "now"}, "tool_choice"),
+        ({"tools": [NOW], "tool_choice": allowed("then")}, "tool_choice"),
+        ({"tools": [NOW], "tool_choice": allowed()}, "tool_choice"),
+        ({"tools": [NOW], "tool_choice": allowed("now", mode="none")}, "tool_choice"),
+        ({"tools": [NOW], "tool_choice": allowed("now")["allowed_tools"]}, "tool_choice"),
+        ({"tools": [NOW], "tool_choice": {"type": "allowed_tools", "allowed_tools": [NOW]}}, "tool_choice"),
+        ({"tool_choice": allowed("now")}, "tool_choice"),
+        ({"verbosity": "shouting"}, "verbosity"),
         ({"tools": [NOW], "tool_choice": {"type": "function"}}, "tool_choice"),
         ({"tools": [NOW], "tool_choice": {"type": "function", "function": {"name": "then"}}}, "tool_choice"),
         ({"tool_choice": "auto"}, "tool_choice"),

@@ -17,7 +17,7 @@ from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.reading import Reading
 from sheaf_runtime.server.schemas import ChatCompletionRequest
 from sheaf_runtime.server.structured import constraint
-from sheaf_runtime.server.tools import NamedTool, schemas
+from sheaf_runtime.server.tools import AllowedTools, NamedTool, schemas
 from sheaf_runtime.text import Tokenizer
 
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -44,16 +44,17 @@ def held_output(body: ChatCompletionRequest, reading: Reading, tokenizer: Tokeni
 
 
 def _offers(body: ChatCompletionRequest) -> shapes.Offers:
-    """The functions whose calls are held, with their schemas: those that must be called, or all where one of
-    them is strict, or where words have a format."""
-    choice, tools = body.choice_of_tools, body.tools or []
+    """The functions whose calls are held, with their schemas: those that must be called, or all that may be
+    where one of them is strict, where not all may be, or where words have a format."""
+    choice, tools = body.choice_of_tools, body.callable_tools
     known = {name: schema or _NOTHING for name, schema in schemas(tools).items()}
     if isinstance(choice, NamedTool):
         return {choice.name: known[choice.name]}
     if choice == "required":
         return known
     strict = {tool.function.name for tool in tools if tool.function.strict}
-    if choice == "none" or not (strict or body.response_format):
+    some = isinstance(body.tool_choice, AllowedTools)
+    if choice == "none" or not (strict or some or body.response_format):
         return {}
     return {name: schema if name in strict else {"type": "object"} for name, schema in known.items()}
 

@@ -78,6 +78,13 @@ async def render_chat(service: Service, body: ChatInput, *, param: str = "messag
             # Two families of templates: some read the effort, some whether to think at all.
             thinks = body.reasoning_effort != "none"
             variables = {"enable_thinking": thinks, **variables, "reasoning_effort": body.reasoning_effort}
+        if body.verbosity is not None:
+            if body.verbosity != "medium" and "verbosity" not in template.source:
+                name = "verbosity" if param == "messages" else "text.verbosity"
+                raise ApiError(
+                    400, f"{name}: this model's chat template knows none; leave it out", param=name
+                )
+            variables = {**variables, "verbosity": body.verbosity}
     chosen = template
 
     def written(messages: Sequence[Message]) -> str:

@@ -42,7 +42,7 @@ class Reading:
         choice = body.choice_of_tools
         self.prompt = prompt
         self.reasoning_parser = service.server_config.reasoning_parser
-        self._calls = schemas(body.tools or []) if choice != "none" else None
+        self._calls = schemas(body.callable_tools) if choice != "none" else None
         self._choice = choice
         name = service.tool_parser
         self.in_channels = in_channels(name if self._calls is not None else None, self.reasoning_parser)

@@ -17,12 +17,21 @@ from sheaf_runtime.server.fields import (
 )
 from sheaf_runtime.server.messages import Message
 from sheaf_runtime.server.structured import ResponseFormat, StructuredOutputs
-from sheaf_runtime.server.tools import NamedTool, ToolChoice, ToolMode, Tools, check_choice
+from sheaf_runtime.server.tools import (
+    AllowedTools,
+    NamedTool,
+    Tool,
+    ToolChoice,
+    ToolMode,
+    Tools,
+    check_choice,
+)
 from sheaf_runtime.server.unsupported import ParameterError, refuse_unsupported
 
 Truncation = Annotated[int | None, Number("truncate_prompt_tokens")]
 # What the answer's id ends with. Nothing in the engine goes by it, so two may be equal.
 RequestId = Annotated[str | None, Field(pattern=r"^[!-~]{1,128}$")]
+Verbosity = Literal["low", "medium", "high"]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
@@ -131,6 +140,7 @@ class ChatCompletionRequest(Generate, ChatInput):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
     reasoning_effort: ReasoningEffort | None = None
+    verbosity: Verbosity | None = None
     include_reasoning: bool = True
 
     @model_validator(mode="after")
@@ -151,7 +161,18 @@ class ChatCompletionRequest(Generate, ChatInput):
     @property
     def choice_of_tools(self) -> ToolMode | NamedTool:
         """What holds where the request says nothing: auto if there are tools."""
-        return self.tool_choice or ("auto" if self.tools else "none")
+        choice = self.tool_choice
+        if isinstance(choice, AllowedTools):
+            return choice.mode
+        return choice or ("auto" if self.tools else "none")
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """Those that may be called. The model is told about all of them: what it remembers of them stays."""
+        tools, choice = self.tools or [], self.tool_choice
+        if not isinstance(choice, AllowedTools):
+            return tools
+        return [tool for tool in tools if tool.function.name in choice.names]
 
 
 class TokenizeRequest(ChatInput):

@@ -15,7 +15,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "prediction": (),
     "web_search_options": (),
-    "verbosity": (),
     # vLLM's
     "use_beam_search": (False,),
     "length_penalty": (1,),
@@ -26,6 +25,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none",),
     "parallel_tool_calls": (True, False),
     "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
     "include_reasoning": (True,),
 }
 # vLLM had them up to 0.11; what to write now.

@@ -153,7 +153,7 @@ def _echoed(body: ResponsesRequest, sampling: SamplingParams) -> Fields:
         "service_tier": "default",
         "store": False,
         "temperature": sampling.temperature,
-        "text": {"format": body.text.format, "verbosity": body.text.verbosity},
+        "text": {"format": body.text.format, "verbosity": body.text.verbosity or "medium"},
         "tool_choice": body.tool_choice,
         "tools": [{"parameters": None, "strict": None, **tool} for tool in body.tools],
         "top_logprobs": body.top_logprobs,

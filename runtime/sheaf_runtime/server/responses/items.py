@@ -8,6 +8,7 @@ from sheaf_runtime.server.fields import TEXT_PARTS
 from sheaf_runtime.server.unsupported import ParameterError
 
 Fields = dict[str, Any]
+_KNOWN = "send message, reasoning, function_call and function_call_output"
 
 
 def messages_of(given: str | list[Fields], instructions: str | None) -> list[Fields]:
@@ -40,11 +41,11 @@ def _add(messages: list[Fields], item: Fields, param: str) -> None:
             messages.append(turn := {"role": "assistant"})
         turn["content"] = content
     elif kind == "reasoning":
-        turn = _assistant(messages)
-        if len(turn) > 1:
-            messages.append(turn := {"role": "assistant"})
-        parts = item.get("content") or item.get("summary") or []
-        turn["reasoning"] = "\n".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+        if thoughts := _thoughts(item, param):
+            turn = _assistant(messages)
+            if len(turn) > 1:
+                messages.append(turn := {"role": "assistant"})
+            turn["reasoning"] = thoughts
     elif kind == "function_call":
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
         call = {"id": item.get("call_id"), "type": "function", "function": function}
@@ -58,7 +59,7 @@ def _add(messages: list[Fields], item: Fields, param: str) -> None:
     elif kind == "item_reference":
         raise ParameterError(param, "items are not stored here; send the item itself")
     else:
-        raise ParameterError(f"{param}.type", f"items of type {str(kind)[:40]!r} are not supported")
+        raise ParameterError(f"{param}.type", f"items of type {str(kind)[:40]!r} are not supported; {_KNOWN}")
 
 
 def _assistant(messages: list[Fields]) -> Fields:
@@ -66,6 +67,18 @@ def _assistant(messages: list[Fields]) -> Fields:
     if not messages or messages[-1]["role"] != "assistant":
         messages.append({"role": "assistant"})
     return messages[-1]
+
+
+def _thoughts(item: Fields, param: str) -> str:
+    """Themselves, or else the summary of them. Those that are encrypted nobody here can read."""
+    for name in ("content", "summary"):
+        parts = item.get(name) or []
+        texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+        if not (isinstance(parts, list) and all(isinstance(text, str) for text in texts)):
+            raise ParameterError(f"{param}.{name}", "must be a list of parts, each with a text")
+        if parts:
+            return "\n".join(map(str, texts))
+    return ""
 
 
 def _texts(content: Any, param: str) -> Any:

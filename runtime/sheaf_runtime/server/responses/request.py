@@ -9,7 +9,7 @@ from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema, mod
 from sheaf_runtime.server.errors import ApiError, from_validation
 from sheaf_runtime.server.fields import LogitBias, Number, Stop
 from sheaf_runtime.server.responses.items import is_unfinished, messages_of
-from sheaf_runtime.server.schemas import Body, ChatCompletionRequest, ReasoningEffort, RequestId
+from sheaf_runtime.server.schemas import Body, ChatCompletionRequest, ReasoningEffort, RequestId, Verbosity
 from sheaf_runtime.server.unsupported import ParameterError
 
 # Each would change the answer or where it is kept.
@@ -70,7 +70,7 @@ class TextOptions(Body):
     """``format`` is that of chats, without its inner object."""
 
     format: dict[str, Any] = Field({"type": "text"})
-    verbosity: Literal["medium"] = "medium"
+    verbosity: Verbosity | None = None
 
 
 class StreamOptions(Body):
@@ -127,6 +127,11 @@ class ResponsesRequest(Body):
     def with_logprobs(self) -> bool:
         return "message.output_text.logprobs" in self.include
 
+    @property
+    def _chooses_nothing(self) -> bool:
+        """Answers say "auto" also where there are no tools, and clients send that back."""
+        return not self.tools and self.tool_choice in ("auto", "none")
+
     def chat(self) -> ChatCompletionRequest:
         """Raises ``ApiError`` 400 that names this body's fields."""
         try:
@@ -135,8 +140,9 @@ class ResponsesRequest(Body):
                 "messages": messages,
                 "max_completion_tokens": self.max_output_tokens,
                 "tools": [_tool(tool, index) for index, tool in enumerate(self.tools)] or None,
-                "tool_choice": _choice(self.tool_choice) if self.tools else None,
+                "tool_choice": None if self._chooses_nothing else _choice(self.tool_choice),
                 "reasoning_effort": self.reasoning.effort if self.reasoning else None,
+                "verbosity": self.text.verbosity,
                 "response_format": _format(self.text.format),
                 "continue_final_message": is_unfinished(self.input),
                 "logprobs": self.with_logprobs,
@@ -160,6 +166,14 @@ _SAME = (
 )
 
 
+# Of a chat's tool_choice: what is an object of its own there.
+_FLAT = (
+    ('"function": {"name": "..."}', '"name": "..."'),
+    ('"allowed_tools": {"mode"', '"mode"'),
+    ("]}", "]"),
+)
+
+
 def _renamed(error: ApiError) -> ApiError:
     """An error about the chat, in this body's names."""
     param = error.param or ""
@@ -168,7 +182,9 @@ def _renamed(error: ApiError) -> ApiError:
     if first == "tools":
         name = f"tools.{rest.replace('function.', '')}"
     message = str(error.detail).replace("response_format", "text.format")
-    message = message.replace('"function": {"name": "..."}', '"name": "..."')
+    if name == "tool_choice":
+        for chats, own in _FLAT:
+            message = message.replace(chats, own)
     return ApiError(400, message.replace(param, name, 1) if param else message, param=name or None)
 
 
@@ -181,8 +197,16 @@ def _tool(tool: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def _choice(choice: str | dict[str, Any]) -> Any:
-    if isinstance(choice, dict) and choice.get("type") == "function":
+    """As a chat has it, with the name of a function in an object of its own."""
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") == "function":
         return {"type": "function", "function": {"name": choice.get("name")}}
+    if choice.get("type") == "allowed_tools":
+        tools = choice.get("tools")
+        if isinstance(tools, list):
+            tools = [_choice(tool) if isinstance(tool, dict) else tool for tool in tools]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": tools}}
     return choice
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -50,9 +51,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     the card for weights, activations and pool together. ``num_gpu_blocks_override`` beats both.
     A prompt of more than ``long_prefill_token_threshold`` tokens (0: half of ``max_num_batched_tokens``) is
     long: it leaves room in each step for shorter ones that wait, and at most ``max_num_partial_prefills`` of
-    them are computed side by side. ``max_waiting_requests`` and ``max_waiting_tokens`` (of prompts; None: any
-    number) bound what waits. Without ``seed`` each start draws its own. ``hf_overrides`` replace keys
-    of ``config.json``.
+    them are computed side by side. ``target_inter_token_ms``: what a step with decodes may last, by sizing
+    the share of prompts in it; None: see ``engine/prompt_share``. ``max_waiting_requests`` and
+    ``max_waiting_tokens`` (of prompts; None: any number) bound what waits. Without ``seed`` each start draws
+    its own. ``hf_overrides`` replace keys of ``config.json``.
     """
 
     model: str
@@ -75,6 +77,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting_tokens: int | None = None
     long_prefill_token_threshold: int = 0
     max_num_partial_prefills: int = 1
+    target_inter_token_ms: float | None = None
     enable_prefix_caching: bool = True
     kv_events_config: KVEventsConfig = KVEventsConfig()
     pipeline_depth: Literal[0, 1] = 1
@@ -134,6 +137,10 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
         value = getattr(config, name)
         if value is not None and value < lowest:
             raise ValueError(f"{spell(name)} must be at least {lowest}, got {value}")
+    for name in ("target_inter_token_ms",):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{spell(name)} must be a number of milliseconds above 0, got {value}")
     if config.max_num_seqs > MOST_SEQS:
         raise ValueError(f"{spell('max_num_seqs')} must be at most {MOST_SEQS}, got {config.max_num_seqs}")
     if config.max_num_batched_tokens < config.max_num_seqs:
@@ -142,3 +149,8 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
             f"{spell('max_num_seqs')} ({config.max_num_seqs}): a step has to hold a token of each running "
             "request; raise it"
         )
+
+
+def seconds(milliseconds: float | None) -> float | None:
+    """Of a flag that ends in ``_ms``."""
+    return None if milliseconds is None else milliseconds / 1000

@@ -64,6 +64,7 @@ def test_every_request_gets_its_tokens(seed, depth):
         max_num_batched_tokens=budget,
         long_prefill_token_threshold=r.choice([0, 0, 1, 4]),
         max_num_partial_prefills=r.choice([1, 1, 2, 3]),
+        target_inter_token_ms=r.choice([None, None, 1e-3, 5.0, 40.0]),
         enable_prefix_caching=r.random() < 0.7,
         pipeline_depth=depth,
     )
@@ -79,7 +80,8 @@ def test_every_request_gets_its_tokens(seed, depth):
     num_blocks = 1 + max(1, kv.num_pages(longest) + r.choice([-2, 0, 3, 9, longest // block_size, 90]))
     info = Info(num_blocks=num_blocks, kv_groups=groups, max_model_len=100, pools_all=r.random() < 0.5)
     salts = {j.message.sampling.seed: hash(root_digest(cache_salt=j.message.cache_salt)) for j in jobs}
-    executor = CheckedExecutor(info, block_size, max_num_seqs, budget, salts)
+    seconds = r.choice([None, lambda plan: r.uniform(0, 1) ** 4 + len(plan.scheduled) / 1000])
+    executor = CheckedExecutor(info, block_size, max_num_seqs, budget, salts, seconds)
     run(jobs, EngineCore(executor, config))
     for job in jobs:
         m = job.message

@@ -86,6 +86,7 @@ def test_steps_can_be_launched_ahead(executor: LocalExecutor, tiny_llama: Callab
     executor.sample()
     results = [executor.collect() for _ in range(3)]
     assert [r.step for r in results] == [0, 1, 2]
+    assert all(r.seconds is not None and 0 < r.seconds < 60 for r in results)
     assert [(s.req_id, s.epoch) for r in results for s in r.sampled] == [(0, 10)] * 3
     assert [s.token_ids[0] for r in results for s in r.sampled] == expected(tiny_llama, prompt, 3)
 

@@ -12,6 +12,7 @@ names must not be given to anybody until it is collected.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sheaf_runtime.protocol.pooling import PoolingParams
@@ -100,6 +101,7 @@ class CheckedExecutor:
     max_num_seqs: int
     max_num_batched_tokens: int
     salts: dict[int, int] = field(default_factory=dict)
+    seconds: Callable[[StepPlan], float] | None = None  # that a step is said to have taken
 
     def __post_init__(self) -> None:
         self.rows: dict[int, Mirror] = {}
@@ -130,7 +132,8 @@ class CheckedExecutor:
         assert sampled
         self.named.popleft()
         sampled, pooled = self._run(plan)
-        return StepResult(step=plan.step, sampled=sampled, pooled=pooled)
+        seconds = None if self.seconds is None else self.seconds(plan)
+        return StepResult(step=plan.step, sampled=sampled, pooled=pooled, seconds=seconds)
 
     def warm_up(self) -> None:
         pass

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
-from sheaf_runtime.config import EngineConfig, check_config
+from sheaf_runtime.config import EngineConfig, check_config, seconds
 from sheaf_runtime.engine.admission import Limits, refuse
 from sheaf_runtime.engine.kv_events import KVEventLog
 from sheaf_runtime.engine.queue_limits import DrainRate, QueueLimits, retry_after
@@ -47,6 +47,7 @@ class EngineCore:
             max_num_batched_tokens=config.max_num_batched_tokens,
             long_prefill_token_threshold=config.long_prefill_token_threshold,
             max_num_partial_prefills=config.max_num_partial_prefills,
+            target_inter_token=seconds(config.target_inter_token_ms),
             prefix_caching=config.enable_prefix_caching,
             pipeline_depth=config.pipeline_depth,
         )

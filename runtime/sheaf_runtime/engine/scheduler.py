@@ -16,9 +16,11 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sheaf_runtime.engine.cost_model import CostModel, StepWork
 from sheaf_runtime.engine.kv_cache import BlockTables, KVCache
+from sheaf_runtime.engine.prompt_share import PromptRoom
 from sheaf_runtime.engine.request import Request, Status
 from sheaf_runtime.protocol.messages import FinishReason, TokenLogprobs
 from sheaf_runtime.worker.plan import (
@@ -67,9 +69,28 @@ class _Launched:
     sample: bool
 
 
+@dataclass(slots=True)
+class _Step:
+    """The step that is planned: ``chosen`` requests with their tokens and new pages."""
+
+    room: PromptRoom
+    chosen: dict[Request, tuple[int, BlockIds]] = field(default_factory=dict)
+    reserve: int = 0  # tokens that long prompts leave to shorter ones, which run or wait
+    short_of_pages: bool = False
+
+    def part(self, start: int, wanted: int, sharing: int) -> int:
+        """Of ``wanted`` tokens from ``start`` those that there is room for; where ``sharing`` long prompts
+        are to have equal parts, of what is not reserved."""
+        if not sharing:
+            return self.room.holds(start, wanted)
+        left = max(0, self.room.holds(start, self.room.tokens) - self.reserve)
+        return min(wanted, -(-left // sharing))
+
+
 class Scheduler:
     """``max_num_batched_tokens`` is the token budget of a step, ``pipeline_depth`` how many launched steps
-    may be uncommitted when the next one is planned.
+    may be uncommitted when the next one is planned. ``target_inter_token``: seconds that a step with decodes
+    may last; None: as ``prompt_share`` says.
 
     More than ``long_prefill_token_threshold`` tokens to go (0: half of the budget) make a prompt long. It
     leaves up to half of a step to shorter ones that wait, so that those start beside it; at most
@@ -85,6 +106,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         long_prefill_token_threshold: int = 0,
         max_num_partial_prefills: int = 1,
+        target_inter_token: float | None = None,
         prefix_caching: bool = True,
         pipeline_depth: int = 0,
     ) -> None:
@@ -99,10 +121,12 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self._long = long_prefill_token_threshold or max(1, max_num_batched_tokens // 2)
         self._max_num_partial = max_num_partial_prefills
+        self._target_inter_token = target_inter_token
+        self.costs = CostModel()
         self.waiting: list[Request] = []  # both sorted by rank
         self.running: list[Request] = []
         self.counters = Counters()
-        self._launched: deque[tuple[int, list[_Launched]]] = deque()
+        self._launched: deque[tuple[int, StepWork, list[_Launched]]] = deque()
         self._late: list[tuple[int, BlockTables]] = []  # (step that must be committed first, pages)
         self._ended: list[int] = []  # ids that the worker does not know to have ended yet
         self._next_step = 0
@@ -138,11 +162,11 @@ class Scheduler:
 
         Then either a launched step must be committed first, or there are no requests.
         """
-        chosen: dict[Request, tuple[int, BlockIds]] = {}
-        reserve = self._reserve()
-        budget, short_of_pages = self._schedule_running(chosen, reserve)
-        admitted = [] if short_of_pages else self._admit(chosen, budget, reserve, now)
-        if not chosen:
+        plan = _Step(PromptRoom(self.costs, self.max_num_batched_tokens))
+        self._schedule_decodes(plan)
+        self._schedule_prompts(plan)
+        admitted = [] if plan.short_of_pages else self._admit(plan, now)
+        if not plan.chosen:
             assert self._launched or not self.busy, "nothing runs and nothing can"
             return None
         new = [
@@ -162,8 +186,9 @@ class Scheduler:
         self._next_step += 1
         scheduled = []
         launched = []
-        for request, (num_tokens, new_block_ids) in chosen.items():
-            start = request.computed + request.in_flight
+        work = StepWork()
+        for request, (num_tokens, new_block_ids) in plan.chosen.items():
+            start = _start(request)
             sample = start + num_tokens == len(request.token_ids) + request.in_flight_samples
             scheduled.append(
                 Scheduled(
@@ -176,16 +201,46 @@ class Scheduler:
                 )
             )
             launched.append(_Launched(request, request.epoch, num_tokens, sample))
+            work.add(start, num_tokens)
             request.in_flight += num_tokens
             request.in_flight_samples += sample
             request.last_step = step
         ended, self._ended = self._ended, []
-        self._launched.append((step, launched))
+        self._launched.append((step, work, launched))
         return StepPlan(step=step, ended=ended, new=new, scheduled=scheduled)
 
-    def _reserve(self) -> int:
-        """Tokens of the step that long prompts leave to shorter ones that wait."""
-        most, seats, wanted = self.max_num_batched_tokens // 2, self.max_num_seqs - len(self.running), 0
+    def _schedule_decodes(self, step: _Step) -> None:
+        """Running requests that have one token to go; what they leave is the room for prompts."""
+        for request in self.running.copy():
+            if request.status is Status.RUNNING and request.num_to_compute == 1:
+                self._choose(step, request)
+        decodes = StepWork()
+        for request in step.chosen:
+            decodes.add(_start(request), 1)
+        prefills = sum(r.num_to_compute > 1 for r in self.running)
+        step.room.leave_for(
+            decodes,
+            prompts=prefills + min(len(self.waiting), self.max_num_seqs - len(self.running)),
+            target=self._target_inter_token,
+        )
+
+    def _schedule_prompts(self, step: _Step) -> None:
+        """Chunks of the running requests' prompts."""
+        prefills = [r for r in self.running if r.num_to_compute > 1]
+        step.reserve = self._reserve(step.room, prefills)
+        num_long = min(self._max_num_partial, sum(r.num_to_compute > self._long for r in prefills))
+        for request in prefills:
+            if request.status is not Status.RUNNING:  # preempted by one before it
+                continue
+            if request.num_to_compute > self._long:
+                self._choose(step, request, sharing=max(1, num_long))
+                num_long -= 1
+            else:
+                step.reserve = max(0, step.reserve - self._choose(step, request))
+
+    def _reserve(self, room: PromptRoom, prefills: list[Request]) -> int:
+        most, seats = room.holds(0, room.tokens) // 2, self.max_num_seqs - len(self.running)
+        wanted = sum(r.num_to_compute for r in prefills if r.num_to_compute <= self._long)
         for request in self.waiting:
             if wanted >= most or seats <= 0:
                 break
@@ -194,47 +249,25 @@ class Scheduler:
                 seats -= 1
         return min(wanted, most)
 
-    def _schedule_running(
-        self, chosen: dict[Request, tuple[int, BlockIds]], reserve: int
-    ) -> tuple[int, bool]:
-        """Fill ``chosen`` with (tokens, new pages) of running requests. Returns the budget that is left and
-        whether pages ran out."""
-        budget = self.max_num_batched_tokens
-        short_of_pages = False
-        decodes, prefills = [], []
-        for request in self.running:
-            to_compute = request.num_to_compute
-            if to_compute == 1:
-                decodes.append((request, 1))
-            elif to_compute > 1:
-                prefills.append((request, to_compute))
-        num_long = min(self._max_num_partial, sum(to_compute > self._long for _, to_compute in prefills))
-        for request, to_compute in decodes + prefills:
-            if budget == 0:
-                break
-            if request.status is not Status.RUNNING:  # preempted by one before it
-                continue
-            sharing, num_long = num_long, num_long - (to_compute > self._long)
-            while True:
-                num_tokens = min(to_compute, budget)
-                if to_compute > self._long:  # an equal part of what is left for those that are left
-                    num_tokens = min(num_tokens, -(-max(0, budget - reserve) // max(1, sharing)))
-                    if num_tokens == 0:
-                        break
-                new_block_ids = self._grow(request, num_tokens)
-                if new_block_ids is not None:
-                    chosen[request] = (num_tokens, new_block_ids)
-                    budget -= num_tokens
-                    break
-                short_of_pages = True
-                # Pages are on their way, or this request is the one that has to wait for the others.
-                if self._late or self.running[-1] is request:
-                    break
-                victim = self.running[-1]
-                cancelled = chosen.pop(victim, None)
-                budget += cancelled[0] if cancelled else 0
-                self._preempt(victim)
-        return budget, short_of_pages
+    def _choose(self, step: _Step, request: Request, sharing: int = 0) -> int:
+        """Put as many more tokens of a running request into the step as there is room for, and return their
+        number: 0 if there are no pages for them."""
+        start = _start(request)
+        while num_tokens := step.part(start, request.num_to_compute, sharing):
+            new_block_ids = self._grow(request, num_tokens)
+            if new_block_ids is not None:
+                step.chosen[request] = (num_tokens, new_block_ids)
+                step.room.take(start, num_tokens)
+                return num_tokens
+            step.short_of_pages = True
+            # Pages are on their way, or this request is the one that has to wait for the others.
+            if self._late or self.running[-1] is request:
+                return 0
+            victim = self.running[-1]
+            if victim in step.chosen:
+                step.room.give_back(_start(victim), step.chosen.pop(victim)[0])
+            self._preempt(victim)
+        return 0
 
     def _grow(self, request: Request, num_tokens: int) -> BlockIds | None:
         held = _tables(request)
@@ -243,9 +276,7 @@ class Scheduler:
             return self._no_new_blocks
         return self.kv.grow(held, end)
 
-    def _admit(
-        self, chosen: dict[Request, tuple[int, BlockIds]], budget: int, reserve: int, now: float
-    ) -> list[Request]:
+    def _admit(self, step: _Step, now: float) -> list[Request]:
         """Take requests off the waiting list while they fit.
 
         Admission is by pages: a request must fit with all its tokens so far and one page to grow, after
@@ -254,42 +285,45 @@ class Scheduler:
         no room in the step, and a request that waits for another's pages, let later ones pass.
         """
         admitted: list[Request] = []
-        if not self.waiting or budget == 0 or len(self.running) >= self.max_num_seqs:
+        room = step.room
+        if not self.waiting or room.holds(0, 1) == 0 or len(self.running) >= self.max_num_seqs:
             return admitted
         promised = sum(max(0, self._pages_soon(r) - _tables(r).num_held) for r in self.running)
-        num_partial = sum(r.num_to_compute > n for r, (n, _) in chosen.items())
+        num_partial = sum(r.num_to_compute > n for r, (n, _) in step.chosen.items())
         for request in self.waiting.copy():
-            if budget == 0 or len(self.running) >= self.max_num_seqs:
+            if room.holds(0, 1) == 0 or len(self.running) >= self.max_num_seqs:
                 break
-            if request.must_wait or (request.num_to_compute > self._long and budget <= reserve):
+            if request.must_wait or (
+                request.num_to_compute > self._long and room.holds(0, room.tokens) <= step.reserve
+            ):
                 continue
             hit = self.kv.find_hit(
                 request.token_ids[:1] if request.must_compute_all else request.token_ids,
                 request.root,
                 request.digests,
             )
-            num_tokens = len(request.token_ids) - hit.num_published * self.kv.block_size
-            num_tokens = min(num_tokens, request.final_length - hit.num_published * self.kv.block_size)
-            allowed = budget
+            start = hit.num_published * self.kv.block_size
+            num_tokens = min(len(request.token_ids), request.final_length) - start
             if num_tokens > self._long:
-                allowed = budget - reserve
-                if allowed < num_tokens and num_partial >= self._max_num_partial:
+                allowed = step.part(start, num_tokens, 1)
+                if allowed == 0 or (allowed < num_tokens and num_partial >= self._max_num_partial):
                     continue
+            else:
+                allowed = room.holds(start, num_tokens)
             needed = self.kv.pages_to_admit(hit, self._soon(request))
-            if needed + promised > self.kv.pool.num_available:
+            if allowed == 0 or needed + promised > self.kv.pool.num_available:
                 break
             _remove(self.waiting, request)
             insort(self.running, request, key=_rank)
             self._start(request, hit, now)
             if num_tokens <= self._long:
-                reserve = max(0, reserve - num_tokens)
+                step.reserve = max(0, step.reserve - num_tokens)
             num_partial += allowed < num_tokens
-            num_tokens = min(num_tokens, allowed)
-            grown = self.kv.grow(hit, request.computed + num_tokens)
+            grown = self.kv.grow(hit, start + allowed)
             assert grown is not None
-            budget -= num_tokens
+            room.take(start, allowed)
             promised += max(0, self._pages_soon(request) - hit.num_held)
-            chosen[request] = (num_tokens, self._no_new_blocks)  # they go with the NewRequest
+            step.chosen[request] = (allowed, self._no_new_blocks)  # they go with the NewRequest
             admitted.append(request)
         return admitted
 
@@ -323,8 +357,10 @@ class Scheduler:
 
     def commit(self, result: StepResult, now: float) -> list[Output]:
         """Take in the oldest launched step: publish its pages, append its tokens, end what is over."""
-        step, launched = self._launched.popleft()
+        step, work, launched = self._launched.popleft()
         assert result.step == step, f"got the result of step {result.step}, expected {step}"
+        if result.seconds is not None:
+            self.costs.observe(work, result.seconds)
         sampled = {(s.req_id, s.epoch): s for s in result.sampled}
         scored = {(s.req_id, s.epoch): s.logprobs for s in result.scored}
         pooled = {(p.req_id, p.epoch): p for p in result.pooled}
@@ -443,6 +479,11 @@ def _remove(requests: list[Request], request: Request) -> None:
     index = bisect_left(requests, request.rank, key=_rank)
     assert requests[index] is request
     del requests[index]
+
+
+def _start(request: Request) -> int:
+    """The first position that is not launched yet."""
+    return request.computed + request.in_flight
 
 
 def _tables(request: Request) -> BlockTables:

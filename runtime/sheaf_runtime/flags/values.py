@@ -71,6 +71,16 @@ def some_seconds(text: str) -> float:
     return value
 
 
+def milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 < value <= A_YEAR * 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of milliseconds above 0")
+    return value
+
+
 def fraction(text: str) -> float:
     try:
         value = float(text)

@@ -167,6 +167,13 @@ def scheduling(add: Add) -> None:
         help="most long prompts that are computed side by side",
     )
     add(
+        "--target-inter-token-ms",
+        type=values.milliseconds,
+        metavar="MS",
+        help="between two tokens of a request: prompts get as much of each step as that leaves "
+        "(default: steps with prompts last under three times those without)",
+    )
+    add(
         "--max-waiting-requests",
         type=values.positive,
         default=ENGINE.max_waiting_requests,

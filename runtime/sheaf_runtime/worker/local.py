@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from sheaf_runtime.worker.memory import (
 )
 from sheaf_runtime.worker.plan import KVGroup, StepPlan, StepResult
 from sheaf_runtime.worker.runner import Runner
+from sheaf_runtime.worker.step_timer import CudaTimer, HostTimer
 from sheaf_runtime.worker.warmup import warm_up_plans
 
 logger = logging.getLogger(__name__)
@@ -85,7 +87,8 @@ class LocalExecutor:
             device=str(model.device),
         )
         self._runner: Runner | None = self._submit(Runner, model, config, num_blocks).result()
-        self._launched: deque[list[Future[Any]]] = deque()  # forward and, once asked for, sample
+        # Forward and, once asked for, sample of each step.
+        self._launched: deque[tuple[HostTimer | CudaTimer, list[Future[Any]]]] = deque()
 
     @property
     def kv_caches(self) -> list[tuple[Tensor, Tensor]]:
@@ -93,16 +96,21 @@ class LocalExecutor:
         return self._running().kv_caches
 
     def launch(self, plan: StepPlan) -> None:
-        self._launched.append([self._submit(self._running().forward, plan)])
+        timed = self._timer()
+        self._launched.append((timed, [self._submit(timed(self._running().forward), plan)]))
 
     def sample(self, masks: TokenMasks | None = None) -> None:
-        self._launched[-1].append(self._submit(self._running().sample, masks))
+        timed, futures = self._launched[-1]
+        futures.append(self._submit(timed(self._running().sample), masks))
 
     def collect(self) -> StepResult:
-        forward, sampled = self._launched.popleft()
+        timed, (forward, sampled) = self._launched.popleft()
         forward.result()
         result: StepResult = sampled.result()()
-        return result
+        return msgspec.structs.replace(result, seconds=timed.seconds())
+
+    def _timer(self) -> HostTimer | CudaTimer:
+        return CudaTimer() if self._thread is None else HostTimer()
 
     def warm_up(self) -> None:
         """Run the shapes that matter once; needs an idle executor."""

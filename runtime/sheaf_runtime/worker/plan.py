@@ -91,10 +91,13 @@ class PooledVector(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """``seconds`` that the device was busy with the step; None where nobody measured."""
+
     step: int
     sampled: list[SampledTokens]
     scored: list[ScoredTokens] = []
     pooled: list[PooledVector] = []
+    seconds: float | None = None
 
 
 class KVGroup(msgspec.Struct, frozen=True, kw_only=True):

@@ -633,6 +633,31 @@ def test_keep_alive_connections_are_reused(http: httpx.Client) -> None:
         assert "connection" not in response.headers
 
 
+def test_invocations(http: httpx.Client) -> None:
+    """SageMaker's one route, in a stream too."""
+    chat = {"messages": HI, "max_tokens": 4, "request_id": "one"}
+    answer = http.post("/invocations", json=chat).json()
+    assert (answer["id"], answer["object"]) == ("chatcmpl-one", "chat.completion")
+    told = http.post("/invocations", json={"prompt": "hello", "max_tokens": 12, "echo": True}).json()
+    assert told["choices"][0]["text"] == "hellohellohello"
+    assert http.post("/invocations", json={"input": "hi"}).json()["object"] == "response"
+    with http.stream("POST", "/invocations", json=chat | {"stream": True}) as stream:
+        lines = [line for line in stream.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[0].removeprefix("data: "))["id"] == "chatcmpl-one"
+    for content in (b"", b"{", b"[]", b"5", b"{}", b'{"inputs": "a"}', b'{"messages": []}', b'{"prompt": 5}'):
+        refused = http.post("/invocations", content=content, headers={"content-type": "application/json"})
+        assert refused.status_code == 400, content
+    assert refused.json()["error"]["param"] == "prompt"  # as the route that was meant says it
+    assert http.get("/invocations").status_code == 405
+
+
+def test_ping(http: httpx.Client) -> None:
+    for method in ("GET", "POST", "HEAD"):
+        answer = http.request(method, "/ping")
+        assert (answer.status_code, answer.content) == (200, b"")
+
+
 def test_api_key(folder: Path, tmp_path: Path) -> None:
     with serving(folder, tmp_path, "--api-key", "secret", "--served-model-name", MODEL) as server:
         server.wait_ready()
@@ -643,5 +668,6 @@ def test_api_key(folder: Path, tmp_path: Path) -> None:
                 client.models.list()
             assert refused.value.code == "invalid_api_key"
         error_of(httpx.get(f"{server.url}/v1/models"), 401)
-        for path in ("/health", "/ready", "/metrics", "/version"):
+        assert httpx.post(f"{server.url}/invocations", json={"prompt": "a"}).status_code == 401
+        for path in ("/health", "/ready", "/ping", "/metrics", "/version"):
             assert server.status(path) == 200

@@ -39,10 +39,15 @@ def streamed_error(lines: Iterator[str]) -> dict[str, Any]:
     return error
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("admitted", [True, False])
+@pytest.mark.parametrize(
+    ("stream", "admitted", "path"),
+    [
+        *((stream, admitted, "/v1/completions") for stream in (False, True) for admitted in (True, False)),
+        (True, True, "/invocations"),
+    ],
+)
 def test_a_closed_connection_aborts_the_request(
-    folder: Path, tmp_path: Path, stream: bool, admitted: bool
+    folder: Path, tmp_path: Path, stream: bool, admitted: bool, path: str
 ) -> None:
     log = tmp_path / "core.log"
     with serving(folder, tmp_path, fake=SLOW | {"log": str(log)}) as server:
@@ -50,8 +55,8 @@ def test_a_closed_connection_aborts_the_request(
         body = json.dumps(FOREVER | {"stream": stream, "n": 2}).encode()
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(body), body)
+                b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\n\r\n%s" % (path.encode(), len(body), body)
             )
             if admitted:
                 wait_for(lambda: server.metric("vllm:num_requests_running") == 2, "both to run")

@@ -23,12 +23,17 @@ from tiny_pooling import append_end, write_embedder, write_scorer
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 PROMPTS = {"query": "Instruct: find pages\nQuery:", "document": ""}
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if not loop.last %} {% endif %}{% endfor %}"
+    "{% if loud %}!{% endif %}{% if add_generation_prompt %} [assistant]{% endif %}"
+)
 TEXTS = ["A sheaf is a bundle of pages", "read", "", " ", "\u00e9t\u00e9 \U0001f33e \u4e16\u754c", "read"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = write_embedder(tmp_path_factory.mktemp("embedder"), prompts=PROMPTS)
+    (made / "chat_template.jinja").write_text(TEMPLATE)
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps(config | {"matryoshka_dimensions": [8, 16]}))
     return made
@@ -94,6 +99,141 @@ def test_base64_of_either_byte_order(server: Served, expected: Any) -> None:
         close([np.frombuffer(base64.b64decode(data[0]["embedding"]), kind)], want)
 
 
+KINDS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+
+
+def unpacked(data: bytes, kind: str, order: str) -> np.ndarray:
+    """As a client of vLLM reads it."""
+    size = KINDS[kind].itemsize
+    bits = np.frombuffer(data, f"{'>' if order == 'big' else '<'}u{size}").astype(f"=u{size}")
+    return torch.from_numpy(bits).view(KINDS[kind]).float().numpy()
+
+
+@pytest.mark.parametrize("order", ["native", "little", "big"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_as_bytes(server: Served, expected: Any, kind: str, order: str) -> None:
+    """vLLM's encodings; vllm#6744: base64 of another type than the client reads had twice the numbers."""
+    body: dict[str, Any] = {
+        "input": TEXTS[:3],
+        "embed_dtype": kind,
+        "endianness": order,
+        "request_id": "mine",
+    }
+    want = torch.tensor(expected(TEXTS[:3])).to(KINDS[kind]).float().numpy()
+    answer = post(server, "/v1/embeddings", **body, encoding_format="bytes")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    about = json.loads(answer.headers["metadata"])
+    assert (about["id"], about["model"], about["usage"]["prompt_tokens"] > 3) == ("embd-mine", "m", True)
+    assert about["data"][2] == {
+        "index": 2,
+        "embed_dtype": kind,
+        "endianness": order,
+        "shape": [48],
+        "start": len(answer.content) // 3 * 2,
+        "end": len(answer.content),
+    }
+    step = 0.3 if "fp8" in kind else 0.01  # a number may lie on the other side of a border between two
+    for item, row in zip(about["data"], want, strict=True):
+        got = unpacked(answer.content[item["start"] : item["end"]], kind, order)
+        np.testing.assert_allclose(got, row, rtol=step, atol=1e-2)
+    bare = post(server, "/v1/embeddings", **body, encoding_format="bytes_only")
+    assert (bare.content, "metadata" in bare.headers) == (answer.content, False)
+    told = post(server, "/v1/embeddings", **body, encoding_format="base64").json()["data"]
+    assert b"".join(base64.b64decode(item["embedding"]) for item in told) == answer.content
+
+
+def test_a_header_is_not_made_longer_than_clients_read(server: Served) -> None:
+    body: dict[str, Any] = {"input": [[5]] * 400, "encoding_format": "bytes"}
+    refused = post(server, "/v1/embeddings", **body).json()["error"]
+    assert (refused["param"], "bytes_only" in refused["message"]) == ("encoding_format", True)
+    bare = post(server, "/v1/embeddings", **body | {"encoding_format": "bytes_only"})
+    assert len(bare.content) == 400 * 48 * 4
+
+
+def test_a_chat_is_one_input(server: Served, expected: Any, folder: Path) -> None:
+    """vLLM's chat embeddings: no words begin the answer unless that is asked for, and no special tokens are
+    added to the template's."""
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "read"}]
+
+    def of(**more: Any) -> list[float]:
+        answer = post(server, "/v1/embeddings", messages=messages, **more)
+        assert answer.status_code == 200, answer.text
+        (item,) = answer.json()["data"]
+        return item["embedding"]  # type: ignore[no-any-return]
+
+    text = "[system] Be brief. [user] read"
+
+    def ids(said: str) -> list[float]:
+        tokens = tokenizer.encode(said, add_special_tokens=False)
+        return post(server, "/v1/embeddings", input=tokens).json()["data"][0]["embedding"]  # type: ignore[no-any-return]
+
+    close(of(), np.array(ids(text)))
+    close(of(add_generation_prompt=True), np.array(ids(f"{text} [assistant]")))
+    close(of(chat_template_kwargs={"loud": True}), np.array(ids(f"{text}!")))
+    close([of(add_special_tokens=True)], expected([text]))
+    close(of(truncate_prompt_tokens=5), np.array(ids(tokenizer.decode(tokenizer.encode(text)[:5]))))
+    assert len(of(dimensions=8)) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": "a"}, None),
+        ({"messages": []}, "messages"),
+        ({"prompt_name": "query"}, "prompt_name"),
+        ({"chat_template": "{{ messages }}"}, "chat_template"),
+        ({"messages": [{"role": "alien", "content": "a"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": "x" * 999}]}, "messages"),
+        ({"add_generation_prompt": True, "continue_final_message": True}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
+    ],
+)
+def test_chats_that_are_refused(server: Served, change: dict[str, Any], param: str | None) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], **change}
+    answer = post(server, "/v1/embeddings", **body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+    alone = post(server, "/v1/embeddings", input="a", chat_template_kwargs={})
+    assert alone.json()["error"]["param"] == "chat_template_kwargs"
+
+
+def bare(value: Any) -> Any:
+    """Without the time, and without what two runs may round in two ways."""
+    if isinstance(value, dict):
+        return {key: bare(item) for key, item in value.items() if key != "created"}
+    if isinstance(value, list):
+        return [bare(item) for item in value]
+    return round(value, 2) if isinstance(value, float) else value
+
+
+def test_invocations_of_a_model_that_pools(server: Served) -> None:
+    """SageMaker's one route; vllm#20758: a reranker's requests ended in a 500."""
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/embeddings", {"input": ["a", "b"], "request_id": "x"}),
+        ("/v1/embeddings", {"messages": [{"role": "user", "content": "a"}], "request_id": "x"}),
+        ("/rerank", {"query": "a", "documents": ["b", "c"], "request_id": "x"}),
+        ("/score", {"text_1": "a", "text_2": "b", "request_id": "x"}),
+        ("/score", {"queries": "a", "documents": "b", "request_id": "x"}),
+        ("/rerank", {"query": "a"}),  # what is wrong is told as there
+        ("/v1/embeddings", {"input": "a", "model": "other"}),
+    ]
+    for path, body in bodies:
+        there, here = post(server, path, **body), post(server, "/invocations", **body)
+        assert here.status_code == there.status_code
+        want, got = there.json(), here.json()
+        assert bare(got) == bare(want), path
+    for wrong in ({"prompt": "a"}, {}, {"inputs": "a"}):
+        refused = post(server, "/invocations", **wrong)
+        assert refused.status_code == 400
+        assert "one of input, messages, query" in refused.json()["error"]["message"]
+
+
 def test_token_lists(client: openai.OpenAI) -> None:
     one = client.embeddings.create(model="m", input=[5, 6, 7]).data
     two = client.embeddings.create(model="m", input=[[9, 8], [5, 6, 7]]).data
@@ -143,7 +283,8 @@ def test_truncation_keeps_the_beginning_and_the_token_at_the_end(server: Served)
         {"input": [320]},
         {"input": [-1]},
         {"input": "a", "encoding_format": "int8"},
-        {"input": "a", "embed_dtype": "float16"},
+        {"input": "a", "embed_dtype": "int8"},
+        {"input": "a", "endianness": "middle"},
         {"input": "a", "truncate_prompt_tokens": 0},
         {"input": "a", "normalize": True},
         {"input": ["a"] * 1025},
@@ -291,8 +432,11 @@ def test_the_best_few_without_their_texts(server: Served) -> None:
         ("/score", {"text_1": "a", "text_2": 5}, "text_2", "must be a valid string or a valid list"),
         ("/score", {"queries": "a", "items": ["b", 5]}, "items.1", "valid string"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_2", "2 text_1 need as many, got 1"),
-        ("/rerank", {"query": "a", "documents": ["b", "x" * 999]}, "documents", "the documents has 1000"),
-        ("/rerank", {"query": "x" * 999, "documents": ["b"]}, "query", "the query has 1000"),
+        ("/rerank", {"query": "a", "documents": ["b", "x" * 999]}, "documents", "documents 1 has 1000"),
+        ("/rerank", {"query": "x" * 999, "documents": ["b"]}, "query", "query 0 has 1000"),
+        ("/v1/embeddings", {"input": ["a", "b", "x" * 999]}, "input", "input 2 has 1000"),
+        ("/v1/embeddings", {"input": ["a", "x" * 99_999]}, "input", "input 1 has at least"),
+        ("/v1/embeddings", {"input": [[5], [5] * 999]}, "input", "input 1 has 999"),
     ],
 )
 def test_what_is_wrong_with_a_pair_is_named(

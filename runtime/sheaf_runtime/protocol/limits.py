@@ -95,17 +95,24 @@ def refuse_ids(name: str, ids: Iterable[int], vocab_size: int) -> Refusal | None
 
 
 def refuse_length(
-    limit: int, prompt_tokens: int, max_tokens: int, *, param: str = "prompt", at_least: bool = False
+    limit: int,
+    prompt_tokens: int,
+    max_tokens: int,
+    *,
+    param: str = "prompt",
+    name: str | None = None,
+    at_least: bool = False,
 ) -> Refusal | None:
-    """For a prompt and an output that are longer than the context together. ``at_least``: the prompt has not
-    been counted to its end."""
+    """For a prompt and an output that are longer than the context together. ``name`` says which of several
+    prompts of the field ``param`` it is. ``at_least``: the prompt has not been counted to its end."""
     total = prompt_tokens + max_tokens
     if total <= limit:
         return None
     about = "at least " if at_least else ""
     if max_tokens == 0:
+        which = name or f"the {param}"
         return Refusal(
-            f"This model's maximum context length is {limit} tokens. However, the {param} has {about}{total} "
+            f"This model's maximum context length is {limit} tokens. However, {which} has {about}{total} "
             "tokens. Please shorten it, or set truncate_prompt_tokens.",
             param,
             "context_length_exceeded",

@@ -14,6 +14,7 @@ from sheaf_runtime.server import answers
 from sheaf_runtime.server.answers import PromptTokensDetails, Usage, encode
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import Generation, Piece
+from sheaf_runtime.server.ids import answer_id
 from sheaf_runtime.server.logprobs import CompletionLogprobs, LogprobsWriter, PromptLogprobs, TextOffsets
 from sheaf_runtime.server.schemas import CompletionRequest, Generate, StreamOptions
 from sheaf_runtime.server.stream import DONE, error_event, event
@@ -38,8 +39,8 @@ class Answer(ABC):
     def __init__(
         self, generation: Generation, tokenizer: Tokenizer, created: float, model: str, body: Generate
     ) -> None:
-        kind, _, own = generation.request_id.partition("-")
-        self.id, self.created, self.model = f"{kind}-{body.request_id or own}", int(created), model
+        self.id = answer_id(generation.request_id, body.request_id)
+        self.created, self.model = int(created), model
         options = body.stream_options or StreamOptions()
         self._include_usage = options.include_usage
         self._continuous = options.include_usage and options.continuous_usage_stats

@@ -9,6 +9,7 @@ from sheaf_runtime.server.completions import completion_routes
 from sheaf_runtime.server.edge import App, Edge
 from sheaf_runtime.server.embeddings import embedding_routes
 from sheaf_runtime.server.errors import install_error_handlers
+from sheaf_runtime.server.invocations import invocation_routes
 from sheaf_runtime.server.routes import cache_routes, model_routes, probe_routes, tokenizer_routes
 from sheaf_runtime.server.scoring import scoring_routes
 from sheaf_runtime.server.service import Service
@@ -33,6 +34,7 @@ def create_app(service: Service) -> App:
         probe_routes,
     ):
         app.include_router(routes(service))
+    app.include_router(invocation_routes(service, app))
     edge = Edge(app, service.lifecycle, service.server_config, service.traces)
     origins = service.server_config.allowed_origins
     if not origins:

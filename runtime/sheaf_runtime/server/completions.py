@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,6 +13,7 @@ from sheaf_runtime.server.chat_answer import ChatAnswer
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.fields import MAX_PROMPTS
 from sheaf_runtime.server.generation import Generation
+from sheaf_runtime.server.ids import new_id
 from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.prompts import encode as encode_prompt
 from sheaf_runtime.server.prompts import finish_prompt
@@ -57,7 +57,7 @@ def completion_routes(service: Service) -> APIRouter:
                 param="prompt",
             )
             prompts.append((ids, sampling))
-        generation = Generation(service, _new_id("cmpl"), prompts, body, arrival)
+        generation = Generation(service, new_id("cmpl-"), prompts, body, arrival)
         generation.report_to(request.scope)
         await generation.start(request.receive)
         answer = CompletionAnswer(generation, service.folder.tokenizer, arrival, model, body)
@@ -69,7 +69,7 @@ def completion_routes(service: Service) -> APIRouter:
         arrival = time.time()
         model = service.check_model(body.model)
         service.admit()
-        generation, reading = await start_chat(service, body, request, arrival, _new_id("chatcmpl"))
+        generation, reading = await start_chat(service, body, request, arrival, new_id("chatcmpl-"))
         answer = ChatAnswer(generation, service.folder.tokenizer, arrival, model, body, reading)
         return await respond(generation, answer, stream=body.stream)
 
@@ -80,13 +80,9 @@ def completion_routes(service: Service) -> APIRouter:
         model = service.check_model(body.model)
         service.admit()
         generation, reading = await start_chat(
-            service, body.chat(), request, arrival, f"resp_{uuid.uuid4().hex}", param="input"
+            service, body.chat(), request, arrival, new_id("resp_"), param="input"
         )
         answer = ResponseAnswer(generation, service.folder.tokenizer, arrival, model, body, reading)
         return await respond(generation, answer, stream=body.stream)
 
     return router
-
-
-def _new_id(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex}"

@@ -22,8 +22,11 @@ Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CLOSE = (b"connection", b"close")
-PROTECTED = ("/v1", "/v2", "/rerank", "/score", "/tokenize", "/detokenize", "/reset_prefix_cache")
-UNLOGGED = ("/health", "/ready", "/metrics")  # asked all the time
+PROTECTED = (
+    *("/v1", "/v2", "/rerank", "/score", "/invocations"),
+    *("/tokenize", "/detokenize", "/reset_prefix_cache"),
+)
+UNLOGGED = ("/health", "/ready", "/ping", "/metrics")  # asked all the time
 REQUEST_ID = b"x-request-id"
 access = logging.getLogger("sheaf.access")
 

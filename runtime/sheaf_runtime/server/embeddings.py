@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import sys
 import time
-import uuid
-from array import array
-from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from sheaf_runtime.pooling.spec import PoolingSpec
 from sheaf_runtime.protocol.pooling import PoolingParams
+from sheaf_runtime.server.embedding_answer import embedding_answer
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import ClientDisconnected
+from sheaf_runtime.server.ids import answer_id, new_id
 from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.pooled import PooledBatch
 from sheaf_runtime.server.pooling_inputs import embedding_inputs, pooling_of
@@ -35,23 +31,15 @@ def embedding_routes(service: Service) -> APIRouter:
         spec = pooling_of(service, scores=False)
         params = _params(service, spec, body)
         inputs = await embedding_inputs(service, spec, body)
-        batch = PooledBatch(service, f"embd-{uuid.uuid4().hex}", inputs, arrival)
+        batch = PooledBatch(service, new_id("embd-"), inputs, arrival)
         try:
             vectors = await batch.run(body, params, request)
         except ClientDisconnected:
             return Response(status_code=499)  # nobody reads it
-        answer = {
-            "id": f"embd-{body.request_id}" if body.request_id else batch.id,
-            "object": "list",
-            "created": int(arrival),
-            "model": model,
-            "data": [
-                {"object": "embedding", "index": index, "embedding": _written(vector, body)}
-                for index, vector in enumerate(vectors)
-            ],
-            "usage": {"prompt_tokens": batch.num_tokens, "total_tokens": batch.num_tokens},
-        }
-        return Response(orjson.dumps(answer), media_type="application/json")
+        id_ = answer_id(batch.id, body.request_id)
+        return embedding_answer(
+            vectors, body, id_=id_, created=int(arrival), model=model, tokens=batch.num_tokens
+        )
 
     return router
 
@@ -75,12 +63,3 @@ def _params(service: Service, spec: PoolingSpec, body: EmbeddingRequest) -> Pool
         known = ", ".join(map(str, allowed)) if allowed else f"1 to {size}"
         raise ApiError(400, f"dimensions must be one of {known}, got {asked}", param="dimensions")
     return PoolingParams(dimensions=asked, activate=activate)
-
-
-def _written(vector: array[float], body: EmbeddingRequest) -> Any:
-    if body.encoding_format == "float":
-        return vector.tolist()
-    if body.endianness not in ("native", sys.byteorder):
-        vector = array("f", vector)
-        vector.byteswap()
-    return base64.b64encode(vector).decode()

@@ -8,7 +8,7 @@ from sheaf_runtime.pooling.spec import PoolingSpec
 from sheaf_runtime.protocol.limits import refuse_ids, refuse_length
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.pooling_schemas import EmbeddingRequest, PoolingBody
-from sheaf_runtime.server.prompts import encode
+from sheaf_runtime.server.prompts import encode, render_chat
 from sheaf_runtime.server.sampling import refuse
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.text import ChatTemplateError
@@ -37,6 +37,11 @@ def pooling_of(service: Service, *, scores: bool) -> PoolingSpec:
 
 
 async def embedding_inputs(service: Service, spec: PoolingSpec, body: EmbeddingRequest) -> list[list[int]]:
+    if body.messages is not None:
+        text = await render_chat(service, body)
+        ids = await text_ids(service, text, body, "messages", "the chat")
+        return [_fitting(service, ids, body, "the chat", "messages")]
+    assert body.input is not None
     named = body.prompt_name
     if named is not None and named not in spec.prompts:
         known = ", ".join(map(repr, spec.prompts)) or "none"
@@ -50,8 +55,12 @@ async def embedding_inputs(service: Service, spec: PoolingSpec, body: EmbeddingR
     prefix = spec.prompts.get(named or spec.default_prompt or "", "")
     inputs = []
     for index, item in enumerate(body.input):
-        ids = item if isinstance(item, list) else await text_ids(service, spec, prefix + item, body, "input")
-        inputs.append(_fitting(service, ids, body, f"input {index}", "input", appended=isinstance(item, str)))
+        name = f"input {index}"
+        if isinstance(item, str):
+            ids = await text_ids(service, _cased(spec, prefix + item), body, "input", name)
+        else:
+            ids = item
+        inputs.append(_fitting(service, ids, body, name, "input", appended=isinstance(item, str)))
     return inputs
 
 
@@ -63,7 +72,7 @@ async def text_inputs(
     inputs = []
     for text, name in texts.items():
         param = name.partition(" ")[0]
-        ids = await text_ids(service, spec, prefix + text, body, param)
+        ids = await text_ids(service, _cased(spec, prefix + text), body, param, name)
         inputs.append(_fitting(service, ids, body, name, param))
     return inputs
 
@@ -92,16 +101,19 @@ async def pair_inputs(
     return inputs
 
 
-async def text_ids(
-    service: Service, spec: PoolingSpec, text: str, body: PoolingBody, param: str
-) -> list[int]:
+async def text_ids(service: Service, text: str, body: PoolingBody, param: str, name: str) -> list[int]:
+    """``name`` says which text it is of the request's field ``param``."""
     limit = service.max_model_len
     assert limit is not None
     if body.truncate_prompt_tokens is None:
         least = len(text) // service.folder.tokenizer.longest_token
-        refuse(refuse_length(limit, least, 0, param=param, at_least=True))
-    text = text.lower() if spec.lower else text
-    return await encode(service, text, add_special_tokens=body.add_special_tokens, param=param, keep=0)
+        refuse(refuse_length(limit, least, 0, param=param, name=name, at_least=True))
+    special = body.add_special_tokens is not False
+    return await encode(service, text, add_special_tokens=special, param=param, keep=0)
+
+
+def _cased(spec: PoolingSpec, text: str) -> str:
+    return text.lower() if spec.lower else text
 
 
 def _fitting(
@@ -119,5 +131,5 @@ def _fitting(
     if not ids:
         raise ApiError(400, f"{name} has no tokens; give at least one", param=param)
     refuse(refuse_ids(param, (min(ids), max(ids)), info.vocab_size))
-    refuse(refuse_length(info.max_model_len, len(ids), 0, param=param))
+    refuse(refuse_length(info.max_model_len, len(ids), 0, param=param, name=name))
     return ids

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.server.fields import MAX_PROMPTS, Number, Prompts
-from sheaf_runtime.server.schemas import Body, RequestId, Truncation
+from sheaf_runtime.server.messages import Message
+from sheaf_runtime.server.schemas import Body, ChatInput, RequestId, Truncation
 from sheaf_runtime.server.unsupported import ParameterError
 
 Texts = str | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -30,13 +31,31 @@ class PoolingBody(Body):
         return PoolingParams(activate=self.use_activation is not False)
 
 
-class EmbeddingRequest(PoolingBody):
-    input: Prompts
-    encoding_format: Literal["float", "base64"] = "float"
-    embed_dtype: Literal["float32"] = "float32"
+class EmbeddingRequest(PoolingBody, ChatInput):
+    """Either ``input``, or ``messages`` with what belongs to a chat, which is one input."""
+
+    input: Prompts | None = None
+    messages: list[Message] | None = Field(None, min_length=1)  # type: ignore[assignment]
+    add_special_tokens: bool | None = None  # type: ignore[assignment]
+    add_generation_prompt: bool = False
+    encoding_format: Literal["float", "base64", "bytes", "bytes_only"] = "float"
+    embed_dtype: Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"] = "float32"
     endianness: Literal["native", "little", "big"] = "native"
     dimensions: Annotated[int | None, Number("dimensions")] = None
     prompt_name: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> EmbeddingRequest:
+        if (self.input is None) == (self.messages is None):
+            raise ValueError("give either input or messages")
+        of_chats = ChatInput.model_fields.keys() - {"add_special_tokens"}
+        if self.messages is None and (wrong := self.model_fields_set & of_chats):
+            raise ParameterError(min(wrong), "only allowed with messages")
+        if self.messages is not None and self.prompt_name is not None:
+            raise ParameterError("prompt_name", "not with messages; write it into them")
+        if self.add_special_tokens is None:  # a chat template writes them itself
+            self.add_special_tokens = self.messages is None
+        return self
 
 
 class Document(BaseModel):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import uuid
 from array import array
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from sheaf_runtime.server.generation import ClientDisconnected
+from sheaf_runtime.server.ids import answer_id, new_id
 from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.pooled import PooledBatch
 from sheaf_runtime.server.pooling_inputs import pair_inputs, pooling_of, text_inputs
@@ -31,7 +31,7 @@ def scoring_routes(service: Service) -> APIRouter:
         """Documents by their relevance to a query, the most relevant first."""
         arrival = time.time()
         model = service.check_model(body.model)
-        texts, id_ = body.texts, f"rerank-{uuid.uuid4().hex}"
+        texts, id_ = body.texts, new_id("rerank-")
         try:
             scores, tokens = await _scores(
                 service, id_, [(body.query, t) for t in texts], body, arrival, request
@@ -48,7 +48,7 @@ def scoring_routes(service: Service) -> APIRouter:
             for i in best
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        id_ = f"rerank-{body.request_id}" if body.request_id else id_
+        id_ = answer_id(id_, body.request_id)
         return _json({"id": id_, "model": model, "usage": usage, "results": results})
 
     @router.post("/score", response_model=None)
@@ -57,14 +57,14 @@ def scoring_routes(service: Service) -> APIRouter:
         """A number for each pair of texts, in their order."""
         arrival = time.time()
         model = service.check_model(body.model)
-        id_ = f"score-{uuid.uuid4().hex}"
+        id_ = new_id("score-")
         try:
             scores, tokens = await _scores(service, id_, body.pairs, body, arrival, request)
         except ClientDisconnected:
             return Response(status_code=499)  # nobody reads it
         data = [{"index": i, "object": "score", "score": value} for i, value in enumerate(scores)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-        id_ = f"score-{body.request_id}" if body.request_id else id_
+        id_ = answer_id(id_, body.request_id)
         answer = {"id": id_, "object": "list", "created": int(arrival), "model": model}
         return _json({**answer, "data": data, "usage": usage})
 

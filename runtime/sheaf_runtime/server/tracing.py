@@ -27,6 +27,7 @@ TRACED = frozenset(
         "/v1/embeddings",
         *("/rerank", "/v1/rerank", "/v2/rerank"),
         *("/score", "/v1/score"),
+        "/invocations",
     }
 )
 HEADERS = ("traceparent", "tracestate")

@@ -12,6 +12,7 @@ from sheaf_runtime.protocol.messages import FinishReason
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import Generation, Piece
+from sheaf_runtime.server.ids import answer_id
 from sheaf_runtime.server.logprobs import LogprobsWriter
 from sheaf_runtime.server.reading import Reading
 from sheaf_runtime.server.responses.output import Fields, Output
@@ -108,7 +109,7 @@ class ResponseAnswer:
             problem = self._generation.error or "the server is shutting down"
         ended = status != "in_progress"
         return {
-            "id": body.request_id or self._generation.request_id,
+            "id": answer_id(self._generation.request_id, body.request_id),
             "object": "response",
             "created_at": self._created,
             "completed_at": int(time.time()) if status == "completed" else None,

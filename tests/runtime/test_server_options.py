@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from model_folders import byte_level, write_folder
@@ -148,7 +149,21 @@ def test_sizes(text: str, size: int) -> None:
         (["--max_num_seqs 9"], "is one argument with a blank in it"),
         (["-port", "8000"], "did you mean --port?"),
         (["--max-num-batched-token=9"], "did you mean --max-num-batched-tokens?"),
-        (["--kv-events-config.topic", "t"], "write --kv-events-config and one JSON object"),
+        (["--kv-events-config.topics", "t"], "it is a JSON object of enable_kv_cache_events"),
+        (["--max-num-seqs.a", "1"], "unrecognized argument --max-num-seqs.a; --max-num-seqs has no keys"),
+        (["--hf-overrides.a"], "argument --hf-overrides.a: expected one argument"),
+        (["--hf-overrides.a", "--port", "1"], "argument --hf-overrides.a: expected one argument"),
+        (["--hf-overrides.a 5"], "write two arguments, '--hf-overrides.a' and '5'"),
+        (["--hf-overrides.", "5"], "write keys with a dot between two of them"),
+        (["--hf-overrides.a..b", "5"], "write keys with a dot between two of them"),
+        (["--hf-overrides" + 99 * ".a", "5"], "at most 16"),
+        (["--hf-overrides.a", "5", "--hf-overrides.a.b", "6"], "a has a value already"),
+        (["--hf-overrides.a.b", "6", "--hf-overrides.a", "5"], "a has a value already"),
+        (["--hf-overrides.a", "6", "--hf-overrides.a+", "5"], "a has a value already"),
+        # MiaAI-Lab#5: quotes that a script put inside the value
+        (["--hf-overrides", "'{\"a\": 5}'"], "must be a JSON object"),
+        (["--hf-overrides", "[]", "--hf-overrides.a", "5"], "must be a JSON object"),
+        (["--override-generation-config.temperature", "0.5"], "edit the folder's generation_config.json"),
         (["--enable-chunked-prefill"], "--enable-chunked-prefill is not supported: leave it out"),
         (["--enable_chunked_prefill"], "--enable_chunked_prefill is not supported: leave it out"),
         (["-tp", "2"], "-tp is not supported"),
@@ -227,6 +242,69 @@ def test_underscores_are_dashes() -> None:
     assert (engine.max_num_seqs, engine.max_model_len) == (3, 64)
     assert (server.served_model_name, server.host) == (("a_b",), "a_b")
     assert parse(["m", "--no_enable_prefix_caching"])[0].enable_prefix_caching is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "overrides"),
+    [
+        # vllm#17640: automation that knows texts and numbers alone
+        (["--hf-overrides.rope_scaling.rope_type", "yarn", "--hf-overrides.rope_scaling.factor=4.0"], None),
+        (["--hf_overrides.rope_scaling.rope_type=yarn", "--hf_overrides.rope_scaling.factor", "4.0"], None),
+        (['--hf-overrides.rope_scaling={"rope_type": "yarn", "factor": 4.0}'], None),
+        # vllm#18208: of two keys in one object the first was lost
+        (
+            [
+                '--hf-overrides={"rope_scaling": {"factor": 4.0}}',
+                "--hf-overrides.rope_scaling.rope_type",
+                "yarn",
+            ],
+            None,
+        ),
+        (
+            ["--hf-overrides.a", "true", "--hf-overrides.b", "null", "--hf-overrides.c", "-1"],
+            {"a": True, "b": None, "c": -1},
+        ),
+        (
+            ["--hf-overrides.a", '"1"', "--hf-overrides.b", "NaN", "--hf-overrides.c="],
+            {"a": "1", "b": "NaN", "c": ""},
+        ),
+        (["--hf-overrides.a=b=c", "--hf-overrides.d-e", "-x"], {"a": "b=c", "d-e": "-x"}),
+        (["--hf-overrides.l+", "a", "--hf-overrides.l+=b,2"], {"l": ["a", "b", 2]}),
+        (
+            ["--hf-overrides.l+", '"a,b"', '--hf-overrides.l+={"c": 1, "d": 2}'],
+            {"l": ["a,b", {"c": 1, "d": 2}]},
+        ),
+        (["--hf-overrides.a", "1", "--hf-overrides.a", "2"], {"a": 2}),
+        (["--hf-overrides.a", "1", "--hf-overrides", '{"b": 2}'], {"b": 2}),
+    ],
+)
+def test_json_by_its_keys(flags: list[str], overrides: dict[str, Any] | None) -> None:
+    want = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}} if overrides is None else overrides
+    for argv in (["m", *flags], [*flags, "m"], [*flags, "--", "m"]):
+        engine, _ = parse(argv)
+        assert (engine.model, engine.hf_overrides) == ("m", want)
+
+
+def test_every_json_flag_by_its_keys(tmp_path: Path) -> None:
+    engine, server = parse(
+        [
+            *("m", "--kv-events-config.enable_kv_cache_events", "true", "--kv-events-config.topic", "t"),
+            *("--default-chat-template-kwargs.enable_thinking", "false", "--port", "81"),
+            *("--pooler-config.pooling_type", "MEAN", "--runner", "pooling"),
+        ]
+    )
+    assert (engine.kv_events_config.enable_kv_cache_events, engine.kv_events_config.topic) == (True, "t")
+    assert server.default_chat_template_kwargs == {"enable_thinking": False}
+    assert engine.pooler_config is not None
+    assert engine.pooler_config.pooling_type == "MEAN"
+    (tmp_path / "flags.yaml").write_text("hf-overrides: {a: 1}\n")
+    config = ("--config", str(tmp_path / "flags.yaml"))
+    assert parse(["m", *config, "--hf-overrides.b", "2"])[0].hf_overrides == {"b": 2}
+
+
+def test_a_path_with_dots_is_a_model() -> None:
+    for model in ("./--hf-overrides.a", "org/model.v1", "a.b=c"):
+        assert parse([model])[0].model == model
 
 
 def test_texts_with_blanks_are_values() -> None:

@@ -42,7 +42,9 @@ _HEAD = """# Flags and environment variables
 Made from the parsers by `make flags`; `sheaf COMMAND --help` prints the same. Names and meaning are vLLM's
 where it has them. Flags cannot be abbreviated, underscores in them count as dashes, and of a flag that is
 given twice the last one counts. A flag that does not exist is refused in one line with the closest one that
-does.
+does. Of a JSON object each key can be given alone, as in vLLM: `--hf-overrides.rope_scaling.factor 4.0`
+changes what an object before it said, `--hf-overrides.architectures+ LlamaModel` adds an element to a list,
+and a value that is no JSON is a text.
 """
 
 

@@ -9,6 +9,9 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from sheaf_runtime.flags.dotted import DottedError, whole
+
+JSON = "JSON"  # the metavar of flags whose value is an object
 MOST_COLUMNS = 110
 HELP_COLUMN = 36
 
@@ -32,6 +35,10 @@ class Parser(argparse.ArgumentParser):
         argv = [self._dashed(item) for item in argv]
         for item in argv:
             _refuse_blanks(item)
+        try:
+            argv = whole(argv, self._json_flags())
+        except DottedError as error:
+            raise OptionError(str(error)) from error
         # What is missing is judged after what is unknown: `--model m` is a hint for who leaves MODEL out.
         unknown = next((item for item in argv if self._is_unknown(item)), None)
         if unknown is not None:
@@ -49,6 +56,9 @@ class Parser(argparse.ArgumentParser):
         for group in self._action_groups:
             if shown := [a for a in group._group_actions if a.help is not argparse.SUPPRESS]:
                 yield group.title or "", shown
+
+    def _json_flags(self) -> list[str]:
+        return [flag for flag, action in self._option_string_actions.items() if action.metavar == JSON]
 
     def _dashed(self, item: str) -> str:
         """A flag that is written with underscores is the one with dashes, as in vLLM."""
@@ -70,12 +80,12 @@ class Parser(argparse.ArgumentParser):
         """What to do instead of a flag that there is not."""
         flag = item.partition("=")[0]
         name = "--" + flag.lstrip("-").replace("_", "-").lower()
-        for known in (flag, name):
+        head, dot, _ = name.partition(".")
+        for known in (flag, name, head):
             if known in self._absent:
                 return f"{flag} is not supported: {self._absent[known]}"
-        head, dot, _ = name.partition(".")
         if dot and head in self._option_string_actions:
-            return f"unrecognized argument {flag}; write {head} and one JSON object"
+            return f"unrecognized argument {flag}; {head} has no keys"
         names = [n for n in self.names() if n.startswith("--")]
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.75)
         longer = [n for n in names if n.startswith(name)] if len(name) > 4 else []
@@ -142,7 +152,7 @@ def _refuse_blanks(item: str) -> None:
     otherwise be taken for a name of something."""
     if item.startswith("-") and item != item.rstrip():
         raise OptionError(f"{item!r} ends with a blank or line break; write {item.rstrip()!r}")
-    flag = re.match(r"\s*(--?[a-z][a-z0-9_-]*)\s+(.*)", item, re.DOTALL)
+    flag = re.match(r"\s*(--?[a-z][a-z0-9_.+-]*)\s+(.*)", item, re.DOTALL)
     if flag is None:
         return
     name, value = flag[1], flag[2].strip()

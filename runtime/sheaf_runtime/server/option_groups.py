@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from sheaf_runtime import config
 from sheaf_runtime.flags import values
-from sheaf_runtime.flags.parser import Parser
+from sheaf_runtime.flags.parser import JSON, Parser
 from sheaf_runtime.parsers import REASONING, TOOLS
 
 ENGINE, SERVER = config.EngineConfig(model=""), config.ServerConfig()
@@ -57,7 +57,7 @@ def model(add: Add) -> None:
         "--hf-overrides",
         type=values.json_object,
         default={},
-        metavar="JSON",
+        metavar=JSON,
         help="keys of config.json that count instead of the file's",
     )
     add(
@@ -89,7 +89,7 @@ def pooling(add: Add) -> None:
     add(
         "--pooler-config",
         type=values.pooler_config,
-        metavar="JSON",
+        metavar=JSON,
         help='how embeddings are made, where the folder is wrong: {"pooling_type": "MEAN"}',
     )
 
@@ -225,7 +225,7 @@ def prompts(add: Add) -> None:
         "--default-chat-template-kwargs",
         type=values.json_object,
         default={},
-        metavar="JSON",
+        metavar=JSON,
         help="the template's own options, where a request does not set them",
     )
     add(
@@ -293,7 +293,7 @@ def observability(add: Add) -> None:
         "--kv-events-config",
         type=values.kv_events_config,
         default=ENGINE.kv_events_config,
-        metavar="JSON",
+        metavar=JSON,
         help="publish what the prefix cache holds over ZMQ, as vLLM does: "
         '{"enable_kv_cache_events": true, "endpoint": "tcp://*:5557", "topic": ""}',
     )

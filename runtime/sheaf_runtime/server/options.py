@@ -16,7 +16,9 @@ def parser() -> Parser:
     made = Parser(
         prog="sheaf serve",
         description="Serve a model behind an OpenAI-compatible API.",
-        epilog="Of a flag that is given twice the last one counts. Flags cannot be abbreviated.",
+        epilog="Of a flag that is given twice the last one counts. Flags cannot be abbreviated. "
+        "Of JSON each key can be given alone: --hf-overrides.rope_scaling.factor 4.0; "
+        "with + at its end elements of a list.",
         absent=ABSENT,
     )
     add_all(made)

@@ -52,7 +52,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     A prompt of more than ``long_prefill_token_threshold`` tokens (0: half of ``max_num_batched_tokens``) is
     long: it leaves room in each step for shorter ones that wait, and at most ``max_num_partial_prefills`` of
     them are computed side by side. ``target_inter_token_ms``: what a step with decodes may last, by sizing
-    the share of prompts in it; None: see ``engine/prompt_share``. ``max_waiting_requests`` and
+    the share of prompts in it; None: see ``engine/prompt_share``. ``target_ttft_ms``: until the first token;
+    prompts then go by the slack that is left to them. ``max_waiting_requests`` and
     ``max_waiting_tokens`` (of prompts; None: any number) bound what waits. Without ``seed`` each start draws
     its own. ``hf_overrides`` replace keys of ``config.json``.
     """
@@ -78,6 +79,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     long_prefill_token_threshold: int = 0
     max_num_partial_prefills: int = 1
     target_inter_token_ms: float | None = None
+    target_ttft_ms: float | None = None
     enable_prefix_caching: bool = True
     kv_events_config: KVEventsConfig = KVEventsConfig()
     pipeline_depth: Literal[0, 1] = 1
@@ -137,7 +139,7 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
         value = getattr(config, name)
         if value is not None and value < lowest:
             raise ValueError(f"{spell(name)} must be at least {lowest}, got {value}")
-    for name in ("target_inter_token_ms",):
+    for name in ("target_inter_token_ms", "target_ttft_ms"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{spell(name)} must be a number of milliseconds above 0, got {value}")

@@ -21,12 +21,13 @@ from sheaf_runtime.protocol.messages import Accepted, AddRequest
 from sheaf_runtime.protocol.sampling import SamplingParams
 
 
-def run(jobs: list[Job], core: EngineCore) -> None:
-    """Drive to the end; fails where a request does not end in a bounded number of turns."""
+def run(jobs: list[Job], core: EngineCore, now: list[float]) -> None:
+    """Drive to the end, a second a turn; fails where a request does not end in a bounded number of turns."""
     by_id = {j.message.request_id: j for j in jobs}
     turn = 0
     while turn <= 80 or core.busy:
         assert turn < 5000, "starvation"
+        now[0] = float(turn)
         for job in jobs:
             if job.arrives == turn:
                 job.accepted = isinstance(core.add(b"c", job.message), Accepted)
@@ -36,6 +37,10 @@ def run(jobs: list[Job], core: EngineCore) -> None:
             job = by_id[output.request.request_id]
             assert job.reason is None, "output after the end"
             assert job.aborted is None or turn < job.aborted, "output after an abort"
+            if output.finish_reason == "timeout":
+                timeout = job.message.timeout
+                assert timeout is not None
+                assert turn >= job.arrives + timeout or not job.got, "too early"
             job.got += output.token_ids
             job.vector = output.pooled
             job.reason = output.finish_reason
@@ -64,6 +69,7 @@ def test_every_request_gets_its_tokens(seed, depth):
         max_num_batched_tokens=budget,
         long_prefill_token_threshold=r.choice([0, 0, 1, 4]),
         max_num_partial_prefills=r.choice([1, 1, 2, 3]),
+        target_ttft_ms=r.choice([None, None, 100.0]),
         target_inter_token_ms=r.choice([None, None, 1e-3, 5.0, 40.0]),
         enable_prefix_caching=r.random() < 0.7,
         pipeline_depth=depth,
@@ -82,9 +88,13 @@ def test_every_request_gets_its_tokens(seed, depth):
     salts = {j.message.sampling.seed: hash(root_digest(cache_salt=j.message.cache_salt)) for j in jobs}
     seconds = r.choice([None, lambda plan: r.uniform(0, 1) ** 4 + len(plan.scheduled) / 1000])
     executor = CheckedExecutor(info, block_size, max_num_seqs, budget, salts, seconds)
-    run(jobs, EngineCore(executor, config))
+    now = [0.0]
+    run(jobs, EngineCore(executor, config, clock=lambda: now[0]), now)
     for job in jobs:
         m = job.message
+        if job.reason == "timeout":
+            assert not job.vector
+            job.aborted = 1 << 20  # it got what came before
         if m.pooling is not None:
             done = job.accepted and job.aborted is None
             assert not job.got
@@ -132,7 +142,7 @@ def test_preemption_happens_here_and_changes_nothing(depth):
         for i in range(12)
     ]
     core = EngineCore(executor, config)
-    run(made, core)
+    run(made, core, [0.0])
     for job in made:
         m = job.message
         assert job.got == expected_output(m.prompt_token_ids, m.sampling, vocab_size=info.vocab_size)

@@ -152,7 +152,7 @@ def test_a_finished_request(metrics: Metrics) -> None:
         sample.labels["finished_reason"]: sample.value
         for sample in families(metrics)["vllm:request_success"].samples
     }
-    assert success == {"stop": 0, "length": 1, "abort": 1, "error": 0}
+    assert success == {"stop": 0, "length": 1, "abort": 1, "error": 0, "timeout": 0}
 
 
 def test_histogram_buckets_are_cumulative(metrics: Metrics) -> None:

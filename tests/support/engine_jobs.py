@@ -59,6 +59,7 @@ def random_jobs(r: Random) -> list[Job]:
             cache_salt=r.choice([None, None, "x"]),
             after=str(r.randrange(i)) if i and r.random() < 0.2 else None,
             pooling=PoolingParams() if r.random() < 0.2 else None,
+            timeout=r.choice([None, None, None, None, 0.0, float(r.randint(1, 60))]),
         )
         aborted = r.choice([None, None, None, arrives + r.randint(0, 40)])
         made.append(Job(message, arrives, aborted))

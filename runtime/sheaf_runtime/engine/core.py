@@ -48,6 +48,7 @@ class EngineCore:
             long_prefill_token_threshold=config.long_prefill_token_threshold,
             max_num_partial_prefills=config.max_num_partial_prefills,
             target_inter_token=seconds(config.target_inter_token_ms),
+            order_by_slack=config.target_ttft_ms is not None,
             prefix_caching=config.enable_prefix_caching,
             pipeline_depth=config.pipeline_depth,
         )
@@ -186,8 +187,8 @@ class EngineCore:
         """
         scheduler = self.scheduler
         now = self._clock()
+        outputs = self._end_late(now)
         plan = scheduler.schedule(now)
-        outputs: list[Output] = []
         if plan is not None:
             self._drain_rate.note(now, len(plan.new))
             self._iteration_tokens.append(sum(s.num_tokens for s in plan.scheduled))
@@ -203,6 +204,14 @@ class EngineCore:
         elif not scheduler.num_in_flight:
             return outputs
         return outputs + self._commit()
+
+    def _end_late(self, now: float) -> list[Output]:
+        """Requests whose time is up."""
+        outputs = self.scheduler.expire(now)
+        for output in outputs:
+            self.structured.end(output.request)
+            del self._requests[output.request.client, output.request.request_id]
+        return outputs
 
     def _commit(self) -> list[Output]:
         """Wait for the oldest launched step and take in what came of it."""

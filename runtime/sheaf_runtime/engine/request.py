@@ -9,6 +9,7 @@ from hashlib import blake2b
 import msgspec
 
 from sheaf_runtime.engine.kv_cache import BlockTables
+from sheaf_runtime.engine.order import Rank, rank
 from sheaf_runtime.engine.prefix import root_digest
 from sheaf_runtime.protocol.messages import AddRequest, FinishReason, TokenLogprobs
 from sheaf_runtime.protocol.pooling import PoolingParams
@@ -38,7 +39,8 @@ class Request:
     sampling: SamplingParams  # seed is set
     stop_ids: frozenset[int]
     arrival_time: float
-    rank: tuple[int, int]  # (priority, order of arrival): the lowest is served first and preempted last
+    priority: int  # the lower, the earlier
+    rank: Rank  # the lowest is served first and preempted last
     root: bytes  # of the digest chain of its pages
     extras: tuple[str, ...] = ()  # what the root was made of, in words
     pooling: PoolingParams | None = None
@@ -46,6 +48,7 @@ class Request:
     digests: list[bytes] = field(default_factory=list)
     after: Request | None = None  # has the same prompt, and computes it for both
     after_id: str | None = None  # its name, while this one waits for its grammar
+    deadline: float | None = None  # when it ends, whatever it has got
 
     status: Status = Status.WAITING
     epoch: int = 0
@@ -93,7 +96,9 @@ class Request:
             sampling=sampling,
             stop_ids=stop_ids if sampling.ignore_eos else stop_ids.union(eos_token_ids),
             arrival_time=message.arrival_time,
-            rank=(message.priority, req_id),
+            priority=message.priority,
+            rank=rank(message.arrival_time, message.priority, req_id),
+            deadline=None if message.timeout is None else message.arrival_time + message.timeout,
             extras=tuple(word for word in (message.cache_salt, "rope:long" if long else None) if word),
             root=root_digest(cache_salt=message.cache_salt, rope="long" if long else None),
             pooling=message.pooling,

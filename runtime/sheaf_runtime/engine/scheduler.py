@@ -1,8 +1,8 @@
 """Which tokens of which requests run in the next step. Data in, a ``StepPlan`` out: no clock, no device.
 
 There are no phases: each running request chases its number of tokens under one token budget per step,
-decodes (one token to go) before prefill chunks, then waiting requests are admitted by rank, that is by
-priority and order of arrival. Who is served first decides everything: when pages run out, the request of
+decodes (one token to go) before prefill chunks, then waiting requests are admitted by rank (``order``). Who is
+served first decides everything: when pages run out, the request of
 the highest rank number gives its pages back and starts over later (its published pages may still be hits
 by then). The best-ranked request is never preempted and can always take what it needs, so some
 request always proceeds and each one ends.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from sheaf_runtime.engine.cost_model import CostModel, StepWork
 from sheaf_runtime.engine.kv_cache import BlockTables, KVCache
+from sheaf_runtime.engine.order import Rank, rank, too_late
 from sheaf_runtime.engine.prompt_share import PromptRoom
 from sheaf_runtime.engine.request import Request, Status
 from sheaf_runtime.protocol.messages import FinishReason, TokenLogprobs
@@ -33,6 +34,8 @@ from sheaf_runtime.worker.plan import (
     StepPlan,
     StepResult,
 )
+
+TIMED_OUT = "the request's timeout has passed, or would have before its first token"
 
 
 @dataclass(slots=True)
@@ -90,7 +93,7 @@ class _Step:
 class Scheduler:
     """``max_num_batched_tokens`` is the token budget of a step, ``pipeline_depth`` how many launched steps
     may be uncommitted when the next one is planned. ``target_inter_token``: seconds that a step with decodes
-    may last; None: as ``prompt_share`` says.
+    may last; None: as ``prompt_share`` says. ``order_by_slack``: of the first token (``order``).
 
     More than ``long_prefill_token_threshold`` tokens to go (0: half of the budget) make a prompt long. It
     leaves up to half of a step to shorter ones that wait, so that those start beside it; at most
@@ -107,6 +110,7 @@ class Scheduler:
         long_prefill_token_threshold: int = 0,
         max_num_partial_prefills: int = 1,
         target_inter_token: float | None = None,
+        order_by_slack: bool = False,
         prefix_caching: bool = True,
         pipeline_depth: int = 0,
     ) -> None:
@@ -122,6 +126,8 @@ class Scheduler:
         self._long = long_prefill_token_threshold or max(1, max_num_batched_tokens // 2)
         self._max_num_partial = max_num_partial_prefills
         self._target_inter_token = target_inter_token
+        self._order_by_slack = order_by_slack
+        self._timed: dict[Request, None] = {}  # that have a deadline, in order of arrival
         self.costs = CostModel()
         self.waiting: list[Request] = []  # both sorted by rank
         self.running: list[Request] = []
@@ -136,6 +142,11 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """The caller has checked that it fits the empty pool (``kv.max_tokens``)."""
+        if self._order_by_slack:
+            seconds = self._prompt_seconds(request)
+            request.rank = rank(request.arrival_time, request.priority, request.req_id, seconds)
+        if request.deadline is not None:
+            self._timed[request] = None
         insort(self.waiting, request, key=_rank)
 
     def abort(self, request: Request) -> None:
@@ -143,8 +154,28 @@ class Scheduler:
         if request.status is Status.WAITING:
             _remove(self.waiting, request)
             request.status = Status.ENDED
+            self._timed.pop(request, None)
         elif request.status is Status.RUNNING:
             self._end(request)
+
+    def expire(self, now: float) -> list[Output]:
+        """End the requests whose time is up, and those that wait in vain: what their prompt takes alone
+        reaches beyond it."""
+        late = [r for r in self._timed if r.deadline is not None and self._too_late(r, r.deadline, now)]
+        for request in late:
+            self.abort(request)
+        return [Output(r, [], "timeout", None, False, [], TIMED_OUT) for r in late]
+
+    def _too_late(self, request: Request, deadline: float, now: float) -> bool:
+        if request.status is not Status.WAITING or request.num_output_tokens:
+            return too_late(deadline, now, 0.0)
+        alone = self.costs.prompt_seconds(0, request.num_prompt_tokens)
+        return too_late(deadline, now, alone) and too_late(deadline, now, self._prompt_seconds(request))
+
+    def _prompt_seconds(self, request: Request) -> float:
+        """That its prompt is foreseen to take, without what is cached."""
+        start = self._find_hit(request).num_published * self.kv.block_size
+        return self.costs.prompt_seconds(start, request.num_prompt_tokens - start)
 
     @property
     def num_in_flight(self) -> int:
@@ -162,6 +193,7 @@ class Scheduler:
 
         Then either a launched step must be committed first, or there are no requests.
         """
+        self._make_way()
         plan = _Step(PromptRoom(self.costs, self.max_num_batched_tokens))
         self._schedule_decodes(plan)
         self._schedule_prompts(plan)
@@ -288,7 +320,7 @@ class Scheduler:
         room = step.room
         if not self.waiting or room.holds(0, 1) == 0 or len(self.running) >= self.max_num_seqs:
             return admitted
-        promised = sum(max(0, self._pages_soon(r) - _tables(r).num_held) for r in self.running)
+        promised = self._promised()
         num_partial = sum(r.num_to_compute > n for r, (n, _) in step.chosen.items())
         for request in self.waiting.copy():
             if room.holds(0, 1) == 0 or len(self.running) >= self.max_num_seqs:
@@ -297,11 +329,7 @@ class Scheduler:
                 request.num_to_compute > self._long and room.holds(0, room.tokens) <= step.reserve
             ):
                 continue
-            hit = self.kv.find_hit(
-                request.token_ids[:1] if request.must_compute_all else request.token_ids,
-                request.root,
-                request.digests,
-            )
+            hit = self._find_hit(request)
             start = hit.num_published * self.kv.block_size
             num_tokens = min(len(request.token_ids), request.final_length) - start
             if num_tokens > self._long:
@@ -326,6 +354,45 @@ class Scheduler:
             step.chosen[request] = (allowed, self._no_new_blocks)  # they go with the NewRequest
             admitted.append(request)
         return admitted
+
+    def _make_way(self) -> None:
+        """Preempt for the first that waits with a higher priority than some that run, if that lets it in."""
+        lowest = max((r.priority for r in self.running), default=0)
+        request = next((r for r in self.waiting if r.priority < lowest and not r.must_wait), None)
+        if request is None:
+            return
+        # Those that rank behind it, last first. Equal priorities never push each other out: they would do so
+        # in turns.
+        below = [r for r in reversed(self.running) if r.priority > request.priority and r.rank > request.rank]
+        seats = len(self.running) + 1 - self.max_num_seqs
+        if request.num_to_compute > self._long:
+            partial = [r for r in self.running if r.num_to_compute > self._long]
+            if len(partial) >= self._max_num_partial:  # it also needs the place of one of them
+                below.sort(key=lambda r: r not in partial)
+                if not below or below[0] not in partial:
+                    return
+                seats = max(seats, 1)
+        late = sum(held.num_held for _, held in self._late)
+        needed = self.kv.pages_to_admit(self._find_hit(request), self._soon(request))
+        missing = needed + self._promised() - self.kv.pool.num_available - late
+        victims = []
+        for victim in below:
+            if seats <= 0 and missing <= 0:
+                break
+            victims.append(victim)
+            seats -= 1
+            missing -= max(_tables(victim).num_held, self._pages_soon(victim))
+        if seats <= 0 and missing <= 0:
+            for victim in victims:
+                self._preempt(victim)
+
+    def _promised(self) -> int:
+        """Pages that running requests will take soon, beyond those that they hold."""
+        return sum(max(0, self._pages_soon(r) - _tables(r).num_held) for r in self.running)
+
+    def _find_hit(self, request: Request) -> BlockTables:
+        tokens = request.token_ids[:1] if request.must_compute_all else request.token_ids
+        return self.kv.find_hit(tokens, request.root, request.digests)
 
     def _start(self, request: Request, hit: BlockTables, now: float) -> None:
         """It runs from now on, from the end of the prefix that was found."""
@@ -413,6 +480,7 @@ class Scheduler:
     def _end(self, request: Request) -> None:
         self._stop_running(request)
         request.status = Status.ENDED
+        self._timed.pop(request, None)
 
     def _stop_running(self, request: Request) -> None:
         _remove(self.running, request)
@@ -471,7 +539,7 @@ class Scheduler:
         assert self.busy or not self._late, "pages are released late for a step that was never launched"
 
 
-def _rank(request: Request) -> tuple[int, int]:
+def _rank(request: Request) -> Rank:
     return request.rank
 
 

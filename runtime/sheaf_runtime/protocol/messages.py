@@ -18,7 +18,7 @@ import msgspec
 from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
 RejectReason = Literal["invalid", "queue_full", "draining", "internal"]
 
 
@@ -35,7 +35,8 @@ class AddRequest(Message, frozen=True, kw_only=True):
     ``arrival_time`` is ``time.time()`` at the HTTP edge. ``priority``: lower runs first. Requests with
     different ``cache_salt`` never share prefix pages. ``after`` names a request of this client with the same
     prompt, which is computed first so that this one finds its pages. With ``pooling`` the request gets one
-    vector and no tokens, whatever ``sampling`` says.
+    vector and no tokens, whatever ``sampling`` says. ``timeout``: seconds from its arrival after which it
+    ends with that finish reason, or earlier where its first token cannot come by then.
     """
 
     request_id: str
@@ -46,6 +47,7 @@ class AddRequest(Message, frozen=True, kw_only=True):
     cache_salt: str | None = None
     after: str | None = None
     pooling: PoolingParams | None = None
+    timeout: float | None = None
 
 
 class AbortRequests(Message, frozen=True, kw_only=True):

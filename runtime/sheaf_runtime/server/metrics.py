@@ -18,7 +18,7 @@ PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2
 LENGTHS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 COPIES = (1, 2, 5, 10, 20)
 STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error", "timeout")
 # A report older than this, with requests in flight, means one long step: what came since is waiting.
 STALE_SECONDS = 1.0
 

@@ -174,6 +174,12 @@ def scheduling(add: Add) -> None:
         "(default: steps with prompts last under three times those without)",
     )
     add(
+        "--target-ttft-ms",
+        type=values.milliseconds,
+        metavar="MS",
+        help="until the first token: prompts go by the time that is left to them (default: by arrival)",
+    )
+    add(
         "--max-waiting-requests",
         type=values.positive,
         default=ENGINE.max_waiting_requests,

@@ -16,7 +16,6 @@ from sheaf_runtime.protocol.grammar import Grammar
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.reading import Reading
 from sheaf_runtime.server.schemas import ChatCompletionRequest
-from sheaf_runtime.server.structured import constraint
 from sheaf_runtime.server.tools import AllowedTools, NamedTool, schemas
 from sheaf_runtime.text import Tokenizer
 
@@ -26,7 +25,7 @@ _JSON = ("json_object", "json_schema")  # blanks before these mean nothing
 
 def held_output(body: ChatCompletionRequest, reading: Reading, tokenizer: Tokenizer) -> Grammar | None:
     """Raises ``ApiError`` 400 where the model's tokenizer lacks what its format needs."""
-    asked, offers = constraint(body), _offers(body)
+    asked, offers = body.constraint, _offers(body)
     if asked is None and not offers:
         return None
     if reading.in_channels:
@@ -37,7 +36,7 @@ def held_output(body: ChatCompletionRequest, reading: Reading, tokenizer: Tokeni
         return asked
     marks = REASONING[reading.reasoning_parser]
     assert marks is not None
-    own = constraint(body)
+    own = body.constraint
     blanks = own is None or asked is not own or own.kind in _JSON
     thoughts = shapes.thoughts(marks, opened=marks.opened_by(reading.prompt), blanks=blanks)
     return asked if thoughts is None else _behind(thoughts, asked)

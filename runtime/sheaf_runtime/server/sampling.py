@@ -7,7 +7,6 @@ from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.schemas import CompletionRequest, Generate
 from sheaf_runtime.server.service import Service
-from sheaf_runtime.server.structured import constraint
 from sheaf_runtime.text import Tokenizer
 
 DRAW_A_SEED = -1  # vLLM's
@@ -80,7 +79,7 @@ def sampling_params(
         ignore_eos=body.ignore_eos,
         logprobs=body.num_logprobs,
         prompt_logprobs=scored,
-        grammar=constraint(body),
+        grammar=body.constraint,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sheaf_runtime.protocol.grammar import Grammar
 from sheaf_runtime.server.fields import (
     AnyTokenIds,
     LogitBias,
@@ -96,6 +97,11 @@ class Generate(Body):
         if self.response_format is not None and self.structured_outputs is not None:
             raise ParameterError("structured_outputs", "not beside response_format; give one of them")
         return self
+
+    @property
+    def constraint(self) -> Grammar | None:
+        """What the request asks of its output."""
+        return self.response_format or self.structured_outputs
 
     @property
     def num_logprobs(self) -> int | None:

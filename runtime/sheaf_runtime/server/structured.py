@@ -4,24 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import orjson
 from pydantic import PlainValidator, WithJsonSchema
 
 from sheaf_runtime.protocol.grammar import Grammar, GrammarKind
 
-if TYPE_CHECKING:
-    from sheaf_runtime.server.schemas import Generate
-
 MAX_TEXT = 256 * 1024  # characters of a grammar or schema
 MAX_CHOICES = 4096
 FORMATS = ("text", "json_object", "json_schema", "structural_tag")
-
-
-def constraint(body: Generate) -> Grammar | None:
-    """What the request asks of its output."""
-    return body.response_format or body.structured_outputs
 
 
 def _response_format(value: Any) -> Grammar | None:

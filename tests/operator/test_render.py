@@ -21,6 +21,10 @@ def container(given: LLMDeploymentSpec) -> dict[str, Any]:
         ({}, ["--served-model-name", "m"]),
         ({"model": {"uri": "hf://a/b", "servedName": "x"}}, ["--served-model-name", "x"]),
         ({"engine": {"maxModelLen": 512}}, ["--max-model-len", "512"]),
+        ({"engine": {"targetInterTokenMs": 80}}, ["--target-inter-token-ms", "80"]),
+        ({"engine": {"targetTtftMs": 900}}, ["--target-ttft-ms", "900"]),
+        ({"engine": {"maxWaitingRequests": 64}}, ["--max-waiting-requests", "64"]),
+        ({"engine": {"maxWaitingTokens": 100000}}, ["--max-waiting-tokens", "100000"]),
         ({"engine": {"dtype": "bfloat16"}}, ["--dtype", "bfloat16"]),
         ({"engine": {"prefixCaching": False}}, ["--no-enable-prefix-caching"]),
         ({"accelerator": {"count": 0}}, ["--device", "cpu"]),
@@ -37,7 +41,13 @@ def test_each_field_maps_to_its_flag(fields: dict[str, Any], flags: list[str]) -
 
 def test_the_gpu_default_says_nothing_it_need_not_say() -> None:
     args = containers.args("m", k.spec())
-    assert not {"--device", "--dtype", "--max-model-len", "--no-enable-prefix-caching"} & set(args)
+    assert not {
+        "--device",
+        "--dtype",
+        "--max-model-len",
+        "--target-ttft-ms",
+        "--no-enable-prefix-caching",
+    } & set(args)
 
 
 def test_resources_are_complete_so_that_kserve_adds_no_defaults() -> None:

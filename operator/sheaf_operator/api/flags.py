@@ -16,7 +16,8 @@ from sheaf_operator.api.fields import rule, rules
 OWNED_FLAGS = (
     "--host", "--port", "--served-model-name", "--max-model-len", "--dtype", "--device", "--quantization",
     "--kv-cache-dtype", "--tensor-parallel-size", "--enable-prefix-caching", "--no-enable-prefix-caching",
-    "--drain-timeout", "--ssl-certfile", "--ssl-keyfile",
+    "--drain-timeout", "--ssl-certfile", "--ssl-keyfile", "--target-inter-token-ms", "--target-ttft-ms",
+    "--max-waiting-requests", "--max-waiting-tokens",
 )  # fmt: skip
 
 _NAME = "self.split('=')[0].replace('_', '-').trim()"

@@ -140,6 +140,41 @@ class Engine(ApiModel):
     prefix_caching: Annotated[
         bool, Field(description="Requests that begin alike share the KV cache of what they have in common.")
     ] = True
+    target_inter_token_ms: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=600_000,
+            description="Milliseconds between two tokens of a request that prompts beside it are sized for; "
+            "default: under three times what it is without them.",
+        ),
+    ] = None
+    target_ttft_ms: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=3_600_000,
+            description="Milliseconds until the first token: prompts go by the time that is left to them; "
+            "default: by arrival.",
+        ),
+    ] = None
+    max_waiting_requests: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=1_000_000,
+            description="Most requests that wait in a replica, more are answered 429; default: 1024.",
+        ),
+    ] = None
+    max_waiting_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=2_147_483_647,
+            description="Most prompt tokens that wait in a replica, more are answered 429; "
+            "default: any number.",
+        ),
+    ] = None
     extra_args: ExtraArgs = Field(default_factory=list)
 
 

@@ -37,6 +37,14 @@ def args(name: str, spec: LLMDeploymentSpec) -> list[str]:
         result += ["--max-model-len", str(engine.max_model_len)]
     if engine.dtype != "auto":
         result += ["--dtype", engine.dtype]
+    for flag, value in (
+        ("--target-inter-token-ms", engine.target_inter_token_ms),
+        ("--target-ttft-ms", engine.target_ttft_ms),
+        ("--max-waiting-requests", engine.max_waiting_requests),
+        ("--max-waiting-tokens", engine.max_waiting_tokens),
+    ):
+        if value is not None:
+            result += [flag, str(value)]
     if spec.accelerator.count == 0:
         result += ["--device", "cpu"]
     if not engine.prefix_caching:

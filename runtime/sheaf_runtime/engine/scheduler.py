@@ -1,8 +1,8 @@
 """Which tokens of which requests run in the next step. Data in, a ``StepPlan`` out: no clock, no device.
 
 There are no phases: each running request chases its number of tokens under one token budget per step,
-decodes (one token to go) before prefill chunks, then waiting requests are admitted by rank (``order``). Who is
-served first decides everything: when pages run out, the request of
+decodes (one token to go) before prefill chunks, then waiting requests are admitted by rank (``order``).
+Who is served first decides everything: when pages run out, the request of
 the highest rank number gives its pages back and starts over later (its published pages may still be hits
 by then). The best-ranked request is never preempted and can always take what it needs, so some
 request always proceeds and each one ends.

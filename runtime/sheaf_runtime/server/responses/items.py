@@ -18,6 +18,8 @@ def messages_of(given: str | list[Fields], instructions: str | None) -> list[Fie
         return [*messages, {"role": "user", "content": given}]
     for index, item in enumerate(given):
         _add(messages, item, f"input.{index}")
+    if not messages:
+        raise ParameterError("input", "there is nothing to answer; send a message")
     return messages
 
 
@@ -30,11 +32,14 @@ def is_unfinished(given: str | list[Fields]) -> bool:
 
 
 def _add(messages: list[Fields], item: Fields, param: str) -> None:
-    kind = item.get("type") or "message"
+    # A reference need not say what it is.
+    kind = item.get("type") or ("item_reference" if "id" in item and "role" not in item else "message")
     if kind == "message":
-        content = _texts(item.get("content"), f"{param}.content")
-        if item.get("role") != "assistant":
-            messages.append({"role": item.get("role"), "content": content})
+        role, content = _text(item, "role", param), _texts(item.get("content"), f"{param}.content")
+        if role != "assistant":
+            if content is None:
+                raise ParameterError(f"{param}.content", "must be a string or a list of text parts")
+            messages.append({"role": role, "content": content})
             return
         turn = _assistant(messages)
         if turn.keys() & {"content", "tool_calls"}:  # a turn of its own
@@ -47,15 +52,15 @@ def _add(messages: list[Fields], item: Fields, param: str) -> None:
                 messages.append(turn := {"role": "assistant"})
             turn["reasoning"] = thoughts
     elif kind == "function_call":
-        function = {"name": item.get("name"), "arguments": item.get("arguments")}
-        call = {"id": item.get("call_id"), "type": "function", "function": function}
+        function = {name: _text(item, name, param) for name in ("name", "arguments")}
+        call = {"id": _text(item, "call_id", param), "type": "function", "function": function}
         _assistant(messages).setdefault("tool_calls", []).append(call)
     elif kind == "function_call_output":
         output = item.get("output")
         if not isinstance(output, str | list):
             raise ParameterError(f"{param}.output", "must be a string or a list of text parts")
         output = _texts(output, f"{param}.output")
-        messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
+        messages.append({"role": "tool", "tool_call_id": _text(item, "call_id", param), "content": output})
     elif kind == "item_reference":
         raise ParameterError(param, "items are not stored here; send the item itself")
     else:
@@ -73,12 +78,20 @@ def _thoughts(item: Fields, param: str) -> str:
     """Themselves, or else the summary of them. Those that are encrypted nobody here can read."""
     for name in ("content", "summary"):
         parts = item.get(name) or []
-        texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
-        if not (isinstance(parts, list) and all(isinstance(text, str) for text in texts)):
+        wrong = not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts)
+        texts = [] if wrong else [part.get("text") for part in parts]
+        if wrong or not all(isinstance(text, str) for text in texts):
             raise ParameterError(f"{param}.{name}", "must be a list of parts, each with a text")
         if parts:
             return "\n".join(map(str, texts))
     return ""
+
+
+def _text(item: Fields, name: str, param: str) -> str:
+    text = item.get(name)
+    if not isinstance(text, str):
+        raise ParameterError(f"{param}.{name}", "must be a string")
+    return text
 
 
 def _texts(content: Any, param: str) -> Any:

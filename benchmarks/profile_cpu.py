@@ -54,7 +54,7 @@ class Timed:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
             self.calls[name] = self.calls.get(name, 0) + 1
             if name == "sheaf_linear":
-                _, _, _, _, _, _, _, outputs, inputs, bf16, _ = args
+                _, _, _, _, _, _, _, _, outputs, inputs, bf16, _ = args
                 self.weight_bytes += outputs * inputs * (2 if bf16 else 4)
             return result
 

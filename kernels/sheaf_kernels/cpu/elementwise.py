@@ -9,6 +9,7 @@ import torch
 
 from sheaf_kernels.cpu.checks import describe, fits, refuse, require_dtype
 from sheaf_kernels.cpu.library import load
+from sheaf_kernels.cpu.program import output, recording
 
 
 def rms_norm(
@@ -25,10 +26,11 @@ def rms_norm(
     if not fits(weight_C, torch.float32 if wide else dtype, 1) or len(weight_C) != x_TC.shape[1]:
         raise refuse("rms_norm", f"weight must be [{x_TC.shape[1]}], got {describe(weight_C)}")
     rows, channels = x_TC.shape
-    y_TC = torch.empty(rows, channels, dtype=dtype)
-    h_TC = x_TC if residual_TC is None else torch.empty(rows, channels, dtype=dtype)
+    y_TC = output((rows, channels), dtype)
+    h_TC = x_TC if residual_TC is None else output((rows, channels), dtype)
     library = load()
     library.functions.sheaf_rms_norm(
+        recording(),
         x_TC.data_ptr(),
         x_TC.stride(0),
         None if residual_TC is None else residual_TC.data_ptr(),
@@ -53,9 +55,15 @@ def swiglu(gate_up_TC: torch.Tensor) -> torch.Tensor:
     if not fits(gate_up_TC, dtype, 2) or gate_up_TC.shape[1] % 2 or not gate_up_TC.is_contiguous():
         raise refuse("swiglu", f"gate_up must be a contiguous [T, 2I], got {describe(gate_up_TC)}")
     rows, inner = gate_up_TC.shape[0], gate_up_TC.shape[1] // 2
-    y_TC = torch.empty(rows, inner, dtype=dtype)
+    y_TC = output((rows, inner), dtype)
     library = load()
     library.functions.sheaf_swiglu(
-        gate_up_TC.data_ptr(), y_TC.data_ptr(), rows, inner, dtype is torch.bfloat16, library.threads
+        recording(),
+        gate_up_TC.data_ptr(),
+        y_TC.data_ptr(),
+        rows,
+        inner,
+        dtype is torch.bfloat16,
+        library.threads,
     )
     return y_TC

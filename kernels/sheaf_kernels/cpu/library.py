@@ -18,23 +18,26 @@ DTYPES = (torch.float32, torch.bfloat16)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sheaf_use_pool": (None, [c_void_p, c_int]),
     "sheaf_ask_for_tiles": (c_int, []),
+    "sheaf_program_new": (c_void_p, []),
+    "sheaf_program_run": (None, [c_void_p, c_int]),
+    "sheaf_program_free": (None, [c_void_p]),
     "sheaf_linear": (
         None,
-        [c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_long, *[c_int] * 5],
+        [c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_long, *[c_int] * 5],
     ),
     "sheaf_rms_norm": (
         None,
-        [c_void_p, c_long, c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_float, *[c_int] * 5],
+        [c_void_p, c_void_p, c_long, c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_float, *[c_int] * 5],
     ),
-    "sheaf_swiglu": (None, [c_void_p, c_void_p, *[c_int] * 4]),
-    "sheaf_rope_kv_write": (None, [c_void_p, c_long, *[c_void_p] * 5, *[c_int] * 7]),
+    "sheaf_swiglu": (None, [c_void_p, c_void_p, c_void_p, *[c_int] * 4]),
+    "sheaf_rope_kv_write": (None, [c_void_p, c_void_p, c_long, *[c_void_p] * 5, *[c_int] * 7]),
     "sheaf_attention_items": (c_int, [c_void_p, c_void_p, *[c_int] * 5, c_void_p, c_int]),
     "sheaf_attention_scratch": (c_long, [c_void_p, c_int, c_int, c_int]),
     "sheaf_paged_attention": (
         None,
         [
-            *(c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_long, *[c_void_p] * 5),
-            *(c_int, c_void_p, *[c_int] * 5, c_float, c_float, c_int, c_int),
+            *(c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+            *(*[c_int] * 4, c_float, c_float, c_int, c_int),
         ],
     ),
 }

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from sheaf_kernels.cpu.checks import describe, fits, refuse, require_dtype
 from sheaf_kernels.cpu.library import load
+from sheaf_kernels.cpu.program import output, recording
 
 LANES = 16
 
@@ -56,9 +57,10 @@ def linear(x_TK: torch.Tensor, weight: PackedWeight, bias_N: torch.Tensor | None
         raise refuse("linear", f"x must be {panels.dtype} [T, {weight.in_features}], got {describe(x_TK)}")
     if bias_N is not None and (not fits(bias_N, panels.dtype, 1) or len(bias_N) != weight.out_features):
         raise refuse("linear", f"bias must be [{weight.out_features}], got {describe(bias_N)}")
-    y_TN = torch.empty(x_TK.shape[0], weight.out_features, dtype=panels.dtype)
+    y_TN = output((x_TK.shape[0], weight.out_features), panels.dtype)
     library = load()
     library.functions.sheaf_linear(
+        recording(),
         x_TK.data_ptr(),
         x_TK.stride(0),
         panels.data_ptr(),

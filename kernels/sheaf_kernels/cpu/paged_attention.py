@@ -18,7 +18,10 @@ Source: Kwon et al., arXiv 2309.06180; Dao, FlashAttention-2, arXiv 2307.08691.
 
 from __future__ import annotations
 
+import ctypes
+from ctypes import c_int, c_long, c_void_p
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +30,7 @@ import torch
 from sheaf_kernels.cpu.checks import describe, fits, refuse
 from sheaf_kernels.cpu.library import DTYPES, load
 from sheaf_kernels.cpu.linear import LANES
+from sheaf_kernels.cpu.program import output, recording
 
 CHUNK = 512  # keys whose softmax is begun anew, as in csrc/attention.c
 MAX_HEAD_DIM = 256
@@ -82,6 +86,7 @@ def rope_kv_write(
         raise refuse("rope_kv_write", f"slots must be int64 [{T}], got {describe(slots_T)}")
     library = load()
     library.functions.sheaf_rope_kv_write(
+        recording(),
         qkv_TND.data_ptr(),
         qkv_TND.stride(0),
         cos_TH.data_ptr(),
@@ -100,18 +105,35 @@ def rope_kv_write(
     return qkv_TND[:, : heads - 2 * K]
 
 
+class PlanAddresses(ctypes.Structure):
+    """What a kernel is given of a plan: ``plan`` in csrc/attention.c."""
+
+    _fields_ = (
+        ("table", c_void_p),
+        ("query_start", c_void_p),
+        ("context_len", c_void_p),
+        ("items", c_void_p),
+        ("partials", c_void_p),
+        ("table_stride", c_long),
+        ("count", c_int),
+        ("window", c_int),
+    )
+
+
 @dataclass(frozen=True)
 class Plan:
     """One step's requests in one KV group, and the work items they make. Arrays are kept, since kernels read
-    them in every layer."""
+    them in every layer. A program reads ``addresses`` where they lay when it was recorded; ``follow`` puts
+    another step's plan there."""
 
-    table_RP: npt.NDArray[np.int32]
-    query_start: npt.NDArray[np.int64]
-    context_len: npt.NDArray[np.int64]
-    window: int
-    items: npt.NDArray[np.int32]
-    partials: torch.Tensor
-    addresses: tuple[int, int, int, int]  # of table, query_start, context_len, items
+    addresses: PlanAddresses
+    tokens: int
+    arrays: tuple[npt.NDArray[Any] | torch.Tensor, ...]
+
+    def follow(self, other: Plan) -> Plan:
+        """The other's requests at this one's place."""
+        ctypes.pointer(self.addresses)[0] = other.addresses
+        return Plan(self.addresses, other.tokens, other.arrays)
 
 
 def make_plan(
@@ -135,13 +157,22 @@ def make_plan(
     splits = int(context_len.max()) // CHUNK + 2 if len(queries) * kv_heads < 4 * library.threads else 1
     most = int((queries // (MAX_GROUP // group) + 1).sum()) + len(queries) * splits
     items = np.empty((most, _ITEM_INTS), np.int32)
-    addresses = (table_RP.ctypes.data, query_start.ctypes.data, context_len.ctypes.data, items.ctypes.data)
-    count = library.functions.sheaf_attention_items(
-        *addresses[1:3], len(queries), group, kv_heads, window, library.threads, addresses[3], most
+    at = PlanAddresses(
+        table=table_RP.ctypes.data,
+        query_start=query_start.ctypes.data,
+        context_len=context_len.ctypes.data,
+        items=items.ctypes.data,
+        table_stride=table_RP.shape[1],
+        window=window,
     )
-    assert count >= 0, "more work items than there can be"
-    floats = library.functions.sheaf_attention_scratch(addresses[3], count, kv_heads, head_dim)
-    return Plan(table_RP, query_start, context_len, window, items[:count], torch.empty(floats), addresses)
+    at.count = library.functions.sheaf_attention_items(
+        at.query_start, at.context_len, len(queries), group, kv_heads, window, library.threads, at.items, most
+    )
+    assert at.count >= 0, "more work items than there can be"
+    floats = library.functions.sheaf_attention_scratch(at.items, at.count, kv_heads, head_dim)
+    partials = torch.empty(floats)
+    at.partials = partials.data_ptr() if floats else None
+    return Plan(at, int(query_start[-1]), (table_RP, query_start, context_len, items, partials))
 
 
 def paged_attention(
@@ -161,32 +192,25 @@ def paged_attention(
         raise refuse(
             "paged_attention", f"q must be {keys.dtype} [T, Q, {keys.shape[3]}], got {describe(q_TQD)}"
         )
-    if plan.query_start[-1] != T:
-        raise refuse("paged_attention", f"the plan is for {plan.query_start[-1]} tokens, q has {T}")
+    if plan.tokens != T:
+        raise refuse("paged_attention", f"the plan is for {plan.tokens} tokens, q has {T}")
     if sinks_Q is not None and (not fits(sinks_Q, keys.dtype, 1) or len(sinks_Q) != Q):
         raise refuse("paged_attention", f"sinks must be {keys.dtype} [{Q}], got {describe(sinks_Q)}")
-    out_TQD = torch.empty(T, Q, D, dtype=keys.dtype)
+    out_TQD = output((T, Q, D), keys.dtype)
     library = load()
-    table, query_start, context_len, items = plan.addresses
     library.functions.sheaf_paged_attention(
+        recording(),
         q_TQD.data_ptr(),
         q_TQD.stride(0),
         keys.data_ptr(),
         values.data_ptr(),
-        table,
-        plan.table_RP.shape[1],
-        query_start,
-        context_len,
+        ctypes.addressof(plan.addresses),
         None if sinks_Q is None else sinks_Q.data_ptr(),
         out_TQD.data_ptr(),
-        items,
-        len(plan.items),
-        plan.partials.data_ptr(),
         Q,
         keys.shape[1],
         D,
         keys.shape[2],
-        plan.window,
         scale,
         softcap,
         keys.dtype is torch.bfloat16,

@@ -18,12 +18,10 @@ from torch import Tensor
 from sheaf_runtime.models.architectures import ARCHITECTURES
 from sheaf_runtime.models.attention import SelfAttention
 from sheaf_runtime.models.config import ModelConfig
-from sheaf_runtime.models.layers import TORCH_OPS, Attention, Ops, Output, Target
+from sheaf_runtime.models.layers import TORCH_OPS, Angles, Attention, Ops, Output, Target
 from sheaf_runtime.models.mlp import MLP, Experts
 from sheaf_runtime.models.norms import NoNorm, Norm, make_norm
 from sheaf_runtime.models.rope import Rope
-
-Angles = tuple[Tensor, Tensor]
 
 
 class DecoderLayer:
@@ -146,13 +144,18 @@ class Decoder:
 
         ``prompt_lens_T`` is the length of each token's prompt.
         """
-        x, residual = F.embedding(tokens_T, self.embedding), None
+        x_TC = F.embedding(tokens_T, self.embedding)
         if self._embedding_multiplier != 1.0:
-            x = x * self._embedding_multiplier
+            x_TC = x_TC * self._embedding_multiplier
         angles = [rope(positions_T, prompt_lens_T) for rope in self.ropes]
-        for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
-            x, residual = layer(x, residual, angles[rope], attention)
-        return self.final_norm(x, residual)[0]
+
+        def layers(x_TC: Tensor, angles: list[Angles]) -> Tensor:
+            residual_TC = None
+            for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
+                x_TC, residual_TC = layer(x_TC, residual_TC, angles[rope], attention)
+            return self.final_norm(x_TC, residual_TC)[0]
+
+        return attention.run(layers, x_TC, angles)
 
     def logits(self, hidden_RC: Tensor) -> Tensor:
         """Next-token logits [R, V] of the given rows of ``forward``'s result."""

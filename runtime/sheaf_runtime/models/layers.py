@@ -26,8 +26,17 @@ PackedLinear = Callable[[Tensor, Tensor | None], Tensor]
 PACK_FOR_ROWS = 512
 
 
+# Cosines and sines of each token's position, [T, 1, D] in float32.
+Angles = tuple[Tensor, Tensor]
+Layers = Callable[[Tensor, list[Angles]], Tensor]
+
+
 class Attention(Protocol):
     """What a model needs of the worker: paged attention over all requests of the step."""
+
+    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
+        """``layers(x_TC, angles)``, or what a recording of it gives; good until the next step."""
+        ...
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         """Rotate q and k, store k and v in the layer's pages, return the rotated q [T, Q, D]."""

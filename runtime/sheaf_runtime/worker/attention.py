@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sheaf_runtime.models.config import AttentionConfig
+from sheaf_runtime.models.layers import Angles, Layers
 from sheaf_runtime.models.rope import rotate
 from sheaf_runtime.worker.batch import GroupInputs, StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
@@ -74,6 +75,9 @@ class TorchAttention:
         self._device = caches[0][0].device
         self._group_of = layout.group_of
         self._groups = [_Group(group.window, torch.empty(0), []) for group in layout.groups]
+
+    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
+        return layers(x_TC, angles)
 
     def prepare(self, inputs: StepInputs) -> None:
         heads = np.arange(self._kv_heads)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sheaf_runtime.config import AttentionBackend
 from sheaf_runtime.models.config import AttentionConfig, DecoderConfig
-from sheaf_runtime.models.layers import TORCH_OPS, Ops
+from sheaf_runtime.models.layers import TORCH_OPS, Angles, Layers, Ops
 from sheaf_runtime.worker.adjust import Adjustments, adjust
 from sheaf_runtime.worker.attention import TorchAttention
 from sheaf_runtime.worker.batch import StepInputs
@@ -33,6 +33,7 @@ class PagedAttention(Protocol):
     """What both backends' attention offers: ``prepare`` once a step, then the model's ``Attention``."""
 
     def prepare(self, inputs: StepInputs) -> None: ...
+    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor: ...
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor: ...
     def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import torch
 from sheaf_kernels.cpu.build import UnavailableError
@@ -10,10 +11,11 @@ from sheaf_kernels.cpu.elementwise import rms_norm, swiglu
 from sheaf_kernels.cpu.library import load
 from sheaf_kernels.cpu.linear import linear, pack
 from sheaf_kernels.cpu.paged_attention import Plan, make_plan, paged_attention, rope_kv_write
+from sheaf_kernels.cpu.program import CannotRecordError, Program
 from torch import Tensor
 
 from sheaf_runtime.models.config import AttentionConfig
-from sheaf_runtime.models.layers import Ops, PackedLinear, pack_with_onednn
+from sheaf_runtime.models.layers import Angles, Layers, Ops, PackedLinear, pack_with_onednn
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
 
@@ -40,8 +42,27 @@ def _pack(weight: Tensor) -> PackedLinear | None:
 CPU_OPS = Ops(rms_norm=rms_norm, swiglu=swiglu, pack_linear=_pack)
 
 
+# Rows up to which Python and the waking of threads take a noticeable part of a step.
+RECORDED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """The layers' kernel calls for one number of rows, and where they find what they are given."""
+
+    program: Program
+    x_TC: Tensor
+    angles: list[Angles]  # [T, D / 2] each
+    slots: list[Tensor]
+    plans: list[Plan]
+    hidden_TC: Tensor
+
+
 class CpuAttention:
-    """See ``backend.PagedAttention``. A page's keys lie as ``sheaf_kernels.cpu.paged_attention`` has them."""
+    """See ``backend.PagedAttention``. A page's keys lie as ``sheaf_kernels.cpu.paged_attention`` has them.
+
+    Small steps run as a recording of the layers' kernel calls, one for each number of rows.
+    """
 
     def __init__(
         self, caches: list[tuple[Tensor, Tensor]], layout: KVLayout, config: AttentionConfig
@@ -53,7 +74,9 @@ class CpuAttention:
         self._windows = [group.window or 0 for group in layout.groups]
         self._plans: list[Plan] = []
         self._slots: list[Tensor] = []
-        self._angles: tuple[Tensor, Tensor, Tensor] | None = None
+        self._halves: dict[int, Angles] = {}
+        self._recordings: dict[int, _Recording] = {}
+        self._record = True
 
     def prepare(self, inputs: StepInputs) -> None:
         _, kv_heads, _, head_dim = self._caches[0][0].shape
@@ -70,21 +93,57 @@ class CpuAttention:
             )
             for group, window in zip(inputs.groups, self._windows, strict=True)
         ]
+        self._halves = {}
+
+    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
+        rows = len(x_TC)
+        if rows > RECORDED_ROWS or not self._record:
+            return layers(x_TC, angles)
+        recording = self._recordings.get(rows)
+        if recording is None:
+            try:
+                recording = self._recordings[rows] = self._made(layers, x_TC, angles)
+            except CannotRecordError as error:
+                logger.info("small steps are not recorded: the model needs %s", error)
+                self._record = False
+                return layers(x_TC, angles)
+        else:
+            recording.x_TC.copy_(x_TC)
+            for mine, given in zip(recording.angles, angles, strict=True):
+                for half, now in zip(mine, _half_angles(*given), strict=True):
+                    half.copy_(now)
+            for slots, now in zip(recording.slots, self._slots, strict=True):
+                slots.copy_(now)
+            self._plans = [old.follow(new) for old, new in zip(recording.plans, self._plans, strict=True)]
+        recording.program.run()
+        return recording.hidden_TC
+
+    def _made(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> _Recording:
+        halves = [_half_angles(*given) for given in angles]
+        self._halves = {id(cos): half for (cos, _), half in zip(angles, halves, strict=True)}
+        program, x_TC = Program(), x_TC.clone()
+        self._slots = [slots.clone() for slots in self._slots]
+        with program.record():
+            hidden_TC = layers(x_TC, angles)
+        return _Recording(program, x_TC, halves, self._slots, self._plans, hidden_TC)
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
-        if self._angles is None or self._angles[0] is not cos_T1D:
-            # The kernel wants each angle once; the sine's first half is the negative of its second.
-            half = cos_T1D.shape[-1] // 2
-            halves = cos_T1D[:, 0, :half].contiguous(), sin_T1D[:, 0, half:].contiguous()
-            self._angles = (cos_T1D, *halves)
-        _, cos_TH, sin_TH = self._angles
+        halves = self._halves.get(id(cos_T1D))
+        if halves is None:
+            halves = self._halves[id(cos_T1D)] = _half_angles(cos_T1D, sin_T1D)
         slots_T = self._slots[self._group_of[layer]]
         if qkv_TND.stride(1) != qkv_TND.shape[2]:
             qkv_TND = qkv_TND.contiguous()
-        return rope_kv_write(qkv_TND, cos_TH, sin_TH, slots_T, *self._caches[layer])
+        return rope_kv_write(qkv_TND, *halves, slots_T, *self._caches[layer])
 
     def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor:
         plan = self._plans[self._group_of[layer]]
         return paged_attention(
             q_TQD, *self._caches[layer], plan, self._scale, softcap=self._softcap, sinks_Q=sinks_Q
         )
+
+
+def _half_angles(cos_T1D: Tensor, sin_T1D: Tensor) -> Angles:
+    """Each angle once: the sine's first half is the negative of its second."""
+    half = cos_T1D.shape[-1] // 2
+    return cos_T1D[:, 0, :half].contiguous(), sin_T1D[:, 0, half:].contiguous()

@@ -21,7 +21,7 @@ from sheaf_kernels.swiglu import swiglu
 from torch import Tensor
 
 from sheaf_runtime.models.config import AttentionConfig
-from sheaf_runtime.models.layers import Ops
+from sheaf_runtime.models.layers import Angles, Layers, Ops
 from sheaf_runtime.worker.adjust import Adjustments
 from sheaf_runtime.worker.bad_words import ban
 from sheaf_runtime.worker.batch import StepInputs
@@ -73,6 +73,9 @@ class TritonAttention:
             for window in dict.fromkeys(self._window_of)
         }
         self._needed: dict[int, list[SplitPlan]] = {}
+
+    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
+        return layers(x_TC, angles)
 
     def prepare(self, inputs: StepInputs) -> None:
         queries = np.diff(inputs.query_start)

@@ -13,16 +13,23 @@ typedef struct {
     int request, first, tokens, chunk, partial; /* query tokens from `first` on; chunk and partial -1: all of them */
 } item;
 
+/* A step's requests in one KV group; Python has the same struct. */
+typedef struct {
+    const int32_t *table;
+    const int64_t *query_start, *context_len;
+    const item *items;
+    float *partials; /* what chunks give, where some query is split */
+    long table_stride;
+    int count, window;
+} plan;
+
 typedef struct {
     job j;
     const char *q, *keys, *values, *sinks;
     char *out;
-    const int32_t *table;
-    const int64_t *query_start, *context_len;
-    const item *items;
-    float *partials;
-    size_t q_stride, table_stride;
-    int Q, K, G, D, block, window, bf16;
+    const plan *plan;
+    size_t q_stride;
+    int Q, K, G, D, block, bf16;
     float scale, softcap;
 } attention_job;
 
@@ -98,7 +105,7 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
     float scores[MAX_ROWS * KEYS] __attribute__((aligned(64)));
     const char *value[KEYS];
     const char *panel[KEYS / LANES];
-    const int32_t *table = a->table + request * a->table_stride;
+    const int32_t *table = a->plan->table + request * a->plan->table_stride;
     for (int n = 0; n < KEYS / LANES; n++) {
         long key = base + n * LANES;
         panel[n] = NULL;
@@ -122,7 +129,7 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
     const i16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int r = 0; r < rows; r++) {
         float *row = scores + r * KEYS;
-        long own = position + r / a->G, first = a->window ? own - a->window + 1 : 0;
+        long own = position + r / a->G, first = a->plan->window ? own - a->plan->window + 1 : 0;
         int to = own - base + 1 < KEYS ? (int)(own - base + 1) : KEYS, from = first > base ? (int)(first - base) : 0;
         v16 best = (v16){0} - INFINITY;
         for (int n = 0; n < KEYS; n += LANES) {
@@ -168,14 +175,14 @@ INLINE size_t out_at(const attention_job *a, long token, int head) {
 
 INLINE void attend_item(const attention_job *a, const int bf16, const item *t, int head) {
     const int D = a->D, G = a->G, size = bf16 ? 2 : 4, rows = t->tokens * G;
-    long start = a->query_start[t->request], queries = a->query_start[t->request + 1] - start;
-    long position = a->context_len[t->request] - queries + t->first;
+    long start = a->plan->query_start[t->request], queries = a->plan->query_start[t->request + 1] - start;
+    long position = a->plan->context_len[t->request] - queries + t->first;
     char q[MAX_ROWS * MAX_D * 4] __attribute__((aligned(64)));
     for (int r = 0; r < rows; r++) {
         size_t from = (start + t->first + r / G) * a->q_stride + (size_t)(head * G + r % G) * D;
         memcpy(q + (size_t)r * D * size, a->q + from * size, (size_t)D * size);
     }
-    long low = a->window && position - a->window + 1 > 0 ? position - a->window + 1 : 0, high = position + t->tokens;
+    long low = a->plan->window && position - a->plan->window + 1 > 0 ? position - a->plan->window + 1 : 0, high = position + t->tokens;
     if (t->chunk >= 0) {
         if (low < (long)t->chunk * CHUNK) low = (long)t->chunk * CHUNK;
         if (high > (long)(t->chunk + 1) * CHUNK) high = (long)(t->chunk + 1) * CHUNK;
@@ -196,7 +203,7 @@ INLINE void attend_item(const attention_job *a, const int bf16, const item *t, i
     const state *done = whole ? &s : &all;
     for (int r = 0; r < rows; r++) {
         if (t->partial >= 0) {
-            float *p = a->partials + ((size_t)(t->partial * a->K + head) * MAX_ROWS + r) * (D + LANES);
+            float *p = a->plan->partials + ((size_t)(t->partial * a->K + head) * MAX_ROWS + r) * (D + LANES);
             p[0] = done->top[r];
             p[1] = done->total[r];
             memcpy(p + LANES, done->sums + r * D, sizeof(float) * D);
@@ -210,19 +217,19 @@ INLINE void attend_item(const attention_job *a, const int bf16, const item *t, i
 
 static void attention_work(job *j, int n) {
     const attention_job *a = (const attention_job *)j;
-    const item *t = a->items + n / a->K;
+    const item *t = a->plan->items + n / a->K;
     if (a->bf16) attend_item(a, 1, t, n % a->K); else attend_item(a, 0, t, n % a->K);
 }
 
 /* The chunks of one request's only query token, in their order. */
 INLINE void merge(const attention_job *a, const int bf16, const item *t, int count) {
     float sums[MAX_D];
-    long start = a->query_start[t->request];
+    long start = a->plan->query_start[t->request];
     for (int head = 0; head < a->Q; head++) {
         float top = -INFINITY, total = 0.0f;
         memset(sums, 0, sizeof sums);
         for (int n = 0; n < count; n++) {
-            const float *p = a->partials + ((size_t)((t[n].partial * a->K + head / a->G) * MAX_ROWS) + head % a->G) * (a->D + LANES);
+            const float *p = a->plan->partials + ((size_t)((t[n].partial * a->K + head / a->G) * MAX_ROWS) + head % a->G) * (a->D + LANES);
             fold(&top, &total, sums, p[0], p[1], p + LANES, a->D);
         }
         finish(a, bf16, out_at(a, start, head), head, top, total, sums);
@@ -261,23 +268,32 @@ EXPORT long sheaf_attention_scratch(const item *items, int count, int K, int D) 
     return partials * K * MAX_ROWS * (D + LANES);
 }
 
-EXPORT void sheaf_paged_attention(const void *q, long q_stride, const void *keys, const void *values,
-                                  const int32_t *table, long table_stride, const int64_t *query_start,
-                                  const int64_t *context_len, const void *sinks, void *out, const item *items,
-                                  int count, float *partials, int Q, int K, int D, int block, int window, float scale,
-                                  float softcap, int bf16, int threads) {
-    attention_job a = {.j = {attention_work, NULL, count * K, 0}, .q = q, .keys = keys, .values = values,
-                       .sinks = sinks, .out = out, .table = table, .query_start = query_start,
-                       .context_len = context_len, .items = items, .partials = partials, .q_stride = (size_t)q_stride,
-                       .table_stride = (size_t)table_stride, .Q = Q, .K = K, .G = Q / K, .D = D, .block = block,
-                       .window = window, .bf16 = bf16, .scale = scale, .softcap = softcap};
-    run_job(&a.j, threads);
-    for (int n = 0; n < count;) {
-        int same = 1;
-        if (items[n].partial >= 0) {
-            while (n + same < count && items[n + same].request == items[n].request) same++;
-            if (bf16) merge(&a, 1, items + n, same); else merge(&a, 0, items + n, same);
-        }
-        n += same;
+static int count_items(job *j) {
+    const attention_job *a = (const attention_job *)j;
+    return a->plan->count * a->K;
+}
+
+static int count_merges(job *j) { return ((const attention_job *)j)->plan->partials != NULL; }
+
+static void merge_work(job *j, int unused) {
+    const attention_job *a = (const attention_job *)j;
+    const item *items = a->plan->items;
+    (void)unused;
+    for (int n = 0, same; n < a->plan->count; n += same) {
+        same = 1;
+        if (items[n].partial < 0) continue;
+        while (n + same < a->plan->count && items[n + same].request == items[n].request) same++;
+        if (a->bf16) merge(a, 1, items + n, same); else merge(a, 0, items + n, same);
     }
+}
+
+EXPORT void sheaf_paged_attention(program *program, const void *q, long q_stride, const void *keys, const void *values,
+                                  const plan *plan, const void *sinks, void *out, int Q, int K, int D, int block,
+                                  float scale, float softcap, int bf16, int threads) {
+    attention_job a = {.j = {.work = attention_work, .count = count_items}, .q = q, .keys = keys, .values = values,
+                       .sinks = sinks, .out = out, .plan = plan, .q_stride = (size_t)q_stride, .Q = Q, .K = K,
+                       .G = Q / K, .D = D, .block = block, .bf16 = bf16, .scale = scale, .softcap = softcap};
+    submit(program, &a.j, sizeof a, threads);
+    a.j = (job){.work = merge_work, .count = count_merges};
+    submit(program, &a.j, sizeof a, threads);
 }

@@ -123,21 +123,21 @@ INLINE void rows_by_panels(const int bf16, const int rows, const int panels, con
     } else {
         const uint16_t *xh = x, *wh = w;
         for (int k = 0; k < K; k += 2) {
-            for (int j = 0; j < panels; j++) {
-                u16 p;
-                memcpy(&p, wh + j * w_stride + (size_t)k * LANES, sizeof p);
+            u16 p[PANELS_AT_ONCE];
+            for (int j = 0; j < panels; j++) memcpy(&p[j], wh + j * w_stride + (size_t)k * LANES, sizeof p[j]);
+            /* Rows outside, so that one broadcast lives at a time and the sums keep the registers. */
+            for (int i = 0; i < rows; i++) {
 #if defined(__AVX512BF16__)
-                for (int i = 0; i < rows; i++) {
-                    uint32_t pair;
-                    memcpy(&pair, xh + i * x_stride + k, 4);
-                    s[i][j] = (v16)_mm512_dpbf16_ps((__m512)s[i][j], (__m512bh)_mm512_set1_epi32((int)pair),
-                                                    (__m512bh)p);
-                }
+                uint32_t pair;
+                memcpy(&pair, xh + i * x_stride + k, 4);
+                __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
+                for (int j = 0; j < panels; j++)
+                    s[i][j] = (v16)_mm512_dpbf16_ps((__m512)s[i][j], both, (__m512bh)p[j]);
 #else
-                v16 even = (v16)(p << 16), odd = (v16)(p & 0xffff0000u);
-                for (int i = 0; i < rows; i++) {
-                    s[i][j] += widen(xh[i * x_stride + k]) * even;
-                    s[i][j] += widen(xh[i * x_stride + k + 1]) * odd;
+                float even = widen(xh[i * x_stride + k]), odd = widen(xh[i * x_stride + k + 1]);
+                for (int j = 0; j < panels; j++) {
+                    s[i][j] += even * (v16)(p[j] << 16);
+                    s[i][j] += odd * (v16)(p[j] & 0xffff0000u);
                 }
 #endif
             }
@@ -166,8 +166,13 @@ INLINE void multiply(const int bf16, int rows, int panels, const void *x, size_t
  * thread which another process holds up costs one item, not its share. */
 typedef struct job {
     void (*work)(struct job *, int item);
-    void (*leave)(void); /* each thread's last act, or NULL */
-    int items, next;
+    int (*count)(struct job *); /* how many items, where that is another number each time; or NULL */
+    void (*leave)(void);        /* each thread's last act, or NULL */
+    int items, next, done;
 } job;
 
-void run_job(job *j, int threads);
+/* Jobs in their order, kept to be run again; see program.py. */
+typedef struct program program;
+
+/* Run it now, on so many threads; with a program: keep a copy of its `size` bytes for every run of that. */
+void submit(program *p, job *j, size_t size, int threads);

@@ -59,14 +59,14 @@ static void norm_work(job *j, int item) {
 #define WORTH_A_THREAD (1 << 15)
 INLINE int rows_at_once(int columns) { return columns < WORTH_A_THREAD ? WORTH_A_THREAD / columns : 1; }
 
-EXPORT void sheaf_rms_norm(const void *x, long x_stride, const void *residual, long residual_stride,
+EXPORT void sheaf_rms_norm(program *program, const void *x, long x_stride, const void *residual, long residual_stride,
                            const void *weight, void *y, void *h, float eps, int T, int C, int bf16, int wide,
                            int threads) {
     int step = rows_at_once(C);
-    norm_job n = {.j = {norm_work, NULL, (T + step - 1) / step, 0}, .x = x, .residual = residual, .weight = weight,
+    norm_job n = {.j = {.work = norm_work, .items = (T + step - 1) / step}, .x = x, .residual = residual, .weight = weight,
                   .y = y, .h = h, .x_stride = (size_t)x_stride, .residual_stride = (size_t)residual_stride,
                   .eps = eps, .T = T, .C = C, .bf16 = bf16, .wide = wide, .step = step};
-    run_job(&n.j, threads);
+    submit(program, &n.j, sizeof n, threads);
 }
 
 typedef struct {
@@ -97,11 +97,11 @@ static void swiglu_work(job *j, int item) {
     if (s->bf16) swiglu_rows(s, 1, t0, t1); else swiglu_rows(s, 0, t0, t1);
 }
 
-EXPORT void sheaf_swiglu(const void *gate_up, void *y, int T, int I, int bf16, int threads) {
+EXPORT void sheaf_swiglu(program *program, const void *gate_up, void *y, int T, int I, int bf16, int threads) {
     int step = rows_at_once(4 * I);
-    swiglu_job s = {.j = {swiglu_work, NULL, (T + step - 1) / step, 0}, .gate_up = gate_up, .y = y, .T = T, .I = I,
+    swiglu_job s = {.j = {.work = swiglu_work, .items = (T + step - 1) / step}, .gate_up = gate_up, .y = y, .T = T, .I = I,
                     .bf16 = bf16, .step = step};
-    run_job(&s.j, threads);
+    submit(program, &s.j, sizeof s, threads);
 }
 
 typedef struct {
@@ -148,12 +148,12 @@ static void rope_work(job *j, int item) {
     if (r->bf16) rope_rows(r, 1, t0, t1); else rope_rows(r, 0, t0, t1);
 }
 
-EXPORT void sheaf_rope_kv_write(void *qkv, long stride, const float *cos, const float *sin, const int64_t *slots,
+EXPORT void sheaf_rope_kv_write(program *program, void *qkv, long stride, const float *cos, const float *sin, const int64_t *slots,
                                 void *keys, void *values, int T, int Q, int K, int D, int block, int bf16,
                                 int threads) {
     int step = rows_at_once(4 * (Q + 2 * K) * D);
-    rope_job r = {.j = {rope_work, NULL, (T + step - 1) / step, 0}, .qkv = qkv, .keys = keys, .values = values,
+    rope_job r = {.j = {.work = rope_work, .items = (T + step - 1) / step}, .qkv = qkv, .keys = keys, .values = values,
                   .cos = cos, .sin = sin, .slots = slots, .stride = (size_t)stride, .T = T, .Q = Q, .K = K, .D = D,
                   .block = block, .bf16 = bf16, .step = step};
-    run_job(&r.j, threads);
+    submit(program, &r.j, sizeof r, threads);
 }

@@ -28,8 +28,8 @@ INLINE void vector_block(const linear_job *l, const int bf16, int m0, int m1, in
     const size_t size = bf16 ? 2 : 4, panel = (size_t)l->K * LANES;
     for (int p = p0; p < p1; p += PANELS_AT_ONCE) {
         int panels = p1 - p < PANELS_AT_ONCE ? p1 - p : PANELS_AT_ONCE;
-        for (int m = m0; m < m1; m += ROWS) {
-            int rows = m1 - m < ROWS ? m1 - m : ROWS;
+        for (int m = m0, passes = (m1 - m0 + ROWS - 1) / ROWS, rows; m < m1; m += rows, passes--) {
+            rows = (m1 - m + passes - 1) / passes; /* 16 are 8 and 8, for 12 and 4 would leave sums idle */
             v16 sums[ROWS][PANELS_AT_ONCE];
             multiply(bf16, rows, panels, l->x + m * l->x_stride * size, l->x_stride, l->w + p * panel * size, panel,
                      l->K, sums);
@@ -107,8 +107,8 @@ static void linear_work(job *j, int item) {
     if (l->bf16) vector_block(l, 1, m0, m1, p0, p1); else vector_block(l, 0, m0, m1, p0, p1);
 }
 
-/* x [M, K] and y [M, N] by rows with strides in elements; w [ceil(N / 16)] panels, zero behind N; bias [N] or NULL. */
-EXPORT void sheaf_linear(const void *x, long x_stride, const void *w, const void *bias, void *y, long y_stride, int M,
+/* Of every kernel: program NULL runs it now. x [M, K] and y [M, N] by rows with strides in elements; w [ceil(N / 16)] panels, zero behind N; bias [N] or NULL. */
+EXPORT void sheaf_linear(program *program, const void *x, long x_stride, const void *w, const void *bias, void *y, long y_stride, int M,
                          int N, int K, int bf16, int threads) {
     int panels = (N + LANES - 1) / LANES, blocks = (M + ROW_BLOCK - 1) / ROW_BLOCK;
     /* About eight items for each thread; none smaller than two panels. */
@@ -116,13 +116,13 @@ EXPORT void sheaf_linear(const void *x, long x_stride, const void *w, const void
     if (step < 2) step = 2;
     if (step > panels) step = panels;
     int groups = (panels + step - 1) / step;
-    linear_job l = {.j = {linear_work, NULL, groups * blocks, 0}, .x = x, .w = w, .bias = bias, .y = y,
+    linear_job l = {.j = {.work = linear_work, .items = groups * blocks}, .x = x, .w = w, .bias = bias, .y = y,
                     .x_stride = (size_t)x_stride, .y_stride = (size_t)y_stride, .M = M, .N = N, .K = K, .bf16 = bf16,
                     .panels = panels, .step = step, .groups = groups};
 #if defined(__AMX_BF16__)
     if (bf16 && K % 32 == 0) l.j.leave = leave_tiles;
 #endif
-    run_job(&l.j, (long)N * K * M < 1 << 15 ? 1 : threads);
+    submit(program, &l.j, sizeof l, (long)N * K * M < 1 << 15 ? 1 : threads);
 }
 
 /* Whether this process may use the matrix unit; Linux wants to be asked first. */

@@ -1,0 +1,124 @@
+"""Kernel calls that are recorded once and run many times, as one parallel region.
+
+A step of a small batch makes some hundred short calls; Python, the tensors' bookkeeping and the waking of
+threads then cost as much as the work. Inside ``Program.record`` the kernels here run nothing: their calls are
+kept, with the addresses that they were given, and ``run`` does them all in their order. What goes in is
+written where it lay when it was recorded; what comes out lies where it lay then.
+
+Anything else that torch would compute meanwhile is refused, since it would see what is not there yet.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sheaf_kernels.cpu.library import load
+
+_ALIGNMENT = 64
+_VIEWS = frozenset(
+    [
+        "alias",
+        "as_strided",
+        "detach",
+        "expand",
+        "lift_fresh",  # of memory that numpy has
+        "permute",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "t",
+        "transpose",
+        "unsqueeze",
+        "view",
+        "_unsafe_view",
+    ]
+)
+
+
+class CannotRecordError(RuntimeError):
+    """Something is to be computed that is no kernel of these; the message names it."""
+
+
+class _State(threading.local):
+    program: Program | None = None
+
+
+_state = _State()
+
+
+class Program:
+    def __init__(self) -> None:
+        functions = load().functions
+        self._handle: int = functions.sheaf_program_new()
+        self._memory = _Memory()
+        weakref.finalize(self, functions.sheaf_program_free, self._handle).atexit = False
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Raises CannotRecordError, and is of no use then."""
+        assert _state.program is None, "one is being recorded"
+        _state.program = self
+        try:
+            with _OnlyViews():
+                yield
+        finally:
+            _state.program = None
+
+    def run(self) -> None:
+        library = load()
+        library.functions.sheaf_program_run(self._handle, library.threads)
+
+
+def recording() -> int | None:
+    """What a kernel is given as its program."""
+    return None if _state.program is None else _state.program._handle
+
+
+def output(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory for a kernel's result."""
+    if _state.program is None:
+        return torch.empty(shape, dtype=dtype)
+    return _state.program._memory.empty(shape, dtype)
+
+
+class _Memory:
+    """The results of a program's calls. What nothing refers to any more while it is recorded is used again:
+    the calls run in the order in which they were recorded."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        self._all: list[npt.NDArray[np.uint8]] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        size = max(math.prod(shape) * dtype.itemsize, 1)
+        free = self._free.setdefault(size, [])
+        if free:
+            piece = free.pop()
+        else:
+            whole = np.empty(size + _ALIGNMENT, np.uint8)
+            start = -whole.ctypes.data % _ALIGNMENT
+            piece = whole[start : start + size]
+            self._all.append(piece)
+        mine = piece[:]  # lives as long as a tensor that sees this memory does
+        weakref.finalize(mine, free.append, piece).atexit = False
+        return torch.from_numpy(mine)[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+
+class _OnlyViews(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name not in _VIEWS:
+            raise CannotRecordError(name)
+        return func(*args, **(kwargs or {}))

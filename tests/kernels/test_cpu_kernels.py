@@ -15,7 +15,13 @@ from sheaf_kernels.cpu import build
 from sheaf_kernels.cpu.elementwise import rms_norm, swiglu
 from sheaf_kernels.cpu.library import Library, load
 from sheaf_kernels.cpu.linear import linear, linear_reference, pack
-from sheaf_kernels.cpu.paged_attention import key_panels, make_plan, paged_attention, rope_kv_write
+from sheaf_kernels.cpu.paged_attention import (
+    key_panels,
+    make_plan,
+    paged_attention,
+    rope_kv_write,
+    value_pairs,
+)
 from sheaf_kernels.rms_norm import rms_norm_reference
 from sheaf_kernels.swiglu import swiglu_reference
 from torch import Tensor
@@ -108,7 +114,7 @@ class Cache:
                 self.keys[mine[t // B], :, t % B] = kv[0, t]
                 self.values[mine[t // B], :, t % B] = kv[1, t]
             at += count
-        self.panels = key_panels(self.keys)
+        self.panels, self.pairs = key_panels(self.keys), value_pairs(self.values)
         self.query_start = np.cumsum([0, *(queries for _, queries in sizes)])
         self.context_len = np.array([context for context, _ in sizes])
         self.q = torch.randn(int(self.query_start[-1]), Q, D, generator=generator).to(dtype)
@@ -120,7 +126,7 @@ class Cache:
             group=group, kv_heads=self.K, head_dim=head_dim, window=window,
         )  # fmt: skip
         return paged_attention(
-            self.q, self.panels, self.values, plan, head_dim**-0.5, softcap=softcap, sinks_Q=sinks
+            self.q, self.panels, self.pairs, plan, head_dim**-0.5, softcap=softcap, sinks_Q=sinks
         )
 
     def wanted(self, window: int = 0, softcap: float = 0.0, sinks: Tensor | None = None) -> Tensor:
@@ -173,10 +179,10 @@ def test_attention_has_the_same_bits_alone_and_in_company(dtype: torch.dtype) ->
         mine = slice(together.query_start[r], together.query_start[r + 1])
         for first in {0, queries // 2, queries - 1}:  # as one chunk of a prompt, in two, and its last token
             alone = Cache([(1, 1)], dtype, Q=9, K=3, D=64)
-            alone.table, alone.panels, alone.values = (
+            alone.table, alone.panels, alone.pairs = (
                 together.table[r : r + 1],
                 together.panels,
-                together.values,
+                together.pairs,
             )
             alone.q = together.q[mine][first:]
             alone.query_start = np.array([0, queries - first])
@@ -194,14 +200,14 @@ def test_keys_and_values_are_written_where_they_are_read(dtype: torch.dtype) -> 
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
     low, high = qkv[:, :6].float().chunk(2, dim=-1)
     rotated = torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(dtype)
-    written, given = torch.zeros_like(keys), qkv.clone()
+    written_keys, written_values = torch.zeros_like(keys), torch.zeros_like(values)
     for t, slot in enumerate(slots.tolist()):
-        written[slot // 16, :, slot % 16] = rotated[t, 4:]
+        written_keys[slot // 16, :, slot % 16] = rotated[t, 4:6]
+        written_values[slot // 16, :, slot % 16] = qkv[t, 6:]
     q = rope_kv_write(qkv, angles.cos(), angles.sin(), slots, keys, values)
     close(q, rotated[:, :4])
-    close(keys, key_panels(written))
-    for t, slot in enumerate(slots.tolist()):
-        assert torch.equal(values[slot // 16, :, slot % 16], given[t, 6:])
+    close(keys, key_panels(written_keys))
+    assert torch.equal(values, value_pairs(written_values))
 
 
 def test_wrong_arguments_are_refused_by_name() -> None:

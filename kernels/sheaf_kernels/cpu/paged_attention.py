@@ -4,7 +4,7 @@
 
 A page of keys is a panel of a linear layer: [page, kv_head, slot / 16, D, 16] in float32, and in bfloat16
 [page, kv_head, slot / 16, D / 2, 16, 2], so that 16 keys are met at once and nothing is gathered. Values are
-[page, kv_head, slot, D]. A work item is the query heads of one key/value head, for up to 48 rows of one
+[page, kv_head, slot, D], and in bfloat16 [page, kv_head, slot / 2, D, 2]. A work item is the query heads of one key/value head, for up to 48 rows of one
 request or for one chunk of 512 keys of a single query; threads take up items as they become free.
 
 Softmax goes by blocks of 64 keys and chunks of 512 at fixed positions, so a row's result does not depend on
@@ -58,6 +58,14 @@ def key_panels(keys_PKBD: torch.Tensor) -> torch.Tensor:
     pair = 2 if keys_PKBD.dtype == torch.bfloat16 else 1
     panels = keys_PKBD.reshape(P, K, B // LANES, LANES, D // pair, pair).transpose(3, 4)
     return panels.reshape(P, K, B, D)
+
+
+def value_pairs(values_PKBD: torch.Tensor) -> torch.Tensor:
+    """Values [page, kv_head, slot, D] as the cache holds them, in the same shape."""
+    if values_PKBD.dtype is not torch.bfloat16:
+        return values_PKBD
+    P, K, B, D = values_PKBD.shape
+    return values_PKBD.reshape(P, K, B // 2, 2, D).transpose(3, 4).reshape(P, K, B, D)
 
 
 def rope_kv_write(

@@ -61,100 +61,152 @@ INLINE v16 cap16(const attention_job *a, v16 s) {
     return (1.0f - 2.0f / (e + 1.0f)) * a->softcap;
 }
 
-/* sums of rows += weights [rows][KEYS] times values of the keys from..to-1 (relative to the block) */
-INLINE void add_values(const int bf16, const int rows, const float *weights, const char *const *value, int from,
-                       int to, int d, int D, float *sums) {
-    v16 s[ROWS][2];
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < 2; j++) s[i][j] = load_f32(sums + i * D + d + j * LANES);
-    for (int k = from; k < to; k++) {
-        v16 v[2] = {load(bf16, value[k], d), load(bf16, value[k], d + LANES)};
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < 2; j++) s[i][j] += weights[i * KEYS + k] * v[j];
+/* Where a block's keys and values lie, by groups of 16 keys; NULL where no row sees any of these. */
+#define GROUPS (KEYS / LANES)
+typedef struct {
+    const char *keys[GROUPS], *values[GROUPS];
+} place;
+
+INLINE place find(const attention_job *a, const int size, int request, int head, long base, long low, long high) {
+    const int32_t *table = a->plan->table + request * a->plan->table_stride;
+    place p;
+    for (int n = 0; n < GROUPS; n++) {
+        long key = base + n * LANES;
+        p.keys[n] = p.values[n] = NULL;
+        if (key + LANES <= low || key >= high) continue;
+        size_t at = ((size_t)table[key / a->block] * a->K + head) * a->block + key % a->block;
+        p.keys[n] = a->keys + at * a->D * size;
+        p.values[n] = a->values + at * a->D * size;
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < 2; j++) store_f32(sums + i * D + d + j * LANES, s[i][j]);
-}
-INLINE void add_values_tail(const int bf16, const int rows, const float *weights, const char *const *value, int from,
-                            int to, int d, int D, float *sums) {
-    for (int i = 0; i < rows; i++) {
-        v16 s = load_f32(sums + i * D + d);
-        for (int k = from; k < to; k++) s += weights[i * KEYS + k] * load(bf16, value[k], d);
-        store_f32(sums + i * D + d, s);
-    }
+    return p;
 }
 
-#define VALUES_OF(n) case n: add_values(bf16, n, weights, value, from, to, d, D, sums); break;
-INLINE void values_of_rows(const int bf16, int rows, const float *weights, const char *const *value, int from, int to,
+/* Pages lie anywhere: what comes next is asked for while the arithmetic goes on. */
+INLINE void prefetch(const char *const *groups, int bytes) {
+    for (int n = 0; n < GROUPS; n++)
+        if (groups[n])
+            for (int i = 0; i < bytes; i += 64) __builtin_prefetch(groups[n] + i, 0, 2);
+}
+
+/* sums of rows += weights [rows][KEYS] times values of the keys from..to-1 (relative to the block). In bfloat16 keys
+ * go by pairs, and weights are bfloat16 too where the machine multiplies pairs. */
+#if defined(__AVX512BF16__)
+#define NARROW_WEIGHTS 1
+#else
+#define NARROW_WEIGHTS 0
+#endif
+INLINE void add_values(const int bf16, const int rows, const int vectors, const char *weights,
+                       const char *const *values, int from, int to, int d, int D, float *sums) {
+    v16 s[ROWS][2];
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < vectors; j++) s[i][j] = load_f32(sums + i * D + d + j * LANES);
+    if (!bf16) {
+        for (int k = from; k < to; k++) {
+            const float *value = (const float *)values[k / LANES] + k % LANES * D + d;
+            v16 v[2];
+            for (int j = 0; j < vectors; j++) v[j] = load_f32(value + j * LANES);
+            for (int i = 0; i < rows; i++)
+                for (int j = 0; j < vectors; j++) s[i][j] += ((const float *)weights)[i * KEYS + k] * v[j];
+        }
+    } else {
+        for (int k = from & ~1; k < to; k += 2) {
+            const uint16_t *value = (const uint16_t *)values[k / LANES] + k % LANES * D + 2 * d;
+            u16 v[2];
+            for (int j = 0; j < vectors; j++) memcpy(&v[j], value + 2 * j * LANES, sizeof v[j]);
+            if (k + 1 == to) /* nobody has written the other one: it may be anything, even NaN */
+                for (int j = 0; j < vectors; j++) v[j] &= 0xffff;
+            for (int i = 0; i < rows; i++) {
+#if NARROW_WEIGHTS
+                uint32_t pair;
+                memcpy(&pair, weights + 2 * (i * KEYS + k), 4);
+                __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
+                for (int j = 0; j < vectors; j++)
+                    s[i][j] = (v16)_mm512_dpbf16_ps((__m512)s[i][j], both, (__m512bh)v[j]);
+#else
+                const float *two = (const float *)weights + i * KEYS + k;
+                for (int j = 0; j < vectors; j++) {
+                    s[i][j] += two[0] * (v16)(v[j] << 16);
+                    s[i][j] += two[1] * (v16)(v[j] & 0xffff0000u);
+                }
+#endif
+            }
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < vectors; j++) store_f32(sums + i * D + d + j * LANES, s[i][j]);
+}
+
+#define VALUES_OF(n) case n: \
+    for (; d + 2 * LANES <= D; d += 2 * LANES) add_values(bf16, n, 2, weights, values, from, to, d, D, sums); \
+    if (d < D) add_values(bf16, n, 1, weights, values, from, to, d, D, sums); \
+    break;
+INLINE void values_of_rows(const int bf16, int rows, const char *weights, const char *const *values, int from, int to,
                            int D, float *sums) {
     int d = 0;
-    for (; d + 2 * LANES <= D; d += 2 * LANES)
-        switch (rows) {
-            VALUES_OF(1) VALUES_OF(2) VALUES_OF(3) VALUES_OF(4)
+    switch (rows) {
+        VALUES_OF(1) VALUES_OF(2) VALUES_OF(3) VALUES_OF(4)
 #if ROWS == 12
-            VALUES_OF(5) VALUES_OF(6) VALUES_OF(7) VALUES_OF(8) VALUES_OF(9) VALUES_OF(10) VALUES_OF(11) VALUES_OF(12)
+        VALUES_OF(5) VALUES_OF(6) VALUES_OF(7) VALUES_OF(8) VALUES_OF(9) VALUES_OF(10) VALUES_OF(11) VALUES_OF(12)
 #endif
-        }
-    if (d < D) add_values_tail(bf16, rows, weights, value, from, to, d, D, sums);
+    }
 }
 
 /* One block of keys for all rows: row r is query token r / G, whose own position is `position` + r / G. */
-INLINE void attend_block(const attention_job *a, const int bf16, const void *q, int rows, long position, int request,
-                         int head, long base, long low, long high, state *s) {
+INLINE void attend_block(const attention_job *a, const int bf16, const void *q, int rows, long position, place here,
+                         place next, long base, long low, long high, state *s) {
     const int D = a->D, size = bf16 ? 2 : 4;
+    const int from = low > base ? (int)(low - base) : 0, to = high - base < KEYS ? (int)(high - base) : KEYS;
+    const int first = from / LANES, groups = (to + LANES - 1) / LANES;
     float scores[MAX_ROWS * KEYS] __attribute__((aligned(64)));
-    const char *value[KEYS];
-    const char *panel[KEYS / LANES];
-    const int32_t *table = a->plan->table + request * a->plan->table_stride;
-    for (int n = 0; n < KEYS / LANES; n++) {
-        long key = base + n * LANES;
-        panel[n] = NULL;
-        if (key + LANES <= low || key >= high) continue;
-        size_t at = ((size_t)table[key / a->block] * a->K + head) * a->block + key % a->block;
-        panel[n] = a->keys + at * D * size;
-        for (int i = 0; i < LANES; i++) value[n * LANES + i] = a->values + (at + i) * D * size;
-    }
+    prefetch(here.values, LANES * D * size);
     for (int r = 0; r < rows; r += ROWS) {
         int few = rows - r < ROWS ? rows - r : ROWS;
-        for (int n = 0; n < KEYS / LANES; n++) {
+        for (int n = first, panels; n < groups; n += panels) {
+            panels = n + 1 < groups ? PANELS_AT_ONCE : 1;
             v16 sums[ROWS][PANELS_AT_ONCE];
-            if (!panel[n]) {
-                for (int i = 0; i < few; i++) store_f32(scores + (r + i) * KEYS + n * LANES, (v16){0} - INFINITY);
-                continue;
-            }
-            multiply(bf16, few, 1, (const char *)q + (size_t)r * D * size, D, panel[n], 0, D, sums);
-            for (int i = 0; i < few; i++) store_f32(scores + (r + i) * KEYS + n * LANES, sums[i][0]);
+            long apart = panels == 1 ? 0 : (here.keys[n + 1] - here.keys[n]) / size;
+            multiply(bf16, few, panels, (const char *)q + (size_t)r * D * size, D, here.keys[n], apart, D, sums);
+            for (int i = 0; i < few; i++)
+                for (int j = 0; j < panels; j++) store_f32(scores + (r + i) * KEYS + (n + j) * LANES, sums[i][j]);
         }
     }
     const i16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    float shift[MAX_ROWS], old[MAX_ROWS];
     for (int r = 0; r < rows; r++) {
         float *row = scores + r * KEYS;
-        long own = position + r / a->G, first = a->plan->window ? own - a->plan->window + 1 : 0;
-        int to = own - base + 1 < KEYS ? (int)(own - base + 1) : KEYS, from = first > base ? (int)(first - base) : 0;
+        long own = position + r / a->G, window = a->plan->window ? own - a->plan->window + 1 : 0;
+        int end = own - base + 1 < KEYS ? (int)(own - base + 1) : KEYS, start = window > base ? (int)(window - base) : 0;
         v16 best = (v16){0} - INFINITY;
-        for (int n = 0; n < KEYS; n += LANES) {
-            i16 seen = (lane + n < to) & (lane + n >= from);
-            v16 score = select16(seen, cap16(a, load_f32(row + n)), (v16){0} - INFINITY);
-            store_f32(row + n, score);
+        for (int n = first; n < groups; n++) {
+            i16 seen = (lane + n * LANES < end) & (lane + n * LANES >= start);
+            v16 score = select16(seen, cap16(a, load_f32(row + n * LANES)), (v16){0} - INFINITY);
+            store_f32(row + n * LANES, score);
             best = select16((score > best) | (score != score), score, best);
         }
-        float high_score = max16(best);
-        float top = s->top[r] > high_score ? s->top[r] : high_score;
-        float shift = top == -INFINITY ? 0.0f : top, old = exp1(s->top[r] - shift);
-        v16 total = {0};
-        for (int n = 0; n < KEYS; n += LANES) {
-            v16 weight = exp16(load_f32(row + n) - shift);
-            store_f32(row + n, weight);
-            total += weight;
-        }
+        float high_score = max16(best), top = s->top[r] > high_score ? s->top[r] : high_score;
+        shift[r] = top == -INFINITY ? 0.0f : top;
+        old[r] = s->top[r] - shift[r];
         s->top[r] = top;
-        s->total[r] = s->total[r] * old + sum16(total);
-        if (old != 1.0f)
-            for (int d = 0; d < D; d += LANES) store_f32(s->sums + r * D + d, load_f32(s->sums + r * D + d) * old);
     }
-    int from = low > base ? (int)(low - base) : 0, to = high - base < KEYS ? (int)(high - base) : KEYS;
+    for (int r = 0; r < rows; r += LANES) store_f32(old + r, exp16(load_f32(old + r)));
+    uint16_t half[MAX_ROWS * KEYS] __attribute__((aligned(64)));
+    for (int r = 0; r < rows; r++) {
+        v16 total = {0};
+        for (int n = first; n < groups; n++) {
+            int at = r * KEYS + n * LANES;
+            v16 weight = exp16(load_f32(scores + at) - shift[r]);
+            total += weight;
+            if (bf16 && NARROW_WEIGHTS) store_bf16(half + at, weight); else store_f32(scores + at, weight);
+        }
+        s->total[r] = s->total[r] * old[r] + sum16(total);
+        if (old[r] != 1.0f)
+            for (int d = 0; d < D; d += LANES) store_f32(s->sums + r * D + d, load_f32(s->sums + r * D + d) * old[r]);
+    }
+    prefetch(next.keys, LANES * D * size);
+    const char *weights = bf16 && NARROW_WEIGHTS ? (const char *)half : (const char *)scores;
+    const size_t row = KEYS * (bf16 && NARROW_WEIGHTS ? sizeof *half : sizeof *scores);
     for (int r = 0; r < rows; r += ROWS)
-        values_of_rows(bf16, rows - r < ROWS ? rows - r : ROWS, scores + r * KEYS, value, from, to, D,
+        values_of_rows(bf16, rows - r < ROWS ? rows - r : ROWS, weights + r * row, here.values, from, to, D,
                        s->sums + r * D);
 }
 
@@ -188,14 +240,18 @@ INLINE void attend_item(const attention_job *a, const int bf16, const item *t, i
         if (high > (long)(t->chunk + 1) * CHUNK) high = (long)(t->chunk + 1) * CHUNK;
     }
     state s, all;
+    place here = find(a, size, t->request, head, low / KEYS * KEYS, low, high);
     int whole = low / CHUNK == (high - 1) / CHUNK; /* one chunk is all there is */
     if (!whole) begin(&all, rows, D);
     for (long chunk = low / CHUNK; chunk * CHUNK < high; chunk++) {
         begin(&s, rows, D);
         long from = low > chunk * CHUNK ? low : chunk * CHUNK;
         long to = high < (chunk + 1) * CHUNK ? high : (chunk + 1) * CHUNK;
-        for (long base = from / KEYS * KEYS; base < to; base += KEYS)
-            attend_block(a, bf16, q, rows, position, t->request, head, base, from, to, &s);
+        for (long base = from / KEYS * KEYS; base < to; base += KEYS) {
+            place next = find(a, size, t->request, head, base + KEYS, low, high);
+            attend_block(a, bf16, q, rows, position, here, next, base, from, to, &s);
+            here = next;
+        }
         if (!whole)
             for (int r = 0; r < rows; r++)
                 fold(&all.top[r], &all.total[r], all.sums + r * D, s.top[r], s.total[r], s.sums + r * D, D);

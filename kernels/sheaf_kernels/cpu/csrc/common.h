@@ -68,19 +68,25 @@ INLINE v16 round16(const int bf16, v16 v) {
     return load_bf16(h);
 }
 INLINE v16 select16(i16 mask, v16 yes, v16 no) { return (v16)(((i16)yes & mask) | ((i16)no & ~mask)); }
+#if defined(__clang__)
+#define UPPER(v, n) __builtin_shufflevector(v, v, n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, 0, 0, 0, 0, 0, 0, 0, 0)
+#else
+#define UPPER(v, n) __builtin_shuffle(v, (i16){n, n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7})
+#endif
 INLINE float sum16(v16 v) {
-    float s[LANES];
-    store_f32(s, v);
-    for (int n = LANES / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) s[i] += s[i + n];
-    return s[0];
+    v += UPPER(v, 8);
+    v += UPPER(v, 4);
+    v += UPPER(v, 2);
+    v += UPPER(v, 1);
+    return v[0];
 }
+INLINE v16 greater16(v16 a, v16 b) { return select16(a > b, a, b); }
 INLINE float max16(v16 v) {
-    float s[LANES];
-    store_f32(s, v);
-    for (int n = LANES / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) s[i] = s[i] > s[i + n] ? s[i] : s[i + n];
-    return s[0];
+    v = greater16(v, UPPER(v, 8));
+    v = greater16(v, UPPER(v, 4));
+    v = greater16(v, UPPER(v, 2));
+    v = greater16(v, UPPER(v, 1));
+    return v[0];
 }
 /* e^x within 2 units of the last place; 0 below -87, infinite above 88; NaN stays. */
 INLINE v16 exp16(v16 x) {
@@ -108,7 +114,7 @@ INLINE float exp1(float x) { v16 v = {x}; return exp16(v)[0]; }
 /* sums[i][j] = x row i times panel j, added up in the order of K: whatever else is computed beside a row, its
  * sums have the same bits. A panel is [K][16] in float32, [K/2][16][2] in bfloat16; K is even there. */
 INLINE void rows_by_panels(const int bf16, const int rows, const int panels, const void *x, size_t x_stride,
-                           const void *w, size_t w_stride, int K, v16 sums[ROWS][PANELS_AT_ONCE]) {
+                           const void *w, long w_stride, int K, v16 sums[ROWS][PANELS_AT_ONCE]) {
     v16 s[ROWS][PANELS_AT_ONCE];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < panels; j++) s[i][j] = (v16){0};
@@ -153,7 +159,7 @@ INLINE void rows_by_panels(const int bf16, const int rows, const int panels, con
     else rows_by_panels(bf16, n, PANELS_AT_ONCE, x, x_stride, w, w_stride, K, sums); \
     break;
 INLINE void multiply(const int bf16, int rows, int panels, const void *x, size_t x_stride, const void *w,
-                     size_t w_stride, int K, v16 sums[ROWS][PANELS_AT_ONCE]) {
+                     long w_stride, int K, v16 sums[ROWS][PANELS_AT_ONCE]) {
     switch (rows) {
         WITH_ROWS(1) WITH_ROWS(2) WITH_ROWS(3) WITH_ROWS(4)
 #if ROWS == 12

@@ -136,8 +136,11 @@ INLINE void rope_rows(const rope_job *r, const int bf16, int t0, int t1) {
                 if (bf16) ((uint16_t *)r->keys)[at] = ((const uint16_t *)r->qkv)[key + d];
                 else ((float *)r->keys)[at] = ((const float *)r->qkv)[key + d];
             }
-            size_t size = bf16 ? 2 : 4;
-            memcpy(r->values + (head + slot * D) * size, r->qkv + value * size, D * size);
+            size_t to = head + slot / pair * pair * D + slot % pair;
+            for (int d = 0; d < D; d++) {
+                if (bf16) ((uint16_t *)r->values)[to + 2 * d] = ((const uint16_t *)r->qkv)[value + d];
+                else ((float *)r->values)[to + d] = ((const float *)r->qkv)[value + d];
+            }
         }
     }
 }

@@ -14,6 +14,8 @@
 #define EXPORT __attribute__((visibility("default")))
 #define LANES 16
 #define PANELS_AT_ONCE 2
+/* Loops whose sums are to stay in registers. */
+#define UNROLL _Pragma("GCC unroll 12")
 
 /* Rows of x that meet a panel at once: as many as the registers hold sums. */
 #if defined(__AVX512F__)
@@ -113,35 +115,35 @@ INLINE float exp1(float x) { v16 v = {x}; return exp16(v)[0]; }
 
 /* sums[i][j] = x row i times panel j, added up in the order of K: whatever else is computed beside a row, its
  * sums have the same bits. A panel is [K][16] in float32, [K/2][16][2] in bfloat16; K is even there. */
-INLINE void rows_by_panels(const int bf16, const int rows, const int panels, const void *x, size_t x_stride,
+INLINE void rows_by_panels(const int bf16, const int rows, const void *x, size_t x_stride,
                            const void *w, long w_stride, int K, v16 sums[ROWS][PANELS_AT_ONCE]) {
     v16 s[ROWS][PANELS_AT_ONCE];
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < panels; j++) s[i][j] = (v16){0};
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) s[i][j] = (v16){0};
     if (!bf16) {
         const float *xf = x, *wf = w;
         for (int k = 0; k < K; k++) {
             v16 p[PANELS_AT_ONCE];
-            for (int j = 0; j < panels; j++) p[j] = load_f32(wf + j * w_stride + (size_t)k * LANES);
-            for (int i = 0; i < rows; i++)
-                for (int j = 0; j < panels; j++) s[i][j] += xf[i * x_stride + k] * p[j];
+            UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) p[j] = load_f32(wf + j * w_stride + (size_t)k * LANES);
+            UNROLL for (int i = 0; i < rows; i++)
+                UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) s[i][j] += xf[i * x_stride + k] * p[j];
         }
     } else {
         const uint16_t *xh = x, *wh = w;
         for (int k = 0; k < K; k += 2) {
             u16 p[PANELS_AT_ONCE];
-            for (int j = 0; j < panels; j++) memcpy(&p[j], wh + j * w_stride + (size_t)k * LANES, sizeof p[j]);
+            UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) memcpy(&p[j], wh + j * w_stride + (size_t)k * LANES, sizeof p[j]);
             /* Rows outside, so that one broadcast lives at a time and the sums keep the registers. */
-            for (int i = 0; i < rows; i++) {
+            UNROLL for (int i = 0; i < rows; i++) {
 #if defined(__AVX512BF16__)
                 uint32_t pair;
                 memcpy(&pair, xh + i * x_stride + k, 4);
                 __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
-                for (int j = 0; j < panels; j++)
+                UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++)
                     s[i][j] = (v16)_mm512_dpbf16_ps((__m512)s[i][j], both, (__m512bh)p[j]);
 #else
                 float even = widen(xh[i * x_stride + k]), odd = widen(xh[i * x_stride + k + 1]);
-                for (int j = 0; j < panels; j++) {
+                UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) {
                     s[i][j] += even * (v16)(p[j] << 16);
                     s[i][j] += odd * (v16)(p[j] & 0xffff0000u);
                 }
@@ -149,17 +151,14 @@ INLINE void rows_by_panels(const int bf16, const int rows, const int panels, con
             }
         }
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < panels; j++) sums[i][j] = s[i][j];
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) sums[i][j] = s[i][j];
 }
 
-/* The same with the numbers of rows and panels made constants, so that the sums stay in registers. */
-#define WITH_ROWS(n) case n: \
-    if (panels == 1) rows_by_panels(bf16, n, 1, x, x_stride, w, w_stride, K, sums); \
-    else rows_by_panels(bf16, n, PANELS_AT_ONCE, x, x_stride, w, w_stride, K, sums); \
-    break;
-INLINE void multiply(const int bf16, int rows, int panels, const void *x, size_t x_stride, const void *w,
-                     long w_stride, int K, v16 sums[ROWS][PANELS_AT_ONCE]) {
+/* The same with the number of rows made a constant, so that the sums stay in registers. */
+#define WITH_ROWS(n) case n: rows_by_panels(bf16, n, x, x_stride, w, w_stride, K, sums); break;
+INLINE void multiply(const int bf16, int rows, const void *x, size_t x_stride, const void *w, long w_stride, int K,
+                     v16 sums[ROWS][PANELS_AT_ONCE]) {
     switch (rows) {
         WITH_ROWS(1) WITH_ROWS(2) WITH_ROWS(3) WITH_ROWS(4)
 #if ROWS == 12

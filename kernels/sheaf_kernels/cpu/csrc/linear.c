@@ -31,8 +31,9 @@ INLINE void vector_block(const linear_job *l, const int bf16, int m0, int m1, in
         for (int m = m0, passes = (m1 - m0 + ROWS - 1) / ROWS, rows; m < m1; m += rows, passes--) {
             rows = (m1 - m + passes - 1) / passes; /* 16 are 8 and 8, for 12 and 4 would leave sums idle */
             v16 sums[ROWS][PANELS_AT_ONCE];
-            multiply(bf16, rows, panels, l->x + m * l->x_stride * size, l->x_stride, l->w + p * panel * size, panel,
-                     l->K, sums);
+            /* A last one that has no neighbour is met twice. */
+            multiply(bf16, rows, l->x + m * l->x_stride * size, l->x_stride, l->w + p * panel * size,
+                     panels == 1 ? 0 : (long)panel, l->K, sums);
             for (int i = 0; i < rows; i++)
                 for (int j = 0; j < panels; j++) put(l, bf16, m + i, p + j, sums[i][j]);
         }

@@ -62,6 +62,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dtype: Dtype = "auto"
     device: Device = "auto"
     attention_backend: AttentionBackend = "auto"
+    batch_invariant: bool = False
     model_impl: ModelImpl = "auto"
     runner: Runner = "auto"
     convert: Convert = "auto"

@@ -7,12 +7,13 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sheaf_kernels.cpu import build
-from sheaf_kernels.cpu.elementwise import rms_norm, swiglu
+from sheaf_kernels.cpu.elementwise import KINDS, activate, clamped_swiglu, head_norm, rms_norm
 from sheaf_kernels.cpu.library import Library, load
 from sheaf_kernels.cpu.linear import linear, linear_reference, pack
 from sheaf_kernels.cpu.paged_attention import (
@@ -23,7 +24,7 @@ from sheaf_kernels.cpu.paged_attention import (
     value_pairs,
 )
 from sheaf_kernels.rms_norm import rms_norm_reference
-from sheaf_kernels.swiglu import swiglu_reference
+from sheaf_runtime.models import layers as torch_layers
 from torch import Tensor
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -59,7 +60,7 @@ def test_linear(dtype: torch.dtype, n: int, k: int) -> None:
 
 def test_no_rows_are_no_trouble() -> None:
     assert linear(torch.empty(0, 32), pack(torch.ones(20, 32))).shape == (0, 20)
-    assert swiglu(torch.empty(0, 32)).shape == (0, 16)
+    assert activate(torch.empty(0, 32), "silu", gated=True).shape == (0, 16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -79,16 +80,45 @@ def test_rms_norm(dtype: torch.dtype, channels: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "head_dim"), [(3, 64), (1, 48), (5, 7)])
+@pytest.mark.parametrize("wide", [False, True])
+def test_head_norm(dtype: torch.dtype, heads: int, head_dim: int, wide: bool) -> None:
+    qkv = torch.randn(130, heads + 2, head_dim, generator=torch.Generator().manual_seed(heads)).to(dtype)
+    weight, before = torch.linspace(0.1, 2, head_dim).to(torch.float32 if wide else dtype), qkv.clone()
+    alone = qkv[7:8].clone()
+    head_norm(qkv[:, 1:-1], weight, 1e-5)
+    wanted, _ = rms_norm_reference(before[:, 1:-1].reshape(-1, head_dim), weight, 1e-5)
+    close(qkv[:, 1:-1], wanted.view(130, heads, head_dim))
+    assert torch.equal(qkv[:, :: heads + 1], before[:, :: heads + 1])
+    head_norm(alone[:, 1:-1], weight, 1e-5)
+    assert torch.equal(alone, qkv[7:8])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("inner", [1536, 24, 5])
-def test_swiglu(dtype: torch.dtype, inner: int) -> None:
-    gate_up = (5 * torch.randn(60, 2 * inner, generator=torch.Generator().manual_seed(inner))).to(dtype)
-    close(swiglu(gate_up), swiglu_reference(gate_up))
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_activate(dtype: torch.dtype, inner: int, gated: bool, kind: Any) -> None:
+    generator = torch.Generator().manual_seed(inner)
+    x = (5 * torch.randn(60, inner * (2 if gated else 1), generator=generator)).to(dtype)
+    made = activate(x, kind, gated=gated)
+    close(made, torch_layers.activate(x, kind, gated))
+    assert torch.equal(activate(x[9:10], kind, gated=gated), made[9:10])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inner", [64, 21])
+def test_clamped_swiglu(dtype: torch.dtype, inner: int) -> None:
+    x = (6 * torch.randn(60, 2 * inner, generator=torch.Generator().manual_seed(inner))).to(dtype)
+    made = clamped_swiglu(x, 1.702, 7.0)
+    close(made, torch_layers.clamped_swiglu(x, 1.702, 7.0))
+    assert torch.equal(clamped_swiglu(x[9:10], 1.702, 7.0), made[9:10])
 
 
 def test_exponentials_at_their_ends() -> None:
     """silu of huge, tiny, infinite and missing numbers."""
     gate = torch.tensor([-1e30, -200.0, -87.5, -0.0, 1e-30, 87.5, 200.0, 1e30, torch.inf, torch.nan])
-    made = swiglu(torch.cat((gate, torch.ones_like(gate)))[None])[0]
+    made = activate(torch.cat((gate, torch.ones_like(gate)))[None], "silu", gated=True)[0]
     torch.testing.assert_close(made, torch.nn.functional.silu(gate), rtol=1e-6, atol=1e-30, equal_nan=True)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sheaf_kernels.cpu.paged_attention import key_panels
+from sheaf_kernels.cpu.paged_attention import key_panels, value_pairs
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker.loading import load_model
@@ -54,9 +54,10 @@ class PlanDriver:
         self.runner = Runner(self.model, config, num_blocks)
         self.block_size = config.block_size
         self.layout = self.model.kv_layout(config.block_size)
-        self.key_order: Callable[[Tensor], Tensor] = (
-            key_panels if self.model.backend == "cpu" else lambda keys: keys
-        )
+        self.key_order: Callable[[Tensor], Tensor] = lambda keys: keys
+        self.value_order: Callable[[Tensor], Tensor] = lambda values: values
+        if self.model.backend == "cpu":
+            self.key_order, self.value_order = key_panels, value_pairs
         self._poison = poison
         self._free = list(range(num_blocks - 1, 0, -1))
         if page_seed is not None:
@@ -145,5 +146,5 @@ class PlanDriver:
             layer = self.layout.tensor_of.index(tensor)
             keys, values = self.runner.kv_caches[layer]
             unheld = (~held[:, None, :, None]).expand_as(keys)
-            values.masked_fill_(unheld, torch.nan)
-            keys.masked_fill_(self.key_order(unheld.to(keys.dtype)) != 0, torch.nan)
+            for cache, order in ((keys, self.key_order), (values, self.value_order)):
+                cache.masked_fill_(order(unheld.to(cache.dtype)) != 0, torch.nan)

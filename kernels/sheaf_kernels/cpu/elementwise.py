@@ -1,7 +1,7 @@
-"""Root-mean-square norm with the residual addition, and SwiGLU.
+"""Root-mean-square norms, with the residual addition or in place, and activations.
 
-Formulas, shapes and references are those of ``sheaf_kernels.rms_norm`` and ``sheaf_kernels.swiglu``. Rows go
-through by themselves; many of them share the threads."""
+The norm's formula, shapes and reference are those of ``sheaf_kernels.rms_norm``; activations are torch's.
+Rows go through by themselves; many of them share the threads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from sheaf_kernels.cpu.checks import describe, fits, refuse, require_dtype
 from sheaf_kernels.cpu.library import load
 from sheaf_kernels.cpu.program import output, recording
+
+KINDS = ("silu", "gelu", "gelu_tanh")  # in the order of csrc/elementwise.c
 
 
 def rms_norm(
@@ -48,21 +50,65 @@ def rms_norm(
     return y_TC, h_TC
 
 
-def swiglu(gate_up_TC: torch.Tensor) -> torch.Tensor:
-    """``silu(gate) * up`` of [T, 2I], the gate first: [T, I]."""
-    dtype = gate_up_TC.dtype
-    require_dtype("swiglu", dtype)
-    if not fits(gate_up_TC, dtype, 2) or gate_up_TC.shape[1] % 2 or not gate_up_TC.is_contiguous():
-        raise refuse("swiglu", f"gate_up must be a contiguous [T, 2I], got {describe(gate_up_TC)}")
-    rows, inner = gate_up_TC.shape[0], gate_up_TC.shape[1] // 2
+def head_norm(x_THD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> None:
+    """The norm of every head by itself, in place. Heads of a row lie one behind the other; rows may have a
+    gap between them."""
+    dtype = x_THD.dtype
+    require_dtype("head_norm", dtype)
+    rows, heads, channels = x_THD.shape
+    if not fits(x_THD, dtype, 3) or (heads > 1 and x_THD.stride(1) != channels):
+        raise refuse("head_norm", f"x must be [T, H, D] with rows in one piece, got {describe(x_THD)}")
+    wide = weight_D.dtype is torch.float32
+    if not fits(weight_D, torch.float32 if wide else dtype, 1) or len(weight_D) != channels:
+        raise refuse("head_norm", f"weight must be [{channels}], got {describe(weight_D)}")
+    library = load()
+    library.functions.sheaf_head_norm(
+        recording(),
+        x_THD.data_ptr(),
+        x_THD.stride(0),
+        weight_D.data_ptr(),
+        eps,
+        rows,
+        heads,
+        channels,
+        dtype is torch.bfloat16,
+        wide and dtype is not torch.float32,
+        library.threads,
+    )
+
+
+def activate(x_TC: torch.Tensor, kind: str, *, gated: bool) -> torch.Tensor:
+    """``act(gate) * up`` of [T, 2I] with the gate first, or ``act(x)`` of [T, I]: [T, I]. ``kind`` is silu,
+    gelu or gelu_tanh."""
+    return _activate(x_TC, KINDS.index(kind), gated, 0.0, 0.0)
+
+
+def clamped_swiglu(gate_up_TC: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
+    """``gate * sigmoid(alpha gate) * (up + 1)`` of [T, 2I] in which gates and ups take turns, gates at most
+    ``limit`` and ups within it: [T, I]."""
+    return _activate(gate_up_TC, len(KINDS), True, alpha, limit)
+
+
+def _activate(x_TC: torch.Tensor, kind: int, gated: bool, alpha: float, limit: float) -> torch.Tensor:
+    dtype = x_TC.dtype
+    require_dtype("activate", dtype)
+    if not fits(x_TC, dtype, 2) or (gated and x_TC.shape[1] % 2) or not x_TC.is_contiguous():
+        raise refuse(
+            "activate", f"x must be a contiguous [T, {'2I' if gated else 'I'}], got {describe(x_TC)}"
+        )
+    rows, inner = x_TC.shape[0], x_TC.shape[1] // (2 if gated else 1)
     y_TC = output((rows, inner), dtype)
     library = load()
-    library.functions.sheaf_swiglu(
+    library.functions.sheaf_activate(
         recording(),
-        gate_up_TC.data_ptr(),
+        x_TC.data_ptr(),
         y_TC.data_ptr(),
         rows,
         inner,
+        kind,
+        gated,
+        alpha,
+        limit,
         dtype is torch.bfloat16,
         library.threads,
     )

@@ -29,7 +29,11 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         None,
         [c_void_p, c_void_p, c_long, c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_float, *[c_int] * 5],
     ),
-    "sheaf_swiglu": (None, [c_void_p, c_void_p, c_void_p, *[c_int] * 4]),
+    "sheaf_head_norm": (None, [c_void_p, c_void_p, c_long, c_void_p, c_float, *[c_int] * 6]),
+    "sheaf_activate": (
+        None,
+        [c_void_p, c_void_p, c_void_p, *[c_int] * 4, c_float, c_float, c_int, c_int],
+    ),
     "sheaf_rope_kv_write": (None, [c_void_p, c_void_p, c_long, *[c_void_p] * 5, *[c_int] * 7]),
     "sheaf_attention_items": (c_int, [c_void_p, c_void_p, *[c_int] * 5, c_void_p, c_int]),
     "sheaf_attention_scratch": (c_long, [c_void_p, c_int, c_int, c_int]),

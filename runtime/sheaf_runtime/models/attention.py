@@ -13,7 +13,7 @@ from torch import Tensor
 from sheaf_runtime.models.architectures import ARCHITECTURES, Names
 from sheaf_runtime.models.config import ModelConfig
 from sheaf_runtime.models.layers import Attention, Linear, Ops, Target
-from sheaf_runtime.models.norms import Norm, UnitNorm, make_norm
+from sheaf_runtime.models.norms import Norm, RMSNorm, UnitNorm, make_norm
 from sheaf_runtime.models.rope import channel_order
 
 
@@ -59,7 +59,11 @@ class SelfAttention:
         return self.output(attended.view(-1, heads * self._head_dim))
 
     def _normalize(self, norm: Norm, x_TND: Tensor) -> None:
-        width = self._head_dim if self._per_head else x_TND.shape[1] * self._head_dim
+        if not self._per_head:
+            x_TND = x_TND.flatten(1)[:, None]
+        if isinstance(norm, RMSNorm) and norm.heads_(x_TND):
+            return
+        width = x_TND.shape[2]
         x_TND.copy_(norm(x_TND.reshape(-1, width))[0].view(x_TND.shape))
 
     def targets(self, prefix: str, names: Names) -> Iterator[Target]:

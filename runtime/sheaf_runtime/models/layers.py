@@ -126,16 +126,21 @@ def _packs_bfloat16(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def swiglu(gate_up_TC: Tensor) -> Tensor:
-    """``silu(gate) * up`` of [T, 2C] with the gate first: [T, C]."""
-    gate, up = gate_up_TC.chunk(2, dim=-1)
-    return F.silu(gate).mul_(up)
-
-
-def activate(x: Tensor, activation: Activation) -> Tensor:
+def activate(x_TC: Tensor, activation: Activation, gated: bool) -> Tensor:
+    """``act(gate) * up`` of [T, 2I] with the gate first, or ``act(x)`` of [T, I]: [T, I]."""
+    gate, up = x_TC.chunk(2, dim=-1) if gated else (x_TC, None)
     if activation == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+        y_TC = F.silu(gate)
+    else:
+        y_TC = F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return y_TC if up is None else y_TC.mul_(up)
+
+
+def clamped_swiglu(gate_up_TC: Tensor, alpha: float, limit: float) -> Tensor:
+    """GPT-OSS's: gates and ups take turns, both are bounded, and one is added to up."""
+    gate = gate_up_TC[..., ::2].clamp(max=limit)
+    up = gate_up_TC[..., 1::2].clamp(-limit, limit)
+    return gate * torch.sigmoid(gate * alpha) * (up + 1)
 
 
 @dataclass(frozen=True)
@@ -145,12 +150,16 @@ class Ops:
     ``rms_norm`` is called with x [T, C], weight [C] (in float32: rounded once, after it), eps and residual
     [T, C] or None, and returns what ``RMSNorm`` returns. ``None``: as ``RMSNorm`` has it.
 
+    ``head_norm`` is the same without a residual for each head of [T, H, D], in place.
+
     ``pack_linear`` makes of a weight [out, in] what multiplies with a copy of it in a better order; None:
     there is none.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]] | None = None
-    swiglu: Callable[[Tensor], Tensor] = swiglu
+    head_norm: Callable[[Tensor, Tensor, float], None] | None = None
+    activate: Callable[[Tensor, Activation, bool], Tensor] = activate
+    clamped_swiglu: Callable[[Tensor, float, float], Tensor] = clamped_swiglu
     pack_linear: Callable[[Tensor], PackedLinear | None] = pack_with_onednn
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sheaf_runtime.models.architectures import Names
 from sheaf_runtime.models.config import ExpertsConfig, MLPConfig
-from sheaf_runtime.models.layers import Linear, Ops, Target, activate
+from sheaf_runtime.models.layers import Linear, Ops, PackedLinear, Target
 
 
 class MLP:
@@ -43,16 +43,7 @@ class MLP:
 
 def activation(config: MLPConfig, ops: Ops) -> Callable[[Tensor], Tensor]:
     """From [T, 2I] (gate first) or [T, I] to [T, I]."""
-    if not config.gated:
-        return lambda up: activate(up, config.activation)
-    if config.activation == "silu":
-        return ops.swiglu
-
-    def gated(gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        return activate(gate, config.activation).mul_(up)
-
-    return gated
+    return lambda x_TC: ops.activate(x_TC, config.activation, config.gated)
 
 
 class Experts:
@@ -78,10 +69,15 @@ class Experts:
             size = replace(mlp, intermediate_size=config.shared)
             self.shared = MLP(hidden, size, dtype=dtype, device=device, ops=ops)
         self.router = Linear(hidden, config.count, bias=config.bias, dtype=dtype, device=device)
-        self.gate_up, self.down = empty(2 * inner, hidden), empty(hidden, inner)
+        # gate_up and down of all experts; gone once they are packed.
+        self._weights: tuple[Tensor, Tensor] | None = (empty(2 * inner, hidden), empty(hidden, inner))
+        self._packed: list[tuple[PackedLinear, PackedLinear]] = []
         self.gate_up_bias = empty(2 * inner) if config.bias else None
         self.down_bias = empty(hidden) if config.bias else None
-        self._act = activation(mlp, ops) if config.clamped is None else self._clamped
+        self._act = activation(mlp, ops)
+        if config.clamped is not None:
+            alpha, limit = config.clamped
+            self._act = lambda gate_up: ops.clamped_swiglu(gate_up, alpha, limit)
 
     def __call__(self, x_TC: Tensor) -> Tensor:
         weights_TK, chosen_TK = self.route(x_TC)
@@ -120,36 +116,40 @@ class Experts:
     def _run(self, expert: int, x_TC: Tensor) -> Tensor:
         gate_up_bias = None if self.gate_up_bias is None else self.gate_up_bias[expert]
         down_bias = None if self.down_bias is None else self.down_bias[expert]
-        inner = self._act(F.linear(x_TC, self.gate_up[expert], gate_up_bias))
-        return F.linear(inner, self.down[expert], down_bias)
-
-    def _clamped(self, gate_up: Tensor) -> Tensor:
-        """GPT-OSS's: gates and ups take turns, both are bounded, and one is added to up."""
-        assert self._config.clamped is not None
-        alpha, limit = self._config.clamped
-        gate = gate_up[..., ::2].clamp(max=limit)
-        up = gate_up[..., 1::2].clamp(-limit, limit)
-        return gate * torch.sigmoid(gate * alpha) * (up + 1)
+        if self._packed:
+            gate_up, down = self._packed[expert]
+            return down(self._act(gate_up(x_TC, gate_up_bias)), down_bias)
+        assert self._weights is not None
+        weight_gate_up, weight_down = (weight[expert] for weight in self._weights)
+        inner = self._act(F.linear(x_TC, weight_gate_up, gate_up_bias))
+        return F.linear(inner, weight_down, down_bias)
 
     def targets(self, prefix: str, names: Names) -> Iterator[Target]:
+        assert self._weights is not None
+        gate_up_ECC, down_ECC = self._weights
         yield from self.router.targets(prefix, (names.router,), ())
         experts = prefix + names.experts
         if self.shared is not None:
             own = replace(names, gate_up=names.shared_gate_up, down=names.shared_down)
             yield from self.shared.targets(prefix, own)
         if names.expert_gate_up is None:
-            yield f"{experts}.gate_up_proj", self.gate_up.transpose(1, 2)
-            yield f"{experts}.down_proj", self.down.transpose(1, 2)
+            yield f"{experts}.gate_up_proj", gate_up_ECC.transpose(1, 2)
+            yield f"{experts}.down_proj", down_ECC.transpose(1, 2)
             if self.gate_up_bias is not None and self.down_bias is not None:
                 yield f"{experts}.gate_up_proj_bias", self.gate_up_bias
                 yield f"{experts}.down_proj_bias", self.down_bias
             return
         for expert in range(self._config.count):
-            parts = zip(names.expert_gate_up, self.gate_up[expert].chunk(2), strict=True)
-            for name, target in (*parts, (names.expert_down, self.down[expert])):
+            parts = zip(names.expert_gate_up, gate_up_ECC[expert].chunk(2), strict=True)
+            for name, target in (*parts, (names.expert_down, down_ECC[expert])):
                 yield f"{experts}.{expert}.{name}.weight", target
 
     def pack(self, ops: Ops) -> None:
         self.router.pack(ops)
         if self.shared is not None:
             self.shared.pack(ops)
+        assert self._weights is not None
+        packed = [(ops.pack_linear(a), ops.pack_linear(b)) for a, b in zip(*self._weights, strict=True)]
+        self._packed = [(a, b) for a, b in packed if a is not None and b is not None]
+        if self._packed:
+            self._weights = None

@@ -34,6 +34,14 @@ class RMSNorm:
         self._wide = wide
         self._offset = offset
         self._fused = ops.rms_norm
+        self._heads = ops.head_norm
+
+    def heads_(self, x_THD: Tensor) -> bool:
+        """Normalize each head in place, where there is a kernel for it."""
+        if self._heads is None:
+            return False
+        self._heads(x_THD, self.weight, self._eps)
+        return True
 
     def finish(self) -> None:
         """Call once, when the weight is loaded."""

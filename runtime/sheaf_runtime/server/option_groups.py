@@ -100,7 +100,12 @@ def hardware(add: Add) -> None:
         "--attention-backend",
         choices=get_args(config.AttentionBackend),
         default=ENGINE.attention_backend,
-        help="the kernels; auto: Triton on a GPU, torch on a CPU; cpu: ours in C, new",
+        help="the kernels; auto: Triton on a GPU, ours in C on a CPU, torch where neither has them",
+    )
+    add(
+        "--batch-invariant",
+        action="store_true",
+        help="do not start where an answer could depend on the batch; on the CPU kernels none does",
     )
     add("--quantization", default="none", metavar="NAME", help="not yet: only none")
     add("--tensor-parallel-size", type=values.positive, default=1, metavar="N", help="not yet: only 1")

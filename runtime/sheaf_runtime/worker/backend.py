@@ -41,16 +41,19 @@ class PagedAttention(Protocol):
 def resolve_backend(
     asked: AttentionBackend, device: torch.device, model: DecoderConfig, block_size: int, dtype: torch.dtype
 ) -> Backend:
-    """``auto`` is Triton on CUDA, for models that its kernels are made for.
+    """``auto`` is Triton on CUDA and the C kernels on a CPU, for models that they are made for.
 
     Raises ValueError if kernels were asked for that cannot run; the message says what to change.
     """
-    if asked == "cpu":
+    if asked == "torch":
+        return "torch"
+    if asked == "cpu" or (asked == "auto" and device.type == "cpu"):
         problem = _cpu_problem(device, model, block_size, dtype)
         if problem is None:
             return "cpu"
-        raise ValueError(f"--attention-backend cpu: {problem}; use torch or auto")
-    if asked == "torch" or (asked == "auto" and device.type != "cuda"):
+        if asked == "cpu":
+            raise ValueError(f"--attention-backend cpu: {problem}; use torch or auto")
+        logger.warning("the model runs in plain torch, which is slower: %s", problem)
         return "torch"
     problem = _triton_problem(device, model, block_size)
     if problem is None:

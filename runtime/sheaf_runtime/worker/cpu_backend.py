@@ -1,4 +1,4 @@
-"""The CPU's kernels as a backend: ``--attention-backend cpu``."""
+"""The C kernels as a backend, which is what a CPU has where they are made for its model."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from sheaf_kernels.cpu.build import UnavailableError
-from sheaf_kernels.cpu.elementwise import rms_norm, swiglu
+from sheaf_kernels.cpu.elementwise import activate, clamped_swiglu, head_norm, rms_norm
 from sheaf_kernels.cpu.library import load
 from sheaf_kernels.cpu.linear import linear, pack
 from sheaf_kernels.cpu.paged_attention import Plan, make_plan, paged_attention, rope_kv_write
 from sheaf_kernels.cpu.program import CannotRecordError, Program
 from torch import Tensor
 
-from sheaf_runtime.models.config import AttentionConfig
+from sheaf_runtime.models.config import Activation, AttentionConfig
 from sheaf_runtime.models.layers import Angles, Layers, Ops, PackedLinear, pack_with_onednn
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
@@ -39,7 +39,17 @@ def _pack(weight: Tensor) -> PackedLinear | None:
     return lambda x_TC, bias: linear(x_TC, packed, bias)
 
 
-CPU_OPS = Ops(rms_norm=rms_norm, swiglu=swiglu, pack_linear=_pack)
+def _activate(x_TC: Tensor, activation: Activation, gated: bool) -> Tensor:
+    return activate(x_TC, activation, gated=gated)
+
+
+CPU_OPS = Ops(
+    rms_norm=rms_norm,
+    head_norm=head_norm,
+    activate=_activate,
+    clamped_swiglu=clamped_swiglu,
+    pack_linear=_pack,
+)
 
 
 # Rows up to which Python and the waking of threads take a noticeable part of a step.

@@ -122,6 +122,11 @@ def _load_native(
     dtype = resolve_dtype(config.dtype, model_config.checkpoint_dtype)
     max_model_len = resolve_max_model_len(config.max_model_len, model_config.max_position_embeddings, pooling)
     backend = resolve_backend(config.attention_backend, device, model_config, config.block_size, dtype)
+    if config.batch_invariant and backend != "cpu":
+        raise ValueError(
+            f"--batch-invariant: the model would run on {backend} kernels, whose sums depend on the batch; the "
+            "CPU kernels' do not (--device cpu --attention-backend cpu says why they cannot run)"
+        )
     checkpoint = _open_checkpoint(folder, model_config.attention.head_dim)
     head = pooling is None or pooling.needs_head
     decoder = Decoder(
@@ -180,6 +185,10 @@ def _load_transformers(
         raise UnsupportedModelError("--hf-overrides needs a model of our own table, not transformers' code")
     if pooling is not None and pooling.score is not None and not pooling.needs_head:
         raise UnsupportedModelError("transformers' code runs for text and embeddings, not for score heads")
+    if config.batch_invariant:
+        raise ValueError(
+            "--batch-invariant holds for models of our own table, this one runs through transformers' code"
+        )
     # Imported late: it takes seconds, and what has a native description does without.
     from sheaf_runtime.hf.decoder import TransformersDecoder
 

@@ -20,8 +20,8 @@ from sheaf_kernels.split_kv import SplitPlan
 from sheaf_kernels.swiglu import swiglu
 from torch import Tensor
 
-from sheaf_runtime.models.config import AttentionConfig
-from sheaf_runtime.models.layers import Angles, Layers, Ops
+from sheaf_runtime.models.config import Activation, AttentionConfig
+from sheaf_runtime.models.layers import Angles, Layers, Ops, activate
 from sheaf_runtime.worker.adjust import Adjustments
 from sheaf_runtime.worker.bad_words import ban
 from sheaf_runtime.worker.batch import StepInputs
@@ -31,7 +31,13 @@ from sheaf_runtime.worker.sampler import SamplingRows, keep_likely
 
 
 def triton_ops() -> Ops:
-    return Ops(rms_norm=rms_norm, swiglu=swiglu)
+    return Ops(rms_norm=rms_norm, activate=_activate)
+
+
+def _activate(x_TC: Tensor, activation: Activation, gated: bool) -> Tensor:
+    if gated and activation == "silu":
+        return swiglu(x_TC)
+    return activate(x_TC, activation, gated)
 
 
 class TritonAttention:

@@ -7,13 +7,14 @@ typedef struct {
     char *y, *h;
     size_t x_stride, residual_stride;
     float eps;
-    int T, C, bf16, wide, step;
+    int T, H, C, bf16, wide, step; /* T rows of H vectors of C; with heads in place */
 } norm_job;
 
 INLINE void norm_rows(const norm_job *n, const int bf16, int t0, int t1) {
     const int C = n->C, full = C & ~(LANES - 1);
     for (int t = t0; t < t1; t++) {
-        size_t in = t * n->x_stride, res = t * n->residual_stride, out = (size_t)t * C;
+        size_t in = t / n->H * n->x_stride + (size_t)(t % n->H) * C, res = t * n->residual_stride;
+        size_t out = n->y == n->x ? in : (size_t)t * C;
         const char *h = n->x;
         size_t at = in;
         v16 squares = {0};
@@ -51,7 +52,7 @@ INLINE void norm_rows(const norm_job *n, const int bf16, int t0, int t1) {
 
 static void norm_work(job *j, int item) {
     const norm_job *n = (const norm_job *)j;
-    int t0 = item * n->step, t1 = t0 + n->step < n->T ? t0 + n->step : n->T;
+    int t0 = item * n->step, t1 = t0 + n->step < n->T * n->H ? t0 + n->step : n->T * n->H;
     if (n->bf16) norm_rows(n, 1, t0, t1); else norm_rows(n, 0, t0, t1);
 }
 
@@ -65,43 +66,94 @@ EXPORT void sheaf_rms_norm(program *program, const void *x, long x_stride, const
     int step = rows_at_once(C);
     norm_job n = {.j = {.work = norm_work, .items = (T + step - 1) / step}, .x = x, .residual = residual, .weight = weight,
                   .y = y, .h = h, .x_stride = (size_t)x_stride, .residual_stride = (size_t)residual_stride,
-                  .eps = eps, .T = T, .C = C, .bf16 = bf16, .wide = wide, .step = step};
+                  .eps = eps, .T = T, .H = 1, .C = C, .bf16 = bf16, .wide = wide, .step = step};
     submit(program, &n.j, sizeof n, threads);
 }
 
+/* In place: H vectors of C, one behind the other, in each of T rows. */
+EXPORT void sheaf_head_norm(program *program, void *x, long stride, const void *weight, float eps, int T, int H, int C,
+                            int bf16, int wide, int threads) {
+    int step = rows_at_once(C);
+    norm_job n = {.j = {.work = norm_work, .items = (T * H + step - 1) / step}, .x = x, .weight = weight, .y = x,
+                  .x_stride = (size_t)stride, .eps = eps, .T = T, .H = H, .C = C, .bf16 = bf16, .wide = wide,
+                  .step = step};
+    submit(program, &n.j, sizeof n, threads);
+}
+
+enum { SILU, GELU, GELU_TANH, CLAMPED };
+
 typedef struct {
     job j;
-    const char *gate_up;
+    const char *x;
     char *y;
-    int T, I, bf16, step;
-} swiglu_job;
+    float alpha, limit;
+    int T, I, kind, gated, bf16, step;
+} act_job;
 
-INLINE void swiglu_rows(const swiglu_job *s, const int bf16, int t0, int t1) {
-    const int I = s->I, full = I & ~(LANES - 1);
-    for (int t = t0; t < t1; t++) {
-        size_t gate = (size_t)t * 2 * I, up = gate + I, out = (size_t)t * I;
-        for (int c = 0; c < full; c += LANES) {
-            v16 g = load(bf16, s->gate_up, gate + c), u = load(bf16, s->gate_up, up + c);
-            store(bf16, s->y, out + c, round16(bf16, g / (1.0f + exp16(-g))) * u);
-        }
-        for (int c = full; c < I; c++) {
-            float g = load1(bf16, s->gate_up, gate + c), u = load1(bf16, s->gate_up, up + c);
-            store1(bf16, s->y, out + c, round1(bf16, g / (1.0f + exp1(-g))) * u);
-        }
-    }
+/* Within 2e-7: Abramowitz and Stegun, 7.1.26. */
+INLINE v16 erf16(v16 x) {
+    v16 size = select16(x < 0.0f, -x, x), t = 1.0f / (1.0f + 0.3275911f * size);
+    v16 p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+    v16 y = 1.0f - p * exp16(-size * size);
+    return select16(x < 0.0f, -y, y);
 }
 
-static void swiglu_work(job *j, int item) {
-    const swiglu_job *s = (const swiglu_job *)j;
-    int t0 = item * s->step, t1 = t0 + s->step < s->T ? t0 + s->step : s->T;
-    if (s->bf16) swiglu_rows(s, 1, t0, t1); else swiglu_rows(s, 0, t0, t1);
+INLINE v16 act16(const int kind, v16 x) {
+    if (kind == SILU) return x / (1.0f + exp16(-x));
+    if (kind == GELU) return x * 0.5f * (1.0f + erf16(x * 0.70710678f));
+    v16 u = x * (1.0f + 0.044715f * x * x) * 0.79788456f;
+    return x / (1.0f + exp16(-2.0f * u)); /* (1 + tanh u) / 2 = 1 / (1 + e^-2u) */
 }
 
-EXPORT void sheaf_swiglu(program *program, const void *gate_up, void *y, int T, int I, int bf16, int threads) {
+/* GPT-OSS's: gates and ups take turns, both are bounded, and one is added to up. */
+INLINE v16 clamped16(const act_job *a, const int bf16, v16 gate, v16 up) {
+    v16 limit = (v16){0} + a->limit;
+    gate = select16(gate > limit, limit, gate);
+    up = select16(up > limit, limit, up);
+    up = select16(up < -limit, -limit, up);
+    v16 sigmoid = round16(bf16, 1.0f / (1.0f + exp16(-round16(bf16, gate * a->alpha))));
+    return round16(bf16, gate * sigmoid) * round16(bf16, up + 1.0f);
+}
+
+INLINE void act_rows(const act_job *a, const int bf16, const int kind, int t0, int t1) {
+    const int I = a->I, pairs = kind == CLAMPED, width = a->gated ? 2 * I : I;
+    for (int t = t0; t < t1; t++)
+        for (int c = 0; c < I; c += LANES) {
+            size_t in = (size_t)t * width + (pairs ? 2 * c : c), out = (size_t)t * I + c;
+            int count = I - c < LANES ? I - c : LANES;
+            v16 x = {0}, up = {0}, y;
+            if (pairs || count < LANES) {
+                float xs[LANES] = {0}, ups[LANES] = {0};
+                for (int i = 0; i < count; i++) {
+                    xs[i] = load1(bf16, a->x, in + (pairs ? 2 * i : i));
+                    if (a->gated) ups[i] = load1(bf16, a->x, in + (pairs ? 2 * i + 1 : I + i));
+                }
+                x = load_f32(xs), up = load_f32(ups);
+            } else {
+                x = load(bf16, a->x, in);
+                if (a->gated) up = load(bf16, a->x, in + I);
+            }
+            if (pairs) y = clamped16(a, bf16, x, up);
+            else y = a->gated ? round16(bf16, act16(kind, x)) * up : act16(kind, x);
+            if (count == LANES) store(bf16, a->y, out, y);
+            else for (int i = 0; i < count; i++) store1(bf16, a->y, out + i, y[i]);
+        }
+}
+
+#define ACT_OF(n) case n: if (a->bf16) act_rows(a, 1, n, t0, t1); else act_rows(a, 0, n, t0, t1); break;
+static void act_work(job *j, int item) {
+    const act_job *a = (const act_job *)j;
+    int t0 = item * a->step, t1 = t0 + a->step < a->T ? t0 + a->step : a->T;
+    switch (a->kind) { ACT_OF(SILU) ACT_OF(GELU) ACT_OF(GELU_TANH) ACT_OF(CLAMPED) }
+}
+
+/* x [T, 2I] with the gate first, or by turns where it is CLAMPED; [T, I] without a gate. */
+EXPORT void sheaf_activate(program *program, const void *x, void *y, int T, int I, int kind, int gated, float alpha,
+                           float limit, int bf16, int threads) {
     int step = rows_at_once(4 * I);
-    swiglu_job s = {.j = {.work = swiglu_work, .items = (T + step - 1) / step}, .gate_up = gate_up, .y = y, .T = T, .I = I,
-                    .bf16 = bf16, .step = step};
-    submit(program, &s.j, sizeof s, threads);
+    act_job a = {.j = {.work = act_work, .items = (T + step - 1) / step}, .x = x, .y = y, .alpha = alpha,
+                 .limit = limit, .T = T, .I = I, .kind = kind, .gated = gated, .bf16 = bf16, .step = step};
+    submit(program, &a.j, sizeof a, threads);
 }
 
 typedef struct {

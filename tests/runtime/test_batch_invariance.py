@@ -1,0 +1,82 @@
+"""Answers that do not depend on the company they keep: on the CPU kernels logits have the same bits alone, in
+any batch, in any chunking, on pages that an earlier request left, and after preemption."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from plan_driver import Active, PlanDriver
+from tiny_families import write_tiny
+from torch import Tensor
+
+PROMPT = [7 + 5 * i % 211 for i in range(75)]
+OUTPUT = 6
+# Norms of heads, windows, soft caps, sinks, experts, parallel layers, layers without rotation.
+FAMILIES = [
+    "llama",
+    "qwen3",
+    "gemma2",
+    "gpt-oss",
+    "olmo2",
+    "mixtral",
+    "qwen3-moe",
+    "cohere2",
+    "granite",
+    "smollm3",
+]
+SHAPE = {"head_dim": 16, "num_hidden_layers": 2}
+
+
+def bits(requests: list[Active]) -> list[Tensor]:
+    return [torch.stack(request.logits[:OUTPUT]) for request in requests]
+
+
+def alone(folder: str, dtype: str) -> Tensor:
+    driver = PlanDriver(folder, block_size=16, attention_backend="cpu", dtype=dtype)
+    request = driver.add(PROMPT)
+    driver.generate([request], OUTPUT)
+    return bits([request])[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_have_the_same_bits_in_any_company(family: str, dtype: str, tmp_path: Path) -> None:
+    folder = str(write_tiny(tmp_path, family, **SHAPE))
+    expected = alone(folder, dtype)
+    draw = random.Random(family + dtype)
+    driver = PlanDriver(
+        folder, block_size=16, num_blocks=160, page_seed=3, poison=True, attention_backend="cpu", dtype=dtype
+    )
+    mine = [driver.add(PROMPT) for _ in range(3)]
+    others = [driver.add([draw.randrange(3, 200) for _ in range(draw.randrange(1, 60))]) for _ in range(9)]
+    again: Active | None = None
+    for _ in range(200):
+        if all(len(request.logits) >= OUTPUT for request in mine):
+            break
+        if len(mine[0].logits) == 3 and again is None:  # preempted: what it has said is its prompt's end now
+            again = mine[0]
+            driver.end(again)
+            mine[0] = driver.add(again.tokens)
+            mine[0].logits = again.logits
+        some = [r for r in mine if len(r.logits) < OUTPUT] + draw.sample(others, draw.randrange(len(others)))
+        some = [r for r in some if len(r.tokens) < 120 and draw.random() < 0.8]
+        draw.shuffle(some)
+        if some:
+            driver.step([(r, min(draw.choice([1, 2, 17, 40]), len(r.tokens) - r.computed)) for r in some])
+    assert again is not None
+    for made in bits(mine):
+        assert torch.equal(made, expected)
+
+
+def test_it_is_refused_where_it_does_not_hold(tmp_path: Path) -> None:
+    folder = str(write_tiny(tmp_path, "llama", **SHAPE))
+    for options, why in (
+        ({"attention_backend": "torch"}, "would run on torch kernels"),
+        ({"model_impl": "transformers"}, "through transformers"),
+    ):
+        with pytest.raises(ValueError, match=f"--batch-invariant.*{why}"):
+            PlanDriver(folder, block_size=16, batch_invariant=True, **options)
+    PlanDriver(folder, block_size=16, batch_invariant=True)

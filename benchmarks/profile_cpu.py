@@ -4,9 +4,11 @@
 
 For 1, 4 and 16 streams of 128 prompt tokens and for a lone prompt of 1024, in float32 and bfloat16, with the
 kernels of ``--attention-backend cpu``: milliseconds of a step by part, the bytes of weights that the linear
-layers read, and their rate. A part's time is what its kernels take inside; "rest" is all else: torch's small
-operations, Python, the sampler, the scheduler, the threads' hand-over. The machine's own bounds are measured
-in the same process: reading a large tensor with all threads, and one large product.
+layers read, and their rate. A part's time is what its kernels take inside when they are called one by one;
+"rest" is all else of such a step: torch's small operations, Python, the sampler, the scheduler, the threads'
+hand-over. ``step_ms`` is the step as it is served, with its calls recorded as one program where it has few
+rows. The machine's own bounds are measured in the same process: reading a large tensor with all threads, and
+one large product; ``bound_ms`` is what the weights' bytes and the layers' operations take at these rates.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from machine import commit, processor
 from sheaf_kernels.cpu.library import load
 from sheaf_runtime.engine.llm import LLM
 from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.worker import cpu_backend
 
 STREAMS = (1, 4, 16)
 STEPS = 48
@@ -43,7 +46,7 @@ class Timed:
     def clear(self) -> None:
         self.seconds: dict[str, float] = {}
         self.calls: dict[str, int] = {}
-        self.weight_bytes = 0
+        self.weight_bytes = self.operations = 0
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         function = getattr(self._functions, name)
@@ -54,7 +57,8 @@ class Timed:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
             self.calls[name] = self.calls.get(name, 0) + 1
             if name == "sheaf_linear":
-                _, _, _, _, _, _, _, _, outputs, inputs, bf16, _ = args
+                _, _, _, _, _, _, _, rows, outputs, inputs, bf16, _ = args
+                self.operations += 2 * rows * outputs * inputs
                 self.weight_bytes += outputs * inputs * (2 if bf16 else 4)
             return result
 
@@ -81,7 +85,9 @@ def bounds(dtype: torch.dtype) -> dict[str, float]:
     }
 
 
-def profile(llm: LLM, timed: Timed, streams: int, prompt: int, steps: int) -> dict[str, Any]:
+def profile(
+    llm: LLM, timed: Timed, machine: dict[str, float], streams: int, prompt: int, steps: int
+) -> dict[str, Any]:
     """Means over the steps behind the prompts' own, or the prompt's where ``steps`` is 0."""
     generator = random.Random(streams)
 
@@ -96,20 +102,37 @@ def profile(llm: LLM, timed: Timed, streams: int, prompt: int, steps: int) -> di
         seconds = run(tokens)
         parts = {name.removeprefix("sheaf_"): value for name, value in timed.seconds.items()}
         parts |= {f"calls.{name.removeprefix('sheaf_')}": float(n) for name, n in timed.calls.items()}
-        return {"step": seconds, "weight_bytes": float(timed.weight_bytes), **parts}
+        work = {"weight_bytes": float(timed.weight_bytes), "operations": float(timed.operations)}
+        return {"step": seconds, **work, **parts}
 
     def median(rounds: list[dict[str, float]]) -> dict[str, float]:
         return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
 
-    first = median([snapshot(1) for _ in range(3)])
-    if steps:
+    def measured() -> dict[str, float]:
+        first = median([snapshot(1) for _ in range(3)])
+        if not steps:
+            return first
         more = median([snapshot(1 + steps) for _ in range(3)])
-        first = {key: (more[key] - first.get(key, 0.0)) / steps for key in more}
+        return {key: (more[key] - first.get(key, 0.0)) / steps for key in more}
+
+    served = 1000 * measured()["step"]
+    recorded, cpu_backend.RECORDED_ROWS = cpu_backend.RECORDED_ROWS, 0
+    try:
+        first = measured()
+    finally:
+        cpu_backend.RECORDED_ROWS = recorded
     calls = {key.removeprefix("calls."): round(value, 1) for key, value in first.items() if "calls." in key}
     parts = {name: 1000 * first[name] for name in calls}
     step = 1000 * first["step"]
+    bound = max(
+        first["weight_bytes"] / machine["read_gb_per_s"] / 1e6,
+        first["operations"] / machine["matmul_gflop_per_s"] / 1e6,
+    )
     return {
-        "step_ms": round(step, 2),
+        "step_ms": round(served, 2),
+        "bound_ms": round(bound, 2),
+        "of_bound": round(bound / served, 2),
+        "one_by_one_ms": round(step, 2),
         "parts_ms": {name: round(ms, 2) for name, ms in sorted(parts.items(), key=lambda one: -one[1])},
         "rest_ms": round(step - sum(parts.values()), 2),
         "calls": calls,
@@ -131,7 +154,8 @@ def main() -> None:
         "commit": commit(),
     }
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        result[name] = {"machine": bounds(dtype)}
+        machine = bounds(dtype)
+        result[name] = {"machine": machine}
         options: dict[str, Any] = {
             "dtype": name,
             "max_num_seqs": max(STREAMS),
@@ -141,8 +165,8 @@ def main() -> None:
             args.model, device="cpu", attention_backend="cpu", kv_cache_memory=1 << 30, **options
         ) as llm:
             for streams in STREAMS:
-                result[name][f"{streams} streams"] = profile(llm, timed, streams, 128, STEPS)
-            result[name]["prompt of 1024"] = profile(llm, timed, 1, 1024, 0)
+                result[name][f"{streams} streams"] = profile(llm, timed, machine, streams, 128, STEPS)
+            result[name]["prompt of 1024"] = profile(llm, timed, machine, 1, 1024, 0)
         for what, row in result[name].items():
             print(name, what, json.dumps(row), flush=True)
     if args.output:

@@ -23,6 +23,7 @@ from sheaf_kernels.cpu.paged_attention import (
     rope_kv_write,
     value_pairs,
 )
+from sheaf_kernels.cpu.program import CannotRecordError, Program
 from sheaf_kernels.rms_norm import rms_norm_reference
 from sheaf_runtime.models import layers as torch_layers
 from torch import Tensor
@@ -183,6 +184,8 @@ SHAPES = [
     pytest.param({"Q": 4, "K": 4, "D": 48, "B": 32}, id="no-groups"),
     pytest.param({"Q": 16, "K": 1, "D": 128, "B": 64}, id="one-head"),
     pytest.param({"Q": 2, "K": 1, "D": 256}, id="wide"),
+    pytest.param({"Q": 4, "K": 2, "D": 80}, id="vllm#31968"),
+    pytest.param({"Q": 4, "K": 1, "D": 112}, id="odd-head"),
 ]
 
 
@@ -218,6 +221,54 @@ def test_attention_has_the_same_bits_alone_and_in_company(dtype: torch.dtype) ->
             alone.query_start = np.array([0, queries - first])
             alone.context_len = np.array([context])
             assert torch.equal(alone.attend(), made[mine][first:])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_do_not_depend_on_the_number_of_threads(
+    dtype: torch.dtype, kernels: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rustformers/llm#67"""
+    sizes = [(2600, 1), (700, 700), (40, 9)]
+    x, weight = torch.randn(40, 640).to(dtype), torch.randn(300, 640).to(dtype)
+    made = []
+    for threads in (1, kernels.threads, 7):
+        monkeypatch.setattr(kernels, "threads", threads)
+        made.append((Cache(sizes, dtype, Q=9, K=3, D=64).attend(), linear(x, pack(weight))))
+    for attended, multiplied in made[1:]:
+        assert torch.equal(attended, made[0][0])
+        assert torch.equal(multiplied, made[0][1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_program_does_what_its_calls_do(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = [(torch.randn(n, k, generator=generator) / k**0.5).to(dtype) for n, k in ((192, 64), (64, 96))]
+    up, down = map(pack, weights)
+    norm = torch.ones(64, dtype=dtype)
+
+    def layers(x: Tensor) -> Tensor:
+        residual = None
+        for _ in range(12):  # more calls than a program has room for at first
+            y, residual = rms_norm(x, norm, 1e-5, residual)
+            x = linear(activate(linear(y, up), "silu", gated=True), down)
+        return x
+
+    for rows in (1, 5, 64):
+        given, program = torch.zeros(rows, 64, dtype=dtype), Program()
+        with program.record():
+            out = layers(given)
+        for _ in range(3):
+            x = torch.randn(rows, 64, generator=generator).to(dtype)
+            given.copy_(x)
+            program.run()
+            assert torch.equal(out, layers(x))
+
+
+def test_what_is_no_kernel_cannot_be_recorded() -> None:
+    x, weight = torch.ones(1, 32), pack(torch.ones(32, 32))
+    with pytest.raises(CannotRecordError, match="add"), Program().record():
+        linear(x, weight) + 1
+    assert linear(x, weight)[0, 0] == 32  # and nothing is recorded any more
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -124,8 +124,8 @@ def _load_native(
     backend = resolve_backend(config.attention_backend, device, model_config, config.block_size, dtype)
     if config.batch_invariant and backend != "cpu":
         raise ValueError(
-            f"--batch-invariant: the model would run on {backend} kernels, whose sums depend on the batch; the "
-            "CPU kernels' do not (--device cpu --attention-backend cpu says why they cannot run)"
+            f"--batch-invariant: the model would run on {backend} kernels, whose sums depend on the batch; "
+            "the CPU kernels' do not (--device cpu --attention-backend cpu says why they cannot run)"
         )
     checkpoint = _open_checkpoint(folder, model_config.attention.head_dim)
     head = pooling is None or pooling.needs_head

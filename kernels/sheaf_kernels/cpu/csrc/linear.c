@@ -48,6 +48,7 @@ INLINE void configure(int rows) {
     int first = rows < 16 ? rows : 16, second = rows > 16 ? rows - 16 : 1;
     const int of[8] = {first, first, second, second, first, second, 16, 16};
     for (int t = 0; t < 8; t++) { c.bytes[t] = 64; c.rows[t] = (uint8_t)of[t]; }
+    __asm__ volatile("" : : "m"(c)); /* all of it is read, which not every compiler knows (llama.cpp#26954) */
     _tile_loadconfig(&c);
 }
 

@@ -1,0 +1,238 @@
+"""Our server beside others, on the same model and the same prompts in the same run.
+
+    python benchmarks/peers.py MODEL --dtype bfloat16 --output benchmarks/results/peers_bfloat16.json \\
+        --peer 'vllm=vllm serve {model} --served-model-name m --dtype {dtype} --port {port}' \\
+        --peer 'llama.cpp=llama-server -m model-bf16.gguf --port {port} -np 16 -c 32768 -t 2'
+
+A peer is NAME=COMMAND of a server with an OpenAI API. Servers take turns, in the other order every other
+round, and all but the one that is measured are stopped (SIGSTOP). Greedy, 128 tokens in and out, at 1, 4 and
+16 streams, and the time to the first token of lone prompts of 1024. A measurement during which anybody else
+used more than ``--foreign`` of a core is made again; what is disturbed to the end is kept, marked, and left
+out of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import shlex
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from machine import commit, processor
+from sheaf_runtime.bench.datasets import random_jobs
+from sheaf_runtime.bench.load import Job, Target, run_load
+from sheaf_runtime.bench.report import summarize
+from sheaf_runtime.endpoint.session import open_session
+
+STREAMS = (1, 4, 16)
+VOCAB = 40000
+OURS = "sheaf"
+OUR_COMMAND = (
+    f"{sys.executable} -m sheaf_runtime serve {{model}} --served-model-name m --dtype {{dtype}} "
+    "--port {port} --host 127.0.0.1 --max-model-len 2048 --max-num-seqs 16"
+)
+
+
+def busy_seconds() -> float:
+    """CPU time of everybody on the machine."""
+    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def without_folders(command: str) -> str:
+    """Where things lie on this machine is nobody's business."""
+    return " ".join(Path(word).name if word.startswith("/") else word for word in shlex.split(command))
+
+
+class Peer:
+    """A server in a session of its own, stopped unless it is measured."""
+
+    def __init__(self, name: str, command: str, log: Path, most_s: float) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        self.name, self.url = name, f"http://127.0.0.1:{port}"
+        began = time.perf_counter()
+        self._process = subprocess.Popen(
+            shlex.split(command.replace("{port}", str(port))),
+            stdout=log.open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        while not self._answers():
+            if self._process.poll() is not None or time.perf_counter() - began > most_s:
+                self.close()
+                raise SystemExit(f"{name} is not ready after {most_s:.0f} s, or has ended; see {log}")
+            time.sleep(0.2)
+        self.start_s = round(time.perf_counter() - began, 1)
+        self.pause()
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.url}/v1/models", timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    def pause(self) -> None:
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.killpg(self._process.pid, signal.SIGCONT)
+
+    def cpu_seconds(self) -> float:
+        """Of all processes of its session."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it has ended
+            if int(fields[3]) == self._process.pid:
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+async def load(url: str, jobs: list[Job], streams: int) -> dict[str, Any]:
+    async with open_session(url) as session:
+        summary = summarize(
+            await run_load(session, Target(url, "m"), jobs, concurrency=streams), percentiles=(99,)
+        )
+    if summary["failed"]:
+        raise SystemExit(f"{url}: {summary['failed']} requests failed: {next(iter(summary['errors']))}")
+    return summary
+
+
+def throughput(peer: Peer, streams: int, seed: int) -> dict[str, Any]:
+    jobs = random_jobs(max(2, streams), 128, 128, VOCAB, seed)
+    summary = asyncio.run(load(peer.url, jobs, streams))
+    kept = ("output_throughput", "median_ttft_ms", "p99_ttft_ms", "median_itl_ms", "p99_itl_ms")
+    return {key: round(summary[key], 2) for key in kept}
+
+
+def first_token(peer: Peer, seed: int) -> dict[str, Any]:
+    summary = asyncio.run(load(peer.url, random_jobs(3, 1024, 2, VOCAB, seed), 1))
+    return {"median_ttft_ms": round(summary["median_ttft_ms"], 1)}
+
+
+def undisturbed(
+    peer: Peer, run: Callable[[int], dict[str, Any]], seed: int, foreign: float
+) -> dict[str, Any]:
+    """``run`` with other prompts each time, until nobody else takes part; three times at the most."""
+    for attempt in range(3):
+        own = os.times()
+        before, busy, began = peer.cpu_seconds(), busy_seconds(), time.perf_counter()
+        row = run(seed + 100_000 * attempt)
+        now, wall = os.times(), time.perf_counter() - began
+        mine = peer.cpu_seconds() - before + now.user - own.user + now.system - own.system
+        row["foreign_cores"] = round(max(busy_seconds() - busy - mine, 0.0) / wall, 3)
+        row["disturbed"] = row["foreign_cores"] > foreign
+        if not row["disturbed"]:
+            break
+    return row
+
+
+def measure(peers: list[Peer], rounds: int, foreign: float) -> list[dict[str, Any]]:
+    rows = []
+    for number in range(rounds):
+        for peer in peers if number % 2 == 0 else reversed(peers):
+            peer.go_on()
+            for what in (*STREAMS, "first token"):
+                seed = 1000 * number + (what if isinstance(what, int) else 99)
+
+                def run(seed: int, peer: Peer = peer, what: int | str = what) -> dict[str, Any]:
+                    return throughput(peer, what, seed) if isinstance(what, int) else first_token(peer, seed)
+
+                if number == 0:
+                    run(seed + 50_000_000)  # not counted: compilation, pages, caches
+                row = undisturbed(peer, run, seed, foreign)
+                rows.append({"round": number, "peer": peer.name, "what": str(what), **row})
+                print(json.dumps(rows[-1]), flush=True)
+            peer.pause()
+    return rows
+
+
+def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By peer and by what was measured; None where every round was disturbed."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        key = "median_ttft_ms" if row["what"] == "first token" else "output_throughput"
+        values = [
+            r[key]
+            for r in rows
+            if (r["peer"], r["what"]) == (row["peer"], row["what"]) and not r["disturbed"]
+        ]
+        table.setdefault(row["peer"], {})[row["what"]] = statistics.median(values) if values else None
+    return table
+
+
+def ratios(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Above 1 is better for us, for times too."""
+    ours = table[OURS]
+    return {
+        name: {
+            what: round(theirs / ours[what] if what == "first token" else ours[what] / theirs, 2)
+            for what, theirs in row.items()
+            if theirs and ours[what]
+        }
+        for name, row in table.items()
+        if name != OURS
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path, help="a model folder")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--foreign", type=float, default=0.15, help="cores that others may use")
+    parser.add_argument("--start-seconds", type=float, default=400.0, help="the most that a server may take")
+    parser.add_argument("--logs", type=Path, default=Path("/tmp"))
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    commands = {OURS: OUR_COMMAND, **dict(one.split("=", 1) for one in args.peer)}
+    peers: list[Peer] = []
+    try:
+        for name, command in commands.items():
+            command = command.replace("{model}", str(args.model)).replace("{dtype}", args.dtype)
+            peers.append(Peer(name, command, args.logs / f"{name}.log", args.start_seconds))
+            print(f"{name} is ready after {peers[-1].start_s} s", flush=True)
+        rows = measure(peers, args.rounds, args.foreign)
+    finally:
+        for peer in peers:
+            peer.close()
+    table = medians(rows)
+    result = {
+        "machine": {"cpu": processor(), "cores": os.cpu_count()},
+        "commit": commit(),
+        "dtype": args.dtype,
+        "commands": {name: without_folders(command) for name, command in commands.items()},
+        "start_s": {peer.name: peer.start_s for peer in peers},
+        "median": table,
+        "ours_against": ratios(table),
+        "rows": rows,
+    }
+    print(json.dumps({key: result[key] for key in ("median", "ours_against")}, indent=2))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -329,3 +329,16 @@ def test_without_a_compiler_it_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(build.UnavailableError, match="no C compiler"):
         build.build(build.LEVELS[0], tmp_path)
+
+
+def test_what_an_image_brings_is_for_every_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image is built by root and run by somebody else; a cache folder is its owner's alone."""
+    monkeypatch.setattr(build, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setattr("sys.argv", ["build", "--own"])
+    build.main()
+    (library,) = (tmp_path / "prebuilt").iterdir()
+    assert (tmp_path / "prebuilt").stat().st_mode & 0o777 == library.stat().st_mode & 0o777 == 0o755
+    level = build.levels_of(platform.machine(), build.machine_features())[0]
+    assert build.built_library(level) == library
+    cached = build.build(level, tmp_path / "cache")
+    assert cached.parent.stat().st_mode & 0o777 == 0o700

@@ -72,7 +72,7 @@ def built_library(level: Level) -> Path:
     """The library for a level, compiled if there is none yet. Raises UnavailableError."""
     name = f"{level.name}-{_sources_digest()}.so"
     for folder in (PREBUILT, cache_folder()):
-        if (folder / name).is_file():
+        if os.access(folder / name, os.R_OK):
             return folder / name
     return build(level, cache_folder())
 
@@ -84,7 +84,7 @@ def build(level: Level, folder: Path) -> Path:
         raise UnavailableError(f"no C compiler ({', '.join(COMPILERS)}) is installed")
     library = folder / f"{level.name}-{_sources_digest()}.so"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755 if folder == PREBUILT else 0o700)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "library.so"
             sources = sorted(map(str, SOURCES.glob("*.c")))
@@ -123,11 +123,13 @@ def _sources_digest() -> str:
 
 
 def main() -> None:
-    """Compile every level of this machine's kind, for CPUs that are met later."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else PREBUILT
-    for level in LEVELS:
-        if level.machine == platform.machine():
-            print(build(level, folder))
+    """Compile into ``prebuilt`` for the CPUs of this machine's kind, which are met later; with ``--own``, for
+    this one only, so that the checkout's servers start at once."""
+    levels = [level for level in LEVELS if level.machine == platform.machine()]
+    if sys.argv[1:] == ["--own"]:
+        levels = levels_of(platform.machine(), machine_features())[:1]
+    for level in levels:
+        print(build(level, PREBUILT))
 
 
 if __name__ == "__main__":

@@ -209,13 +209,15 @@ def test_the_backend_asked_for_runs(folders: dict[tuple[int, int, int], str]) ->
 @pytest.mark.parametrize(
     ("device", "asked", "options", "want"),
     [
-        ("cpu", "auto", {}, "torch"),
+        ("cpu", "auto", {}, "cpu"),
+        ("cpu", "torch", {}, "torch"),
+        ("cpu", "auto", {"block_size": 8}, "torch"),
         ("cuda", "auto", {}, "triton"),
         ("cuda", "torch", {}, "torch"),
         ("cuda", "auto", {"block_size": 8}, "torch"),
     ],
 )
-def test_auto_is_triton_on_cuda(
+def test_auto_is_the_kernels_of_the_device(
     folders: dict[tuple[int, int, int], str], device: str, asked: Any, options: dict[str, int], want: str
 ) -> None:
     model = load_model(EngineConfig(model=folders[4, 2, 16], device="cpu")).config

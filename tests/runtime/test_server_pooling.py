@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import socket
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from model_folders import byte_level, write_folder
 from serving import Served, serving, wait_for
+from sheaf_runtime.server.embedding_answer import embedding_answer
+from sheaf_runtime.server.pooling_schemas import EmbeddingRequest
 from tiny_pooling import append_end, write_embedder, write_scorer
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
@@ -201,6 +204,15 @@ def test_chats_that_are_refused(server: Served, change: dict[str, Any], param: s
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
     alone = post(server, "/v1/embeddings", input="a", chat_template_kwargs={})
     assert alone.json()["error"]["param"] == "chat_template_kwargs"
+    nothing = {"add_generation_prompt": False, "continue_final_message": False, "tools": None}
+    assert post(server, "/v1/embeddings", input="a", **nothing).status_code == 200
+
+
+def test_the_header_of_a_model_with_any_name() -> None:
+    """Headers are no UTF-8."""
+    body = EmbeddingRequest.model_validate({"input": "a", "encoding_format": "bytes"})
+    answer = embedding_answer([array("f", [1])], body, id_="embd-1", created=1, model="模型\n", tokens=1)
+    assert json.loads(answer.headers["metadata"])["model"] == "模型\n"
 
 
 def bare(value: Any) -> Any:

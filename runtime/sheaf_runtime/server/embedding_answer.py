@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from array import array
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def embedding_answer(
     headers = {}
     if body.encoding_format == "bytes":
         places = {**head, "data": _places(parts, vectors, body), "usage": usage}
-        headers["metadata"] = orjson.dumps(places).decode()
+        headers["metadata"] = json.dumps(places)  # ASCII, whatever the model is called
         if len(headers["metadata"]) > LONGEST_HEADER:
             raise ApiError(
                 400,

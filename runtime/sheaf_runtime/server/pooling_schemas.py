@@ -48,9 +48,10 @@ class EmbeddingRequest(PoolingBody, ChatInput):
     def _one_of(self) -> EmbeddingRequest:
         if (self.input is None) == (self.messages is None):
             raise ValueError("give either input or messages")
-        of_chats = ChatInput.model_fields.keys() - {"add_special_tokens"}
-        if self.messages is None and (wrong := self.model_fields_set & of_chats):
-            raise ParameterError(min(wrong), "only allowed with messages")
+        for name in sorted(ChatInput.model_fields.keys() - {"add_special_tokens"}):
+            asked = getattr(self, name) != type(self).model_fields[name].default
+            if asked and self.messages is None:
+                raise ParameterError(name, "only allowed with messages")
         if self.messages is not None and self.prompt_name is not None:
             raise ParameterError("prompt_name", "not with messages; write it into them")
         if self.add_special_tokens is None:  # a chat template writes them itself

@@ -189,6 +189,41 @@ def test_names_that_begin_alike_and_calls_without_arguments() -> None:
         assert called == offers.keys(), name
 
 
+ODD: dict[str, dict[str, Any]] = {
+    "names with joints": {"f:1": PLACE, "functions.f": PLACE, "f.g/h": PLACE, "7up": PLACE},
+    "no plain names": {"get weather": PLACE, 'a"b': PLACE, "<tool_call>": PLACE},
+    "words of Python": {"class": PLACE, "None": PLACE},
+    "names of arguments": {
+        "f": {"type": "object", "properties": {"class": {"type": "string"}, "a-b": {}}, "required": ["class"]}
+    },
+    "no type": {"f": {"properties": {"a": {"type": "string"}}}},
+    "words that look like marks": {
+        "f": {
+            "type": "object",
+            "properties": {"s": {"enum": ["</arg_value>", " a", "b\nc"]}},
+            "required": ["s"],
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("name", SHAPED)
+def test_odd_functions_are_demanded_too(name: str, case: str) -> None:
+    offers, rng = ODD[case], random.Random(name + case)
+    grammar, found = alone(name, offers, True), 0
+    for _ in range(60):
+        text = wander(grammar, rng, [*PIECES, *TOOLS[name].marks, *["\n</parameter>\n"] * 9])
+        if text is None:
+            continue
+        if found == 5:
+            break
+        ((called, arguments),) = parse(lambda: tool_calls(name, offers, demanded=True), text)
+        jsonschema.validate(json.loads(arguments), offers[called])
+        found += 1
+    assert found
+
+
 @pytest.mark.parametrize("where", PROMPTS)
 @pytest.mark.parametrize("name", sorted(name for name, marks in REASONING.items() if marks is not None))
 def test_the_text_behind_the_thoughts_fits(name: str, where: str) -> None:

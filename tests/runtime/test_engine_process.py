@@ -96,6 +96,16 @@ def test_a_request_from_acceptance_to_its_end(client):
     assert steps[-1].stats.blocks_live == 0
 
 
+def test_the_state_is_written_when_it_is_asked_for(core):
+    """The API process does so before it gives up an engine that makes no progress."""
+    core.process.stdin.write(b"state\n")
+    core.process.stdin.flush()
+    lines = iter(core.process.stderr.readline, b"")
+    line = next(line for line in lines if line.startswith(b"engine: state: "))
+    assert msgspec.json.decode(line.removeprefix(b"engine: state: "))["running"]["count"] == 0
+    assert next(lines).startswith(b"  File "), "and where it stands"
+
+
 def test_one_message_per_step_for_all_requests_of_a_client(client):
     for i in range(4):
         client.send(ask(str(i), (i + 1,), max_tokens=20))
@@ -244,7 +254,7 @@ def test_a_failure_in_the_loop_is_told_and_ends_the_process(monkeypatch, tmp_pat
         clients[0].send(Hello())
         for client in clients:
             client.send(ask("a", max_tokens=900))
-        assert entry._serve(EngineConfig(model="m"), channel) == 1
+        assert entry._serve(EngineConfig(model="m"), channel, entry._Watched(0)) == 1
         assert isinstance(clients[0].receive(), EngineReady)
         for client in clients:
             assert isinstance(client.answer(), Accepted)

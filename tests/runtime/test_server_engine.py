@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -91,6 +92,56 @@ def test_a_disconnect_frees_its_blocks(served: Served) -> None:
         next(lines)
         wait_for(lambda: served.metric("vllm:num_requests_running") == 4, "all to run")
     wait_for(lambda: idle(served), "an idle engine")
+
+
+LONG = {"prompt": PROMPT, "max_tokens": 4000, "ignore_eos": True}
+
+
+def test_a_timeout_is_a_504_and_frees_its_blocks(client: openai.OpenAI, served: Served) -> None:
+    """vllm#16391, vllm#14792: the client's own timeout leaves the work to the server."""
+
+    def count() -> float:
+        page = served.get("/metrics")
+        assert page is not None
+        (line,) = [x for x in page.text.splitlines() if "request_success" in x and '"timeout"' in x]
+        return float(line.rsplit(" ", 1)[1])
+
+    before = count()
+    with pytest.raises(openai.InternalServerError) as raised:
+        client.completions.create(
+            model="tiny", prompt=PROMPT, max_tokens=4000, extra_body={"ignore_eos": True, "timeout": 0.3}
+        )
+    assert (raised.value.status_code, raised.value.code) == (504, "timeout")
+    assert raised.value.type == "timeout_error"
+    header = {"X-Request-Timeout": "0.3"}
+    for path, body in (
+        ("/v1/completions", LONG),
+        ("/v1/responses", {"input": PROMPT, "max_output_tokens": 4000, "ignore_eos": True}),
+    ):
+        answer = httpx.post(f"{served.url}{path}", json=body, headers=header, timeout=60)
+        assert answer.status_code == 504, answer.text
+        assert answer.json()["error"]["code"] == "timeout"
+    wait_for(lambda: idle(served), "an idle engine")
+    assert count() == before + 3
+
+
+def test_a_stream_whose_time_is_up_says_so_at_its_end(served: Served) -> None:
+    body = {**LONG, "stream": True, "timeout": 0.5}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as stream:
+        assert stream.status_code == 200
+        lines = [line for line in stream.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "timeout"
+    assert json.loads(lines[-3].removeprefix("data: "))["choices"][0]["finish_reason"] == "timeout"
+
+
+@pytest.mark.parametrize("seconds", ["soon", "0", "-1", "nan", "inf"])
+def test_a_header_that_is_no_timeout_is_refused(served: Served, seconds: str) -> None:
+    answer = httpx.post(
+        f"{served.url}/v1/completions", json={"prompt": "a"}, headers={"X-Request-Timeout": seconds}
+    )
+    assert answer.status_code == 400
+    assert "X-Request-Timeout must be a number above 0" in answer.json()["error"]["message"]
 
 
 def test_drain(model: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The engine core process: ``python -m sheaf_runtime.engine --socket FD``.
 
-Reads one ``EngineConfig`` as a line of JSON from stdin and keeps reading: end of file means that the
-API process is gone, and this process ends with it. Signals are ignored: the API process decides about drains.
+Reads one ``EngineConfig`` as a line of JSON from stdin and keeps reading: anything more asks for the state in
+the log, since no step was heard of for long; end of file means that the API process is gone, and this process
+ends with it. Signals are ignored: the API process decides about drains.
 Exit codes: 0 told to end, 1 failed, 2 wrong configuration.
 """
 
@@ -15,7 +16,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
+from dataclasses import dataclass
 
 import msgspec
 
@@ -23,8 +26,17 @@ from sheaf_runtime.config import EngineConfig, check_config
 from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.io import Channel, EngineServer
 from sheaf_runtime.engine.kv_publisher import KVEventPublisher
+from sheaf_runtime.engine.state import describe, where
 
 PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class _Watched:
+    """What is looked at when the engine makes no progress: the ``thread`` it runs on, and its ``core``."""
+
+    thread: int
+    core: EngineCore | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,15 +54,16 @@ def main(argv: list[str] | None = None) -> int:
     except msgspec.DecodeError as error:
         print(f"engine: bad configuration on stdin: {error}", file=sys.stderr, flush=True)
         return 2
-    threading.Thread(target=_exit_at_eof, daemon=True).start()
+    watched = _Watched(threading.get_ident())
+    threading.Thread(target=_obey_stdin, args=(watched,), daemon=True).start()
     channel = Channel(listener)
     try:
-        return _serve(config, channel)
+        return _serve(config, channel, watched)
     finally:
         channel.close()
 
 
-def _serve(config: EngineConfig, channel: Channel) -> int:
+def _serve(config: EngineConfig, channel: Channel, watched: _Watched) -> int:
     """Load, warm up, serve until something breaks."""
     server = None
     try:
@@ -65,7 +78,8 @@ def _serve(config: EngineConfig, channel: Channel) -> int:
         kv_publisher = KVEventPublisher(kv_events) if kv_events.enabled else None
         executor = LocalExecutor(config)
         executor.warm_up()
-        server = EngineServer(EngineCore(executor, config), channel, kv_publisher=kv_publisher)
+        watched.core = EngineCore(executor, config)
+        server = EngineServer(watched.core, channel, kv_publisher=kv_publisher)
         gc.collect()
         gc.freeze()
         server.run()
@@ -85,10 +99,14 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _exit_at_eof() -> None:
+def _obey_stdin(watched: _Watched) -> None:
     """Nothing of this process outlives it, so it may end at any point."""
     while os.read(0, 65536):
-        pass
+        try:
+            state = "loading" if watched.core is None else describe(watched.core, time.time())
+        except Exception as error:  # it moves after all
+            state = f"not to be read: {error!r}"
+        print(f"engine: state: {state}\n{where(watched.thread)}", file=sys.stderr, flush=True)
     os._exit(0)
 
 

@@ -62,6 +62,7 @@ BOUNDS: Mapping[str, Bound] = {
     "logit_bias": Bound(-100, 100, whole=False),  # each value
     "seed": Bound(-(2**63), 2**63 - 1),
     "priority": Bound(-MOST - 1, MOST),
+    "timeout": Bound(0, MOST, whole=False, above=True),
     "logprobs": Bound(0, 20),
     "top_logprobs": Bound(0, 20),
     "prompt_logprobs": Bound(0, 20),

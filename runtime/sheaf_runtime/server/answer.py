@@ -82,8 +82,8 @@ class Answer(ABC):
     @property
     def closing(self) -> bytes:
         end = DONE
-        if self._generation.error is not None:
-            end = error_event(ApiError(500, self._generation.error, code="request_failed")) + end
+        if (failure := self._generation.failure) is not None:
+            end = error_event(failure) + end
         return self.usage_chunk() + end if self._include_usage else end
 
     def failure(self, error: ApiError) -> bytes:
@@ -105,8 +105,8 @@ class Answer(ABC):
 
     @property
     def _error(self) -> answers.Error | UnsetType:
-        message = self._generation.error
-        return UNSET if message is None else answers.Error(message)
+        failure = self._generation.failure
+        return UNSET if failure is None else answers.Error(**failure.body["error"])
 
     def _ids(self, token_ids: list[int]) -> list[int] | UnsetType:
         return token_ids if self._with_ids else UNSET

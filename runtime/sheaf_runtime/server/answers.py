@@ -33,9 +33,9 @@ class Error(msgspec.Struct):
     """Beside what an answer has, where one of its choices failed."""
 
     message: str
-    type: str = "server_error"
-    param: None = None
-    code: str = "request_failed"
+    type: str
+    param: str | None
+    code: str | None
 
 
 class CompletionChoice(msgspec.Struct):

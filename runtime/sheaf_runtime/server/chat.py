@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 from starlette.requests import Request
 
+from sheaf_runtime.server.deadline import timeout_of
 from sheaf_runtime.server.generation import Generation
 from sheaf_runtime.server.held import held_output
 from sheaf_runtime.server.prompts import encode, finish_prompt, render_chat
@@ -41,6 +42,7 @@ async def start_chat(
         [(ids, sampling)],
         body,
         arrival,
+        timeout=timeout_of(request, body.timeout),
         visible=reading.visible,
         counts_tokens=reading.tells_thoughts,
     )

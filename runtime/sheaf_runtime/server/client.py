@@ -107,12 +107,14 @@ class EngineClient:
         on_ready: Callable[[EngineReady], None],
         on_stats: Callable[[EngineStats], None],
         on_failure: Callable[[str], None],
+        on_stall: Callable[[], None],
     ) -> None:
         self.info: EngineReady | None = None
         self.stats: EngineStats | None = None
         self.failure: str | None = None
         self._stall_timeout = stall_timeout
         self._on_ready, self._on_stats, self._on_failure = on_ready, on_stats, on_failure
+        self._on_stall = on_stall
         self._closed = False
         self._queues: dict[str, OutputQueue] = {}
         self._admissions: dict[str, asyncio.Future[None]] = {}
@@ -278,6 +280,7 @@ class EngineClient:
             return
         silence = time.monotonic() - self._heard
         if silence >= self._stall_timeout:
+            self._on_stall()
             self.fail(f"the engine core made no progress for {silence:.0f} s with requests in flight")
         else:
             self._stall_timer = self._loop.call_later(self._stall_timeout - silence, self._check_progress)

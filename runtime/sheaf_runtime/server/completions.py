@@ -10,6 +10,7 @@ from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.server.answer import CompletionAnswer
 from sheaf_runtime.server.chat import start_chat
 from sheaf_runtime.server.chat_answer import ChatAnswer
+from sheaf_runtime.server.deadline import timeout_of
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.fields import MAX_PROMPTS
 from sheaf_runtime.server.generation import Generation
@@ -57,7 +58,9 @@ def completion_routes(service: Service) -> APIRouter:
                 param="prompt",
             )
             prompts.append((ids, sampling))
-        generation = Generation(service, new_id("cmpl-"), prompts, body, arrival)
+        generation = Generation(
+            service, new_id("cmpl-"), prompts, body, arrival, timeout=timeout_of(request, body.timeout)
+        )
         generation.report_to(request.scope)
         await generation.start(request.receive)
         answer = CompletionAnswer(generation, service.folder.tokenizer, arrival, model, body)

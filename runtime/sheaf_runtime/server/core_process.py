@@ -51,6 +51,11 @@ class CoreProcess:
         """The exit status, negative for a signal."""
         return await self._process.wait()
 
+    def ask_state(self) -> None:
+        """Have it write what it is about into its log."""
+        if self._process.stdin is not None and not self._process.stdin.is_closing():
+            self._process.stdin.write(b"state\n")
+
     async def stop(self, patience: float) -> None:
         """Lets it end by itself for ``patience`` seconds, then kills it."""
         if self._process.stdin is not None:

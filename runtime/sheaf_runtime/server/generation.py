@@ -14,6 +14,7 @@ import msgspec
 from sheaf_runtime.protocol.messages import AddRequest, FinishReason, RequestOutput, TokenLogprobs
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.server.client import EngineDeadError, OutputQueue, RejectedError
+from sheaf_runtime.server.deadline import failed
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.schemas import Generate
 from sheaf_runtime.server.service import Service
@@ -69,6 +70,7 @@ class Generation:
         body: Generate,
         arrival: float,
         *,
+        timeout: float | None = None,
         visible: frozenset[int] = frozenset(),
         counts_tokens: bool = False,
     ) -> None:
@@ -101,6 +103,7 @@ class Generation:
                     priority=body.priority,
                     cache_salt=body.cache_salt,
                     after=first if copy else None,
+                    timeout=timeout,
                 )
                 text = OutputText(
                     service.folder.tokenizer,
@@ -202,6 +205,12 @@ class Generation:
     def error(self) -> str | None:
         """Why a choice failed, if one did."""
         return next((choice.error for choice in self.choices if choice.error is not None), None)
+
+    @property
+    def failure(self) -> ApiError | None:
+        """The same as an answer."""
+        timed_out = any(choice.reason == "timeout" for choice in self.choices)
+        return None if self.error is None else failed(self.error, timed_out=timed_out)
 
     def _take(self, index: int, choice: Choice, output: RequestOutput, now: float) -> Piece | None:
         if choice.ended:  # by a stop string, and this was under way

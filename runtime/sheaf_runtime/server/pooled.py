@@ -14,6 +14,7 @@ from fastapi import Request
 from sheaf_runtime.protocol.messages import AddRequest, FinishReason, RequestOutput
 from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.server.client import EngineDeadError, OutputQueue, RejectedError
+from sheaf_runtime.server.deadline import failed, timeout_of
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.generation import ClientDisconnected, rejected
 from sheaf_runtime.server.pooling_schemas import PoolingBody
@@ -30,6 +31,7 @@ class PooledBatch:
         self.id = id_
         self._inputs = inputs
         self._arrival = arrival
+        self._timeout: float | None = None
         self._queue = OutputQueue()
         self._running: set[int] = set()
         self._scheduled: float | None = None  # the first of them
@@ -46,6 +48,7 @@ class PooledBatch:
         info = self._service.client.info
         assert info is not None
         watcher = asyncio.create_task(self._watch(request.receive))
+        self._timeout = timeout_of(request, body.timeout)
         waiting = list(range(len(self._inputs)))[::-1]
         seats = info.max_num_seqs
         config = self._service.engine_config
@@ -89,6 +92,7 @@ class PooledBatch:
             priority=body.priority,
             cache_salt=body.cache_salt,
             pooling=params,
+            timeout=self._timeout,
         )
         await self._service.client.add(message, self._queue)
 
@@ -112,7 +116,8 @@ class PooledBatch:
         if output.finish_reason == "abort":
             raise ApiError(503, "this server is shutting down; retry", code="draining")
         if output.pooled is None:
-            raise ApiError(500, f"input {index}: {output.error}", code="request_failed")
+            timed_out = output.finish_reason == "timeout"
+            raise failed(f"input {index}: {output.error}", timed_out=timed_out)
         self._vectors[index] = array("f", output.pooled)
 
     def _count(self, index: int, reason: FinishReason, output: RequestOutput | None = None) -> None:

@@ -24,6 +24,7 @@ class PoolingBody(Body):
     use_activation: bool | None = None
     request_id: RequestId = None
     priority: Annotated[int, Number("priority")] = 0
+    timeout: Annotated[float | None, Number("timeout")] = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
 
     @property

@@ -141,6 +141,7 @@ class Server:
                     on_ready=self._on_ready,
                     on_stats=self._service.metrics.on_stats,
                     on_failure=self._on_failure,
+                    on_stall=self._on_stall,
                 )
             self._service.attach(self._client)
             config = self._service.engine_config
@@ -190,6 +191,10 @@ class Server:
             self._service.lifecycle.fail(message)
             self._exit_status = ENGINE_LOST
             self._stop.set()
+
+    def _on_stall(self) -> None:
+        if self._core is not None:
+            self._core.ask_state()
 
     async def _watch_core(self) -> None:
         assert self._core is not None

@@ -84,6 +84,7 @@ class Generate(Body):
     truncate_prompt_tokens: Truncation = None
     request_id: RequestId = None
     priority: Annotated[int, Number("priority")] = 0
+    timeout: Annotated[float | None, Number("timeout")] = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     response_format: ResponseFormat = None
     structured_outputs: StructuredOutputs = None

@@ -102,7 +102,7 @@ async def respond(generation: Generation, answer: AnyAnswer, *, stream: bool) ->
     finally:
         generation.close()
     body = _body(generation, answer)
-    status = 200 if generation.error is None else 500
+    status = 200 if generation.failure is None else generation.failure.status_code
     return Response(body, status, media_type="application/json")
 
 

@@ -58,9 +58,9 @@ class ResponseAnswer:
         """What has come of it cannot be told: the error is all there is."""
 
     def body(self) -> bytes:
-        """Raises ``ApiError`` 500 where the request failed."""
-        if self._generation.error is not None:
-            raise ApiError(500, self._generation.error, code="request_failed")
+        """Raises ``ApiError`` 500 where the request failed, 504 where its time was up."""
+        if (failure := self._generation.failure) is not None:
+            raise failure
         self._output.finish(self._item_status)
         return orjson.dumps(self._response(self._status))
 

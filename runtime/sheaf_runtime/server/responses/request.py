@@ -111,6 +111,7 @@ class ResponsesRequest(Body):
     skip_special_tokens: bool = True
     request_id: RequestId = None
     priority: Annotated[int, Number("priority")] = 0
+    timeout: Annotated[float | None, Number("timeout")] = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -162,7 +163,8 @@ class ResponsesRequest(Body):
 _SAME = (
     *("model", "temperature", "top_p", "top_k", "parallel_tool_calls", "seed", "stop", "ignore_eos"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "include_stop_str_in_output"),
-    *("structured_outputs", "skip_special_tokens", "priority", "cache_salt", "chat_template_kwargs"),
+    *("structured_outputs", "skip_special_tokens", "priority", "timeout", "cache_salt"),
+    "chat_template_kwargs",
 )
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable
 from sheaf_runtime.config import EngineConfig, check_config, seconds
 from sheaf_runtime.engine.admission import Limits, refuse
 from sheaf_runtime.engine.kv_events import KVEventLog
+from sheaf_runtime.engine.outputs import Output
 from sheaf_runtime.engine.queue_limits import DrainRate, QueueLimits, retry_after
 from sheaf_runtime.engine.request import Request, derive_seed
-from sheaf_runtime.engine.scheduler import Output, Scheduler
+from sheaf_runtime.engine.scheduler import Scheduler
 from sheaf_runtime.engine.structured import Structured
 from sheaf_runtime.grammar.compiler import Compiler
 from sheaf_runtime.protocol.messages import Accepted, AddRequest, EngineReady, EngineStats, Rejected

@@ -14,7 +14,7 @@ import zmq
 
 from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.kv_publisher import KVEventPublisher
-from sheaf_runtime.engine.scheduler import Output
+from sheaf_runtime.engine.outputs import Output
 from sheaf_runtime.protocol.messages import (
     AbortRequests,
     Accepted,

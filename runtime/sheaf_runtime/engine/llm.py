@@ -14,7 +14,7 @@ from typing import Any
 
 from sheaf_runtime.config import EngineConfig, check_config
 from sheaf_runtime.engine.core import EngineCore
-from sheaf_runtime.engine.scheduler import Output
+from sheaf_runtime.engine.outputs import Output
 from sheaf_runtime.gguf.folder import open_folder
 from sheaf_runtime.protocol.messages import AddRequest, EngineStats, FinishReason, Rejected, TokenLogprobs
 from sheaf_runtime.protocol.pooling import PoolingParams

@@ -16,14 +16,15 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from sheaf_runtime.engine.cost_model import CostModel, StepWork
 from sheaf_runtime.engine.kv_cache import BlockTables, KVCache
 from sheaf_runtime.engine.order import Rank, rank, too_late
+from sheaf_runtime.engine.outputs import TIMED_OUT, Counters, Output
 from sheaf_runtime.engine.prompt_share import PromptRoom
 from sheaf_runtime.engine.request import Request, Status
-from sheaf_runtime.protocol.messages import FinishReason, TokenLogprobs
+from sheaf_runtime.engine.step import Launched, Step
+from sheaf_runtime.protocol.messages import FinishReason
 from sheaf_runtime.worker.plan import (
     BlockIds,
     KVGroup,
@@ -34,60 +35,6 @@ from sheaf_runtime.worker.plan import (
     StepPlan,
     StepResult,
 )
-
-TIMED_OUT = "the request's timeout has passed, or would have before its first token"
-
-
-@dataclass(slots=True)
-class Counters:
-    """Monotonic, in tokens where not said otherwise."""
-
-    steps: int = 0  # committed
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
-    preemptions: int = 0  # requests
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """Tokens of one request committed by one step."""
-
-    request: Request
-    token_ids: list[int]
-    finish_reason: FinishReason | None
-    stop_token_id: int | None
-    first: bool  # the request had no output before
-    logprobs: list[TokenLogprobs]
-    error: str | None = None
-    pooled: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    request: Request
-    epoch: int
-    num_tokens: int
-    sample: bool
-
-
-@dataclass(slots=True)
-class _Step:
-    """The step that is planned: ``chosen`` requests with their tokens and new pages."""
-
-    room: PromptRoom
-    chosen: dict[Request, tuple[int, BlockIds]] = field(default_factory=dict)
-    reserve: int = 0  # tokens that long prompts leave to shorter ones, which run or wait
-    short_of_pages: bool = False
-
-    def part(self, start: int, wanted: int, sharing: int) -> int:
-        """Of ``wanted`` tokens from ``start`` those that there is room for; where ``sharing`` long prompts
-        are to have equal parts, of what is not reserved."""
-        if not sharing:
-            return self.room.holds(start, wanted)
-        left = max(0, self.room.holds(start, self.room.tokens) - self.reserve)
-        return min(wanted, -(-left // sharing))
 
 
 class Scheduler:
@@ -132,7 +79,7 @@ class Scheduler:
         self.waiting: list[Request] = []  # both sorted by rank
         self.running: list[Request] = []
         self.counters = Counters()
-        self._launched: deque[tuple[int, StepWork, list[_Launched]]] = deque()
+        self._launched: deque[tuple[int, StepWork, list[Launched]]] = deque()
         self._late: list[tuple[int, BlockTables]] = []  # (step that must be committed first, pages)
         self._ended: list[int] = []  # ids that the worker does not know to have ended yet
         self._next_step = 0
@@ -194,7 +141,7 @@ class Scheduler:
         Then either a launched step must be committed first, or there are no requests.
         """
         self._make_way()
-        plan = _Step(PromptRoom(self.costs, self.max_num_batched_tokens))
+        plan = Step(PromptRoom(self.costs, self.max_num_batched_tokens))
         self._schedule_decodes(plan)
         self._schedule_prompts(plan)
         admitted = [] if plan.short_of_pages else self._admit(plan, now)
@@ -232,7 +179,7 @@ class Scheduler:
                     sample=sample,
                 )
             )
-            launched.append(_Launched(request, request.epoch, num_tokens, sample))
+            launched.append(Launched(request, request.epoch, num_tokens, sample))
             work.add(start, num_tokens)
             request.in_flight += num_tokens
             request.in_flight_samples += sample
@@ -241,7 +188,7 @@ class Scheduler:
         self._launched.append((step, work, launched))
         return StepPlan(step=step, ended=ended, new=new, scheduled=scheduled)
 
-    def _schedule_decodes(self, step: _Step) -> None:
+    def _schedule_decodes(self, step: Step) -> None:
         """Running requests that have one token to go; what they leave is the room for prompts."""
         for request in self.running.copy():
             if request.status is Status.RUNNING and request.num_to_compute == 1:
@@ -256,7 +203,7 @@ class Scheduler:
             target=self._target_inter_token,
         )
 
-    def _schedule_prompts(self, step: _Step) -> None:
+    def _schedule_prompts(self, step: Step) -> None:
         """Chunks of the running requests' prompts."""
         prefills = [r for r in self.running if r.num_to_compute > 1]
         step.reserve = self._reserve(step.room, prefills)
@@ -281,7 +228,7 @@ class Scheduler:
                 seats -= 1
         return min(wanted, most)
 
-    def _choose(self, step: _Step, request: Request, sharing: int = 0) -> int:
+    def _choose(self, step: Step, request: Request, sharing: int = 0) -> int:
         """Put as many more tokens of a running request into the step as there is room for, and return their
         number: 0 if there are no pages for them."""
         start = _start(request)
@@ -308,7 +255,7 @@ class Scheduler:
             return self._no_new_blocks
         return self.kv.grow(held, end)
 
-    def _admit(self, step: _Step, now: float) -> list[Request]:
+    def _admit(self, step: Step, now: float) -> list[Request]:
         """Take requests off the waiting list while they fit.
 
         Admission is by pages: a request must fit with all its tokens so far and one page to grow, after

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sheaf_runtime.engine.outputs import Output
 from sheaf_runtime.engine.request import Request
-from sheaf_runtime.engine.scheduler import Output
 from sheaf_runtime.grammar.compiler import Compiler
 from sheaf_runtime.grammar.matcher import Matcher
 from sheaf_runtime.protocol.grammar import Grammar

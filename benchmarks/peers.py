@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import shlex
@@ -29,11 +30,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from machine import commit, processor
+import aiohttp
+from machine import commit, cpu_seconds, processor
 from sheaf_runtime.bench.datasets import random_jobs
 from sheaf_runtime.bench.load import Job, Target, run_load
 from sheaf_runtime.bench.report import summarize
-from sheaf_runtime.endpoint.session import open_session
 
 STREAMS = (1, 4, 16)
 VOCAB = 40000
@@ -56,7 +57,7 @@ def without_folders(command: str) -> str:
 
 
 class Peer:
-    """A server in a session of its own, stopped unless it is measured."""
+    """A server, stopped unless it is measured."""
 
     def __init__(self, name: str, command: str, log: Path, most_s: float) -> None:
         with socket.socket() as s:
@@ -68,7 +69,6 @@ class Peer:
             shlex.split(command.replace("{port}", str(port))),
             stdout=log.open("wb"),
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
         while not self._answers():
             if self._process.poll() is not None or time.perf_counter() - began > most_s:
@@ -79,38 +79,49 @@ class Peer:
         self.pause()
 
     def _answers(self) -> bool:
+        body = json.dumps({"model": "m", "prompt": [100], "max_tokens": 1}).encode()
+        headers = {"Content-Type": "application/json"}
         try:
-            urllib.request.urlopen(f"{self.url}/v1/models", timeout=2).close()
+            asked = urllib.request.Request(f"{self.url}/v1/completions", body, headers)
+            urllib.request.urlopen(asked, timeout=30).close()
         except OSError:
             return False
         return True
 
     def pause(self) -> None:
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        os.killpg(self._process.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def cpu_seconds(self) -> float:
-        """Of all processes of its session."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue  # it has ended
-            if int(fields[3]) == self._process.pid:
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(map(cpu_seconds, self._processes()))
 
     def close(self) -> None:
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self._processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _processes(self) -> list[int]:
+        """It and its descendants: a server's engine may have a session of its own."""
+        children: dict[int, list[int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has ended
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(stat.parent.name))
+        found = [self._process.pid]
+        for pid in found:
+            found += children.get(pid, [])
+        return found
 
 
 async def load(url: str, jobs: list[Job], streams: int) -> dict[str, Any]:
-    async with open_session(url) as session:
+    # A connection for each request: not every server keeps one open as it says.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
         summary = summarize(
             await run_load(session, Target(url, "m"), jobs, concurrency=streams), percentiles=(99,)
         )

@@ -34,7 +34,7 @@ PROFILE = Path(__file__).parent / "results" / "profile_cpu.json"
 PROFILED_CONTEXT = 192  # tokens that a stream of the profile had on average
 BUDGETS = (16, 24, 32, 48, 64, 96, 128, 256, 512)
 CHATS = 8
-TARGET_MS = 150.0
+TARGET_MS = 100.0
 NO_TARGET_MS = 1e9  # nothing bounds the prompts but the budget
 HOST_SECONDS = 0.001  # of planning and committing a step
 

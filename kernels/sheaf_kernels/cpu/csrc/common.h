@@ -44,9 +44,13 @@ INLINE uint16_t narrow(float f) {
     return f != f ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 INLINE void store_bf16(uint16_t *p, v16 v) {
+#if defined(__AVX512BF16__)
+    __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+#else
     u16 u = (u16)v, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
     u16 nan = (u16)(v != v);
     h16 h = __builtin_convertvector((r & ~nan) | (0x7fc0 & nan), h16);
+#endif
     memcpy(p, &h, sizeof h);
 }
 /* `bf16` is a constant wherever these are used. */

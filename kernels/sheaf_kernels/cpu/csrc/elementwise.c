@@ -172,7 +172,14 @@ INLINE void rope_rows(const rope_job *r, const int bf16, int t0, int t1) {
         size_t row = t * r->stride;
         for (int n = 0; n < r->Q + r->K; n++) {
             size_t a = row + (size_t)n * D, b = a + half;
-            for (int d = 0; d < half; d++) {
+            int d = 0;
+            for (; d + LANES <= half; d += LANES) {
+                v16 x = load(bf16, r->qkv, a + d), y = load(bf16, r->qkv, b + d);
+                v16 c = load_f32(cos + d), s = load_f32(sin + d);
+                store(bf16, r->qkv, a + d, x * c - y * s);
+                store(bf16, r->qkv, b + d, y * c + x * s);
+            }
+            for (; d < half; d++) {
                 float x = load1(bf16, r->qkv, a + d), y = load1(bf16, r->qkv, b + d);
                 store1(bf16, r->qkv, a + d, x * cos[d] - y * sin[d]);
                 store1(bf16, r->qkv, b + d, y * cos[d] + x * sin[d]);

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -53,7 +54,7 @@ def busy_seconds() -> float:
 
 def without_folders(command: str) -> str:
     """Where things lie on this machine is nobody's business."""
-    return " ".join(Path(word).name if word.startswith("/") else word for word in shlex.split(command))
+    return re.sub(r"[^\s=:]*/", "", command)
 
 
 class Peer:

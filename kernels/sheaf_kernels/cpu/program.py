@@ -59,16 +59,20 @@ _state = _State()
 
 
 class Program:
-    def __init__(self) -> None:
+    """``memory`` is what its results lie in; programs that never run at the same time may have one together,
+    and a result is good until another of them runs."""
+
+    def __init__(self, memory: Memory) -> None:
         functions = load().functions
         self._handle: int = functions.sheaf_program_new()
-        self._memory = _Memory()
+        self._memory = memory
         weakref.finalize(self, functions.sheaf_program_free, self._handle).atexit = False
 
     @contextmanager
     def record(self) -> Iterator[None]:
         """Raises CannotRecordError, and is of no use then."""
         assert _state.program is None, "one is being recorded"
+        self._memory.begin()
         _state.program = self
         try:
             with _OnlyViews():
@@ -93,16 +97,26 @@ def output(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return _state.program._memory.empty(shape, dtype)
 
 
-class _Memory:
+class Memory:
     """The results of a program's calls. What nothing refers to any more while it is recorded is used again:
-    the calls run in the order in which they were recorded."""
+    the calls run in the order in which they were recorded. Pieces are powers of two, so that programs for
+    other numbers of rows share them."""
 
     def __init__(self) -> None:
+        self._all: dict[int, list[npt.NDArray[np.uint8]]] = {}
         self._free: dict[int, list[npt.NDArray[np.uint8]]] = {}
-        self._all: list[npt.NDArray[np.uint8]] = []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(size * len(pieces) for size, pieces in self._all.items())
+
+    def begin(self) -> None:
+        """A program starts with all of it. Lists are new, so what an earlier one gives back gets lost."""
+        self._free = {size: list(pieces) for size, pieces in self._all.items()}
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        size = max(math.prod(shape) * dtype.itemsize, 1)
+        wanted = math.prod(shape) * dtype.itemsize
+        size = max(_ALIGNMENT, 1 << (wanted - 1).bit_length())
         free = self._free.setdefault(size, [])
         if free:
             piece = free.pop()
@@ -110,10 +124,10 @@ class _Memory:
             whole = np.empty(size + _ALIGNMENT, np.uint8)
             start = -whole.ctypes.data % _ALIGNMENT
             piece = whole[start : start + size]
-            self._all.append(piece)
+            self._all.setdefault(size, []).append(piece)
         mine = piece[:]  # lives as long as a tensor that sees this memory does
         weakref.finalize(mine, free.append, piece).atexit = False
-        return torch.from_numpy(mine)[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        return torch.from_numpy(mine)[:wanted].view(dtype).view(shape)
 
 
 class _OnlyViews(TorchDispatchMode):

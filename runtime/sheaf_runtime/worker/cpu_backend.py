@@ -11,7 +11,7 @@ from sheaf_kernels.cpu.elementwise import activate, clamped_swiglu, head_norm, r
 from sheaf_kernels.cpu.library import load
 from sheaf_kernels.cpu.linear import linear, pack
 from sheaf_kernels.cpu.paged_attention import Plan, make_plan, paged_attention, rope_kv_write
-from sheaf_kernels.cpu.program import CannotRecordError, Program
+from sheaf_kernels.cpu.program import CannotRecordError, Memory, Program
 from torch import Tensor
 
 from sheaf_runtime.models.config import Activation, AttentionConfig
@@ -86,6 +86,7 @@ class CpuAttention:
         self._slots: list[Tensor] = []
         self._halves: dict[int, Angles] = {}
         self._recordings: dict[int, _Recording] = {}
+        self._memory = Memory()
         self._record = True
 
     def prepare(self, inputs: StepInputs) -> None:
@@ -131,7 +132,7 @@ class CpuAttention:
     def _made(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> _Recording:
         halves = [_half_angles(*given) for given in angles]
         self._halves = {id(cos): half for (cos, _), half in zip(angles, halves, strict=True)}
-        program, x_TC = Program(), x_TC.clone()
+        program, x_TC = Program(self._memory), x_TC.clone()
         self._slots = [slots.clone() for slots in self._slots]
         with program.record():
             hidden_TC = layers(x_TC, angles)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 
 def cpu_seconds(pid: int) -> float:
@@ -26,3 +28,11 @@ def commit() -> str:
     """The checkout's commit, marked if there are uncommitted changes; empty outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def report(result: dict[str, Any], output: Path | None, indent: int = 1) -> None:
+    """Print a result as JSON, and keep it in a file."""
+    text = json.dumps(result, indent=indent)
+    print(text)
+    if output is not None:
+        output.write_text(text + "\n")

@@ -9,13 +9,12 @@ token on. Bfloat16 is to be within 0.5 % of transformers' bfloat16.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import commit, processor
+from machine import commit, processor, report
 from sheaf_runtime.engine.llm import LLM
 from sheaf_runtime.protocol.sampling import SamplingParams
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,9 +72,7 @@ def main() -> None:
             }
             for name, nll in ours.items()
         }
-    print(json.dumps(result, indent=2))
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=2) + "\n")
+    report(result, args.output, indent=2)
 
 
 if __name__ == "__main__":

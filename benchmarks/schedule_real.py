@@ -10,14 +10,13 @@ By the target, then by fixed budgets without one.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from machine import commit, processor
+from machine import commit, processor, report
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the engine sets it, before torch is imported
 
@@ -122,10 +121,7 @@ def main() -> None:
         "by_target": run(512, args.target_ms),
         "fixed": {str(budget): run(budget, NO_TARGET_MS) for budget in args.budgets},
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.output is not None:
-        args.output.write_text(text + "\n")
+    report(result, args.output)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from machine import commit
+from machine import commit, report
 from sheaf_runtime.engine.cost_model import pairs
 from sheaf_runtime.engine.request import Request
 from sheaf_runtime.engine.scheduler import Scheduler
@@ -240,10 +240,7 @@ def main() -> None:
     result = {"commit": commit(), **compare(Costs.measured(), seconds=args.seconds)}
     result["holds"] = holds(result["by_target"], TARGET_MS)
     result["fixed_budgets_that_hold_at_90_percent"] = rivals(result)
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.output is not None:
-        args.output.write_text(text + "\n")
+    report(result, args.output)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def head_norm(x_THD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> None:
     )
 
 
-def activate(x_TC: torch.Tensor, kind: str, *, gated: bool) -> torch.Tensor:
+def activate(x_TC: torch.Tensor, kind: str, gated: bool) -> torch.Tensor:
     """``act(gate) * up`` of [T, 2I] with the gate first, or ``act(x)`` of [T, I]: [T, I]. ``kind`` is silu,
     gelu or gelu_tanh."""
     return _activate(x_TC, KINDS.index(kind), gated, 0.0, 0.0)

@@ -14,7 +14,7 @@ from sheaf_kernels.cpu.paged_attention import Plan, make_plan, paged_attention, 
 from sheaf_kernels.cpu.program import CannotRecordError, Memory, Program
 from torch import Tensor
 
-from sheaf_runtime.models.config import Activation, AttentionConfig
+from sheaf_runtime.models.config import AttentionConfig
 from sheaf_runtime.models.layers import Angles, Layers, Ops, PackedLinear, pack_with_onednn
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
@@ -39,14 +39,10 @@ def _pack(weight: Tensor) -> PackedLinear | None:
     return lambda x_TC, bias: linear(x_TC, packed, bias)
 
 
-def _activate(x_TC: Tensor, activation: Activation, gated: bool) -> Tensor:
-    return activate(x_TC, activation, gated=gated)
-
-
 CPU_OPS = Ops(
     rms_norm=rms_norm,
     head_norm=head_norm,
-    activate=_activate,
+    activate=activate,
     clamped_swiglu=clamped_swiglu,
     pack_linear=_pack,
 )

@@ -106,6 +106,12 @@ class Request:
         )
 
     @property
+    def tables(self) -> BlockTables:
+        """Its pages; it runs."""
+        assert self.held is not None
+        return self.held
+
+    @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 

@@ -18,12 +18,15 @@ from collections import Counter, deque
 from collections.abc import Sequence
 
 from sheaf_runtime.engine.cost_model import CostModel, StepWork
+from sheaf_runtime.engine.entrance import entries
 from sheaf_runtime.engine.kv_cache import BlockTables, KVCache
 from sheaf_runtime.engine.order import Rank, rank, too_late
 from sheaf_runtime.engine.outputs import TIMED_OUT, Counters, Output
+from sheaf_runtime.engine.pages_ahead import find_hit
+from sheaf_runtime.engine.preemption import victims
 from sheaf_runtime.engine.prompt_share import PromptRoom
 from sheaf_runtime.engine.request import Request, Status
-from sheaf_runtime.engine.step import Launched, Step
+from sheaf_runtime.engine.step import Launched, Step, StepLimits
 from sheaf_runtime.protocol.messages import FinishReason
 from sheaf_runtime.worker.plan import (
     BlockIds,
@@ -68,10 +71,12 @@ class Scheduler:
             prefix_caching=prefix_caching,
             max_in_flight_tokens=(pipeline_depth + 1) * max_num_batched_tokens,
         )
-        self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self._long = long_prefill_token_threshold or max(1, max_num_batched_tokens // 2)
-        self._max_num_partial = max_num_partial_prefills
+        self._limits = StepLimits(
+            max_num_seqs=max_num_seqs,
+            long=long_prefill_token_threshold or max(1, max_num_batched_tokens // 2),
+            max_num_partial=max_num_partial_prefills,
+        )
         self._target_inter_token = target_inter_token
         self._order_by_slack = order_by_slack
         self._timed: dict[Request, None] = {}  # that have a deadline, in order of arrival
@@ -121,8 +126,13 @@ class Scheduler:
 
     def _prompt_seconds(self, request: Request) -> float:
         """That its prompt is foreseen to take, without what is cached."""
-        start = self._find_hit(request).num_published * self.kv.block_size
+        start = find_hit(self.kv, request).num_published * self.kv.block_size
         return self.costs.prompt_seconds(start, request.num_prompt_tokens - start)
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Requests that may run at once."""
+        return self._limits.max_num_seqs
 
     @property
     def num_in_flight(self) -> int:
@@ -156,7 +166,7 @@ class Scheduler:
                 num_prompt_tokens=request.num_prompt_tokens,
                 num_computed_tokens=request.computed,
                 sampling=request.worker_sampling,
-                block_ids=[table.copy() for table in _tables(request).tables],
+                block_ids=[table.copy() for table in request.tables.tables],
                 pooling=request.pooling,
             )
             for request in admitted
@@ -207,11 +217,13 @@ class Scheduler:
         """Chunks of the running requests' prompts."""
         prefills = [r for r in self.running if r.num_to_compute > 1]
         step.reserve = self._reserve(step.room, prefills)
-        num_long = min(self._max_num_partial, sum(r.num_to_compute > self._long for r in prefills))
+        num_long = min(
+            self._limits.max_num_partial, sum(r.num_to_compute > self._limits.long for r in prefills)
+        )
         for request in prefills:
             if request.status is not Status.RUNNING:  # preempted by one before it
                 continue
-            if request.num_to_compute > self._long:
+            if request.num_to_compute > self._limits.long:
                 self._choose(step, request, sharing=max(1, num_long))
                 num_long -= 1
             else:
@@ -219,11 +231,11 @@ class Scheduler:
 
     def _reserve(self, room: PromptRoom, prefills: list[Request]) -> int:
         most, seats = room.holds(0, room.tokens) // 2, self.max_num_seqs - len(self.running)
-        wanted = sum(r.num_to_compute for r in prefills if r.num_to_compute <= self._long)
+        wanted = sum(r.num_to_compute for r in prefills if r.num_to_compute <= self._limits.long)
         for request in self.waiting:
             if wanted >= most or seats <= 0:
                 break
-            if request.num_to_compute <= self._long and not request.must_wait:
+            if request.num_to_compute <= self._limits.long and not request.must_wait:
                 wanted += request.num_to_compute
                 seats -= 1
         return min(wanted, most)
@@ -249,97 +261,35 @@ class Scheduler:
         return 0
 
     def _grow(self, request: Request, num_tokens: int) -> BlockIds | None:
-        held = _tables(request)
+        held = request.tables
         end = request.computed + request.in_flight + num_tokens
         if len(held.tables[-1]) * self.kv.block_size >= end:
             return self._no_new_blocks
         return self.kv.grow(held, end)
 
     def _admit(self, step: Step, now: float) -> list[Request]:
-        """Take requests off the waiting list while they fit.
-
-        Admission is by pages: a request must fit with all its tokens so far and one page to grow, after
-        every running request has been granted the same. Otherwise it would push others out at
-        once, or be pushed out itself, and its prefill would be thrown away. Only a long prompt that finds
-        no room in the step, and a request that waits for another's pages, let later ones pass.
-        """
+        """Take requests off the waiting list while they fit."""
         admitted: list[Request] = []
-        room = step.room
-        if not self.waiting or room.holds(0, 1) == 0 or len(self.running) >= self.max_num_seqs:
-            return admitted
-        promised = self._promised()
-        num_partial = sum(r.num_to_compute > n for r, (n, _) in step.chosen.items())
-        for request in self.waiting.copy():
-            if room.holds(0, 1) == 0 or len(self.running) >= self.max_num_seqs:
-                break
-            if request.must_wait or (
-                request.num_to_compute > self._long and room.holds(0, room.tokens) <= step.reserve
-            ):
-                continue
-            hit = self._find_hit(request)
-            start = hit.num_published * self.kv.block_size
-            num_tokens = min(len(request.token_ids), request.final_length) - start
-            if num_tokens > self._long:
-                allowed = step.part(start, num_tokens, 1)
-                if allowed == 0 or (allowed < num_tokens and num_partial >= self._max_num_partial):
-                    continue
-            else:
-                allowed = room.holds(start, num_tokens)
-            needed = self.kv.pages_to_admit(hit, self._soon(request))
-            if allowed == 0 or needed + promised > self.kv.pool.num_available:
-                break
+        for entry in entries(self.waiting, self.running, step, self.kv, self._limits):
+            request, hit, num_tokens = entry.request, entry.hit, entry.num_tokens
             _remove(self.waiting, request)
             insort(self.running, request, key=_rank)
             self._start(request, hit, now)
-            if num_tokens <= self._long:
-                step.reserve = max(0, step.reserve - num_tokens)
-            num_partial += allowed < num_tokens
-            grown = self.kv.grow(hit, start + allowed)
+            start = request.computed
+            if entry.short:
+                step.reserve = max(0, step.reserve - request.num_to_compute)
+            grown = self.kv.grow(hit, start + num_tokens)
             assert grown is not None
-            room.take(start, allowed)
-            promised += max(0, self._pages_soon(request) - hit.num_held)
-            step.chosen[request] = (allowed, self._no_new_blocks)  # they go with the NewRequest
+            step.room.take(start, num_tokens)
+            step.chosen[request] = (num_tokens, self._no_new_blocks)  # they go with the NewRequest
             admitted.append(request)
         return admitted
 
     def _make_way(self) -> None:
-        """Preempt for the first that waits with a higher priority than some that run, if that lets it in."""
-        lowest = max((r.priority for r in self.running), default=0)
-        request = next((r for r in self.waiting if r.priority < lowest and not r.must_wait), None)
-        if request is None:
-            return
-        # Those that rank behind it, last first. Equal priorities never push each other out: they would do so
-        # in turns.
-        below = [r for r in reversed(self.running) if r.priority > request.priority and r.rank > request.rank]
-        seats = len(self.running) + 1 - self.max_num_seqs
-        if request.num_to_compute > self._long:
-            partial = [r for r in self.running if r.num_to_compute > self._long]
-            if len(partial) >= self._max_num_partial:  # it also needs the place of one of them
-                below.sort(key=lambda r: r not in partial)
-                if not below or below[0] not in partial:
-                    return
-                seats = max(seats, 1)
+        """Preempt for the first that waits with a better priority than some that run, if that lets it in."""
         late = sum(held.num_held for _, held in self._late)
-        needed = self.kv.pages_to_admit(self._find_hit(request), self._soon(request))
-        missing = needed + self._promised() - self.kv.pool.num_available - late
-        victims = []
-        for victim in below:
-            if seats <= 0 and missing <= 0:
-                break
-            victims.append(victim)
-            seats -= 1
-            missing -= max(_tables(victim).num_held, self._pages_soon(victim))
-        if seats <= 0 and missing <= 0:
-            for victim in victims:
-                self._preempt(victim)
-
-    def _promised(self) -> int:
-        """Pages that running requests will take soon, beyond those that they hold."""
-        return sum(max(0, self._pages_soon(r) - _tables(r).num_held) for r in self.running)
-
-    def _find_hit(self, request: Request) -> BlockTables:
-        tokens = request.token_ids[:1] if request.must_compute_all else request.token_ids
-        return self.kv.find_hit(tokens, request.root, request.digests)
+        for victim in victims(self.waiting, self.running, self.kv, late, self._limits):
+            self._preempt(victim)
 
     def _start(self, request: Request, hit: BlockTables, now: float) -> None:
         """It runs from now on, from the end of the prefix that was found."""
@@ -353,13 +303,6 @@ class Scheduler:
             if self.kv.prefix_caching:
                 self.counters.prefix_cache_queries += request.num_prompt_tokens
                 self.counters.prefix_cache_hits += request.computed
-
-    def _soon(self, request: Request) -> int:
-        """Tokens that the request will hold a page's worth of output from now."""
-        return min(request.final_length, len(request.token_ids) + self.kv.block_size)
-
-    def _pages_soon(self, request: Request) -> int:
-        return self.kv.num_pages(self._soon(request))
 
     def _preempt(self, victim: Request) -> None:
         self._stop_running(victim)
@@ -396,7 +339,7 @@ class Scheduler:
                 else:
                     output = self._answer(request, pooled[key], now)
                 outputs.append(output)
-            held = _tables(request)
+            held = request.tables
             if output is None or output.error is None:  # what failed is no good to others
                 self.kv.publish(held, request.token_ids, request.root, request.computed, request.extras)
             if output is not None and output.finish_reason is not None:
@@ -432,7 +375,7 @@ class Scheduler:
     def _stop_running(self, request: Request) -> None:
         _remove(self.running, request)
         self._ended.append(request.req_id)
-        held = _tables(request)
+        held = request.tables
         if self._launched and request.last_step >= self._launched[0][0]:
             self._late.append((request.last_step, held))
         else:
@@ -472,7 +415,7 @@ class Scheduler:
         pool = self.kv.pool
         pool.check_integrity()
         references = [0] * (pool.num_total + 1)
-        for held in [_tables(r) for r in self.running] + [held for _, held in self._late]:
+        for held in [r.tables for r in self.running] + [held for _, held in self._late]:
             for table, first in zip(held.tables, held.first_live, strict=True):
                 assert not any(table[:first]), "a page outside the window is still held"
                 for page in table[first:]:
@@ -499,8 +442,3 @@ def _remove(requests: list[Request], request: Request) -> None:
 def _start(request: Request) -> int:
     """The first position that is not launched yet."""
     return request.computed + request.in_flight
-
-
-def _tables(request: Request) -> BlockTables:
-    assert request.held is not None
-    return request.held

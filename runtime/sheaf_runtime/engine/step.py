@@ -17,6 +17,15 @@ class Launched:
     sample: bool
 
 
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """More than ``long`` tokens to go make a prompt long; ``max_num_partial`` of those share a step."""
+
+    max_num_seqs: int
+    long: int
+    max_num_partial: int
+
+
 @dataclass(slots=True)
 class Step:
     """The step that is planned: ``chosen`` requests with their tokens and new pages."""

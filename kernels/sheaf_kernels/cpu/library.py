@@ -17,6 +17,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sheaf_use_pool": (None, [c_void_p, c_int]),
+    "sheaf_lanes": (c_int, []),
     "sheaf_ask_for_tiles": (c_int, []),
     "sheaf_program_new": (c_void_p, []),
     "sheaf_program_run": (None, [c_void_p, c_int]),
@@ -48,7 +49,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 class Library:
-    """The functions of ``csrc`` by their names, and how many ``threads`` they are to use."""
+    """The functions of ``csrc`` by their names, how many ``threads`` they are to use, and how many floats a
+    vector has."""
 
     def __init__(self, path: Path, level: str) -> None:
         self.level = level
@@ -57,6 +59,7 @@ class Library:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self.functions, name)
             function.restype, function.argtypes = result, arguments
+        self.lanes: int = self.functions.sheaf_lanes()
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Linear layers of any number of rows: y = x W^T + b.
 
-W lies in panels of 16 output channels, [N/16, K, 16] in float32 and [N/16, K/2, 16, 2] in bfloat16, so that
-a panel is read from front to back once for up to twelve rows (AVX-512) or 32 (AMX), and one row streams the
-weights at the memory's speed. Sums are float32, each in the order of K whatever the number of rows: a row's
+W lies in panels of L output channels, as many as a vector has floats (16 in AVX-512, 8 in AVX2, 4 in NEON):
+[N/L, K, L] in float32 and [N/L, K/2, L, 2] in bfloat16, so that a panel is read from front to back once for up to
+twelve rows (AVX2: six; AMX: 32), and one row streams the weights at the memory's speed. Sums are float32, each in the order of K whatever the number of rows: a row's
 result does not depend on the rows beside it.
 
 Shapes: T rows, K input and N output channels.  x_TK, weight_NK, bias_N, y_TN.
@@ -19,8 +19,6 @@ import torch.nn.functional as F
 from sheaf_kernels.cpu.checks import describe, fits, refuse, require_dtype
 from sheaf_kernels.cpu.library import load
 from sheaf_kernels.cpu.program import output, recording
-
-LANES = 16
 
 
 @dataclass(frozen=True)
@@ -41,13 +39,14 @@ def pack(weight_NK: torch.Tensor) -> PackedWeight:
     """Raises TypeError for a dtype that there is no kernel for, ValueError for an odd K in bfloat16."""
     require_dtype("pack", weight_NK.dtype)
     rows, columns = weight_NK.shape
+    lanes = load().lanes
     if weight_NK.dtype == torch.bfloat16 and columns % 2:
         raise refuse("pack", f"bfloat16 weights are taken in pairs, K must be even, got {columns}")
-    padded = F.pad(weight_NK, (0, 0, 0, -rows % LANES)) if rows % LANES else weight_NK
+    padded = F.pad(weight_NK, (0, 0, 0, -rows % lanes)) if rows % lanes else weight_NK
     if weight_NK.dtype == torch.float32:
-        panels = padded.view(-1, LANES, columns).transpose(1, 2)
+        panels = padded.view(-1, lanes, columns).transpose(1, 2)
     else:
-        panels = padded.view(-1, LANES, columns // 2, 2).transpose(1, 2)
+        panels = padded.view(-1, lanes, columns // 2, 2).transpose(1, 2)
     return PackedWeight(panels.contiguous(), rows, columns)
 
 

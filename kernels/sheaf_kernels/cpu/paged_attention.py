@@ -2,8 +2,8 @@
 
     out[t, h] = softmax(scale * q[t, h] K^T) V       over the keys that token t sees, in float32
 
-A page of keys is a panel of a linear layer: [page, kv_head, slot / 16, D, 16] in float32, and in bfloat16
-[page, kv_head, slot / 16, D / 2, 16, 2], so that 16 keys are met at once and nothing is gathered. Values are
+Keys of a page are panels of a linear layer (linear.py): [page, kv_head, slot / L, D, L] in float32, and in bfloat16
+[page, kv_head, slot / L, D / 2, L, 2], so that L keys are met at once and nothing is gathered. Values are
 [page, kv_head, slot, D], and in bfloat16 [page, kv_head, slot / 2, D, 2]. A work item is the query heads of
 one key/value head, for up to 48 rows of one request or for one chunk of 512 keys of a single query; threads
 take up items as they become free.
@@ -30,10 +30,10 @@ import torch
 
 from sheaf_kernels.cpu.checks import describe, fits, refuse
 from sheaf_kernels.cpu.library import DTYPES, load
-from sheaf_kernels.cpu.linear import LANES
 from sheaf_kernels.cpu.program import output, recording
 
 CHUNK = 512  # keys whose softmax is begun anew, as in csrc/attention.c
+MULTIPLE = 16  # of head sizes and of a page: the widest vector
 MAX_HEAD_DIM = 256
 MAX_GROUP = 48  # query heads that share a key/value head
 _ITEM_INTS = 5
@@ -43,13 +43,13 @@ def problem(head_dim: int, group: int, block_size: int, dtype: torch.dtype) -> s
     """Why there is no kernel for a model, or None."""
     if dtype not in DTYPES:
         return f"kernels exist for float32 and bfloat16, not for {str(dtype).removeprefix('torch.')}"
-    if head_dim % LANES or head_dim > MAX_HEAD_DIM:
-        wanted = f"multiples of {LANES} up to {MAX_HEAD_DIM}"
+    if head_dim % MULTIPLE or head_dim > MAX_HEAD_DIM:
+        wanted = f"multiples of {MULTIPLE} up to {MAX_HEAD_DIM}"
         return f"the model's head size is {head_dim}, kernels exist for {wanted}"
     if group > MAX_GROUP:
         return f"{group} query heads share a key/value head, kernels take up to {MAX_GROUP}"
-    if block_size % LANES:
-        return f"--block-size is {block_size}, kernels exist for multiples of {LANES}"
+    if block_size % MULTIPLE:
+        return f"--block-size is {block_size}, kernels exist for multiples of {MULTIPLE}"
     return None
 
 
@@ -57,7 +57,8 @@ def key_panels(keys_PKBD: torch.Tensor) -> torch.Tensor:
     """Keys [page, kv_head, slot, D] as the cache holds them, in the same shape."""
     P, K, B, D = keys_PKBD.shape
     pair = 2 if keys_PKBD.dtype == torch.bfloat16 else 1
-    panels = keys_PKBD.reshape(P, K, B // LANES, LANES, D // pair, pair).transpose(3, 4)
+    lanes = load().lanes
+    panels = keys_PKBD.reshape(P, K, B // lanes, lanes, D // pair, pair).transpose(3, 4)
     return panels.reshape(P, K, B, D)
 
 

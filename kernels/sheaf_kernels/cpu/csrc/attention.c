@@ -54,14 +54,14 @@ INLINE void fold(float *top, float *total, float *sums, float top2, float total2
         store_f32(sums + d, load_f32(sums + d) * a + load_f32(sums2 + d) * b);
 }
 
-INLINE v16 cap16(const attention_job *a, v16 s) {
+INLINE vec cap_vec(const attention_job *a, vec s) {
     s *= a->scale;
     if (a->softcap == 0.0f) return s;
-    v16 e = exp16(s * (2.0f / a->softcap)); /* tanh x = 1 - 2 / (e^2x + 1) */
+    vec e = exp_vec(s * (2.0f / a->softcap)); /* tanh x = 1 - 2 / (e^2x + 1) */
     return (1.0f - 2.0f / (e + 1.0f)) * a->softcap;
 }
 
-/* Where a block's keys and values lie, by groups of 16 keys; NULL where no row sees any of these. */
+/* Where a block's keys and values lie, by groups of LANES keys; NULL where no row sees any of these. */
 #define GROUPS (KEYS / LANES)
 typedef struct {
     const char *keys[GROUPS], *values[GROUPS];
@@ -89,21 +89,16 @@ INLINE void prefetch(const char *const *groups, int bytes) {
 }
 
 /* sums of rows += weights [rows][KEYS] times values of the keys from..to-1 (relative to the block). In bfloat16 keys
- * go by pairs, and weights are bfloat16 too where the machine multiplies pairs. */
-#if defined(__AVX512BF16__)
-#define NARROW_WEIGHTS 1
-#else
-#define NARROW_WEIGHTS 0
-#endif
+ * go by pairs, and weights are bfloat16 too. */
 INLINE void add_values(const int bf16, const int rows, const int vectors, const char *weights,
                        const char *const *values, int from, int to, int d, int D, float *sums) {
-    v16 s[ROWS][2];
+    vec s[ROWS][PANELS_AT_ONCE];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++) s[i][j] = load_f32(sums + i * D + d + j * LANES);
     if (!bf16) {
         for (int k = from; k < to; k++) {
             const float *value = (const float *)values[k / LANES] + k % LANES * D + d;
-            v16 v[2];
+            vec v[2];
             UNROLL for (int j = 0; j < vectors; j++) v[j] = load_f32(value + j * LANES);
             UNROLL for (int i = 0; i < rows; i++)
                 UNROLL for (int j = 0; j < vectors; j++) s[i][j] += ((const float *)weights)[i * KEYS + k] * v[j];
@@ -111,25 +106,11 @@ INLINE void add_values(const int bf16, const int rows, const int vectors, const 
     } else {
         for (int k = from & ~1; k < to; k += 2) {
             const uint16_t *value = (const uint16_t *)values[k / LANES] + k % LANES * D + 2 * d;
-            u16 v[2];
+            uvec v[2];
             UNROLL for (int j = 0; j < vectors; j++) memcpy(&v[j], value + 2 * j * LANES, sizeof v[j]);
             if (k + 1 == to) /* nobody has written the other one: it may be anything, even NaN */
                 UNROLL for (int j = 0; j < vectors; j++) v[j] &= 0xffff;
-            UNROLL for (int i = 0; i < rows; i++) {
-#if NARROW_WEIGHTS
-                uint32_t pair;
-                memcpy(&pair, weights + 2 * (i * KEYS + k), 4);
-                __m512bh both = (__m512bh)_mm512_set1_epi32((int)pair);
-                UNROLL for (int j = 0; j < vectors; j++)
-                    s[i][j] = (v16)_mm512_dpbf16_ps((__m512)s[i][j], both, (__m512bh)v[j]);
-#else
-                const float *two = (const float *)weights + i * KEYS + k;
-                UNROLL for (int j = 0; j < vectors; j++) {
-                    s[i][j] += two[0] * (v16)(v[j] << 16);
-                    s[i][j] += two[1] * (v16)(v[j] & 0xffff0000u);
-                }
-#endif
-            }
+            add_pairs(rows, vectors, (const uint16_t *)weights + k, KEYS, v, s);
         }
     }
     UNROLL for (int i = 0; i < rows; i++)
@@ -144,9 +125,9 @@ INLINE void values_of_rows(const int bf16, int rows, const char *weights, const 
                            int D, float *sums) {
     int d = 0;
     switch (rows) {
-        VALUES_OF(1) VALUES_OF(2) VALUES_OF(3) VALUES_OF(4)
+        VALUES_OF(1) VALUES_OF(2) VALUES_OF(3) VALUES_OF(4) VALUES_OF(5) VALUES_OF(6)
 #if ROWS == 12
-        VALUES_OF(5) VALUES_OF(6) VALUES_OF(7) VALUES_OF(8) VALUES_OF(9) VALUES_OF(10) VALUES_OF(11) VALUES_OF(12)
+        VALUES_OF(7) VALUES_OF(8) VALUES_OF(9) VALUES_OF(10) VALUES_OF(11) VALUES_OF(12)
 #endif
     }
 }
@@ -162,7 +143,7 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
     for (int r = 0; r < rows; r += ROWS) {
         int few = rows - r < ROWS ? rows - r : ROWS;
         for (int n = first; n < groups; n += PANELS_AT_ONCE) {
-            v16 sums[ROWS][PANELS_AT_ONCE];
+            vec sums[ROWS][PANELS_AT_ONCE];
             int alone = n + 1 == groups; /* a last one is met twice, which saves half of the code */
             long apart = alone ? 0 : (here.keys[n + 1] - here.keys[n]) / size;
             multiply(bf16, few, (const char *)q + (size_t)r * D * size, D, here.keys[n], apart, D, sums);
@@ -171,41 +152,41 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
                     store_f32(scores + (r + i) * KEYS + (n + j) * LANES, sums[i][j]);
         }
     }
-    const i16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const ivec lane = LANE_NUMBERS;
     float shift[MAX_ROWS], old[MAX_ROWS];
     for (int r = 0; r < rows; r++) {
         float *row = scores + r * KEYS;
         long own = position + r / a->G, window = a->plan->window ? own - a->plan->window + 1 : 0;
         int end = own - base + 1 < KEYS ? (int)(own - base + 1) : KEYS, start = window > base ? (int)(window - base) : 0;
-        v16 best = (v16){0} - INFINITY;
+        vec best = (vec){0} - INFINITY;
         for (int n = first; n < groups; n++) {
-            i16 seen = (lane + n * LANES < end) & (lane + n * LANES >= start);
-            v16 score = select16(seen, cap16(a, load_f32(row + n * LANES)), (v16){0} - INFINITY);
+            ivec seen = (lane + n * LANES < end) & (lane + n * LANES >= start);
+            vec score = select_vec(seen, cap_vec(a, load_f32(row + n * LANES)), (vec){0} - INFINITY);
             store_f32(row + n * LANES, score);
-            best = select16((score > best) | (score != score), score, best);
+            best = select_vec((score > best) | (score != score), score, best);
         }
-        float high_score = max16(best), top = s->top[r] > high_score ? s->top[r] : high_score;
+        float high_score = max_vec(best), top = s->top[r] > high_score ? s->top[r] : high_score;
         shift[r] = top == -INFINITY ? 0.0f : top;
         old[r] = s->top[r] - shift[r];
         s->top[r] = top;
     }
-    for (int r = 0; r < rows; r += LANES) store_f32(old + r, exp16(load_f32(old + r)));
+    for (int r = 0; r < rows; r += LANES) store_f32(old + r, exp_vec(load_f32(old + r)));
     uint16_t half[MAX_ROWS * KEYS] __attribute__((aligned(64)));
     for (int r = 0; r < rows; r++) {
-        v16 total = {0};
+        vec total = {0};
         for (int n = first; n < groups; n++) {
             int at = r * KEYS + n * LANES;
-            v16 weight = exp16(load_f32(scores + at) - shift[r]);
+            vec weight = exp_vec(load_f32(scores + at) - shift[r]);
             total += weight;
-            if (bf16 && NARROW_WEIGHTS) store_bf16(half + at, weight); else store_f32(scores + at, weight);
+            if (bf16) store_bf16(half + at, weight); else store_f32(scores + at, weight);
         }
-        s->total[r] = s->total[r] * old[r] + sum16(total);
+        s->total[r] = s->total[r] * old[r] + sum_vec(total);
         if (old[r] != 1.0f)
             for (int d = 0; d < D; d += LANES) store_f32(s->sums + r * D + d, load_f32(s->sums + r * D + d) * old[r]);
     }
     prefetch(next.keys, LANES * D * size);
-    const char *weights = bf16 && NARROW_WEIGHTS ? (const char *)half : (const char *)scores;
-    const size_t row = KEYS * (bf16 && NARROW_WEIGHTS ? sizeof *half : sizeof *scores);
+    const char *weights = bf16 ? (const char *)half : (const char *)scores;
+    const size_t row = KEYS * (bf16 ? sizeof *half : sizeof *scores);
     for (int r = 0; r < rows; r += ROWS)
         values_of_rows(bf16, rows - r < ROWS ? rows - r : ROWS, weights + r * row, here.values, from, to, D,
                        s->sums + r * D);

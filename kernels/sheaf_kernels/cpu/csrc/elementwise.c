@@ -17,11 +17,11 @@ INLINE void norm_rows(const norm_job *n, const int bf16, int t0, int t1) {
         size_t out = n->y == n->x ? in : (size_t)t * C;
         const char *h = n->x;
         size_t at = in;
-        v16 squares = {0};
+        vec squares = {0};
         float rest = 0.0f;
         if (n->residual) {
             for (int c = 0; c < full; c += LANES) {
-                v16 v = round16(bf16, load(bf16, n->x, in + c) + load(bf16, n->residual, res + c));
+                vec v = round_vec(bf16, load(bf16, n->x, in + c) + load(bf16, n->residual, res + c));
                 store(bf16, n->h, out + c, v);
                 squares += v * v;
             }
@@ -33,14 +33,14 @@ INLINE void norm_rows(const norm_job *n, const int bf16, int t0, int t1) {
             h = n->h;
             at = out;
         } else {
-            for (int c = 0; c < full; c += LANES) { v16 v = load(bf16, h, at + c); squares += v * v; }
+            for (int c = 0; c < full; c += LANES) { vec v = load(bf16, h, at + c); squares += v * v; }
             for (int c = full; c < C; c++) { float v = load1(bf16, h, at + c); rest += v * v; }
         }
-        float scale = 1.0f / sqrtf((sum16(squares) + rest) / C + n->eps);
+        float scale = 1.0f / sqrtf((sum_vec(squares) + rest) / C + n->eps);
         for (int c = 0; c < full; c += LANES) {
-            v16 v = load(bf16, h, at + c) * scale;
-            v16 w = n->wide ? load_f32((const float *)n->weight + c) : load(bf16, n->weight, c);
-            store(bf16, n->y, out + c, (n->wide ? v : round16(bf16, v)) * w);
+            vec v = load(bf16, h, at + c) * scale;
+            vec w = n->wide ? load_f32((const float *)n->weight + c) : load(bf16, n->weight, c);
+            store(bf16, n->y, out + c, (n->wide ? v : round_vec(bf16, v)) * w);
         }
         for (int c = full; c < C; c++) {
             float v = load1(bf16, h, at + c) * scale;
@@ -91,28 +91,28 @@ typedef struct {
 } act_job;
 
 /* Within 2e-7: Abramowitz and Stegun, 7.1.26. */
-INLINE v16 erf16(v16 x) {
-    v16 size = select16(x < 0.0f, -x, x), t = 1.0f / (1.0f + 0.3275911f * size);
-    v16 p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
-    v16 y = 1.0f - p * exp16(-size * size);
-    return select16(x < 0.0f, -y, y);
+INLINE vec erf_vec(vec x) {
+    vec size = select_vec(x < 0.0f, -x, x), t = 1.0f / (1.0f + 0.3275911f * size);
+    vec p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+    vec y = 1.0f - p * exp_vec(-size * size);
+    return select_vec(x < 0.0f, -y, y);
 }
 
-INLINE v16 act16(const int kind, v16 x) {
-    if (kind == SILU) return x / (1.0f + exp16(-x));
-    if (kind == GELU) return x * 0.5f * (1.0f + erf16(x * 0.70710678f));
-    v16 u = x * (1.0f + 0.044715f * x * x) * 0.79788456f;
-    return x / (1.0f + exp16(-2.0f * u)); /* (1 + tanh u) / 2 = 1 / (1 + e^-2u) */
+INLINE vec act_vec(const int kind, vec x) {
+    if (kind == SILU) return x / (1.0f + exp_vec(-x));
+    if (kind == GELU) return x * 0.5f * (1.0f + erf_vec(x * 0.70710678f));
+    vec u = x * (1.0f + 0.044715f * x * x) * 0.79788456f;
+    return x / (1.0f + exp_vec(-2.0f * u)); /* (1 + tanh u) / 2 = 1 / (1 + e^-2u) */
 }
 
 /* GPT-OSS's: gates and ups take turns, both are bounded, and one is added to up. */
-INLINE v16 clamped16(const act_job *a, const int bf16, v16 gate, v16 up) {
-    v16 limit = (v16){0} + a->limit;
-    gate = select16(gate > limit, limit, gate);
-    up = select16(up > limit, limit, up);
-    up = select16(up < -limit, -limit, up);
-    v16 sigmoid = round16(bf16, 1.0f / (1.0f + exp16(-round16(bf16, gate * a->alpha))));
-    return round16(bf16, gate * sigmoid) * round16(bf16, up + 1.0f);
+INLINE vec clamped_vec(const act_job *a, const int bf16, vec gate, vec up) {
+    vec limit = (vec){0} + a->limit;
+    gate = select_vec(gate > limit, limit, gate);
+    up = select_vec(up > limit, limit, up);
+    up = select_vec(up < -limit, -limit, up);
+    vec sigmoid = round_vec(bf16, 1.0f / (1.0f + exp_vec(-round_vec(bf16, gate * a->alpha))));
+    return round_vec(bf16, gate * sigmoid) * round_vec(bf16, up + 1.0f);
 }
 
 INLINE void act_rows(const act_job *a, const int bf16, const int kind, int t0, int t1) {
@@ -121,7 +121,7 @@ INLINE void act_rows(const act_job *a, const int bf16, const int kind, int t0, i
         for (int c = 0; c < I; c += LANES) {
             size_t in = (size_t)t * width + (pairs ? 2 * c : c), out = (size_t)t * I + c;
             int count = I - c < LANES ? I - c : LANES;
-            v16 x = {0}, up = {0}, y;
+            vec x = {0}, up = {0}, y;
             if (pairs || count < LANES) {
                 float xs[LANES] = {0}, ups[LANES] = {0};
                 for (int i = 0; i < count; i++) {
@@ -133,8 +133,8 @@ INLINE void act_rows(const act_job *a, const int bf16, const int kind, int t0, i
                 x = load(bf16, a->x, in);
                 if (a->gated) up = load(bf16, a->x, in + I);
             }
-            if (pairs) y = clamped16(a, bf16, x, up);
-            else y = a->gated ? round16(bf16, act16(kind, x)) * up : act16(kind, x);
+            if (pairs) y = clamped_vec(a, bf16, x, up);
+            else y = a->gated ? round_vec(bf16, act_vec(kind, x)) * up : act_vec(kind, x);
             if (count == LANES) store(bf16, a->y, out, y);
             else for (int i = 0; i < count; i++) store1(bf16, a->y, out + i, y[i]);
         }
@@ -174,8 +174,8 @@ INLINE void rope_rows(const rope_job *r, const int bf16, int t0, int t1) {
             size_t a = row + (size_t)n * D, b = a + half;
             int d = 0;
             for (; d + LANES <= half; d += LANES) {
-                v16 x = load(bf16, r->qkv, a + d), y = load(bf16, r->qkv, b + d);
-                v16 c = load_f32(cos + d), s = load_f32(sin + d);
+                vec x = load(bf16, r->qkv, a + d), y = load(bf16, r->qkv, b + d);
+                vec c = load_f32(cos + d), s = load_f32(sin + d);
                 store(bf16, r->qkv, a + d, x * c - y * s);
                 store(bf16, r->qkv, b + d, y * c + x * s);
             }

@@ -1,4 +1,4 @@
-/* y = x W^T + b over packed panels of 16 output channels; see linear.py. */
+/* y = x W^T + b over packed panels of LANES output channels; see linear.py. */
 #include "common.h"
 
 /* Rows of x that stay in the cache while panels pass by; a multiple of ROWS and of 16. */
@@ -12,7 +12,7 @@ typedef struct {
     int M, N, K, bf16, panels, step, groups;
 } linear_job;
 
-INLINE void put(const linear_job *l, const int bf16, int row, int panel, v16 sums) {
+INLINE void put(const linear_job *l, const int bf16, int row, int panel, vec sums) {
     int column = panel * LANES, left = l->N - column;
     size_t at = row * l->y_stride + column;
     if (left >= LANES) {
@@ -30,7 +30,7 @@ INLINE void vector_block(const linear_job *l, const int bf16, int m0, int m1, in
         int panels = p1 - p < PANELS_AT_ONCE ? p1 - p : PANELS_AT_ONCE;
         for (int m = m0, passes = (m1 - m0 + ROWS - 1) / ROWS, rows; m < m1; m += rows, passes--) {
             rows = (m1 - m + passes - 1) / passes; /* 16 are 8 and 8, for 12 and 4 would leave sums idle */
-            v16 sums[ROWS][PANELS_AT_ONCE];
+            vec sums[ROWS][PANELS_AT_ONCE];
             /* A last one that has no neighbour is met twice. */
             multiply(bf16, rows, l->x + m * l->x_stride * size, l->x_stride, l->w + p * panel * size,
                      panels == 1 ? 0 : (long)panel, l->K, sums);
@@ -109,7 +109,7 @@ static void linear_work(job *j, int item) {
     if (l->bf16) vector_block(l, 1, m0, m1, p0, p1); else vector_block(l, 0, m0, m1, p0, p1);
 }
 
-/* Of every kernel: program NULL runs it now. x [M, K] and y [M, N] by rows with strides in elements; w [ceil(N / 16)] panels, zero behind N; bias [N] or NULL. */
+/* Of every kernel: program NULL runs it now. x [M, K] and y [M, N] by rows with strides in elements; w [ceil(N / LANES)] panels, zero behind N; bias [N] or NULL. */
 EXPORT void sheaf_linear(program *program, const void *x, long x_stride, const void *w, const void *bias, void *y, long y_stride, int M,
                          int N, int K, int bf16, int threads) {
     int panels = (N + LANES - 1) / LANES, blocks = (M + ROW_BLOCK - 1) / ROW_BLOCK;
@@ -126,6 +126,8 @@ EXPORT void sheaf_linear(program *program, const void *x, long x_stride, const v
 #endif
     submit(program, &l.j, sizeof l, (long)N * K * M < 1 << 15 ? 1 : threads);
 }
+
+EXPORT int sheaf_lanes(void) { return LANES; }
 
 /* Whether this process may use the matrix unit; Linux wants to be asked first. */
 #if defined(__AMX_BF16__)

@@ -1,9 +1,10 @@
 """Linear layers of any number of rows: y = x W^T + b.
 
 W lies in panels of L output channels, as many as a vector has floats (16 in AVX-512, 8 in AVX2, 4 in NEON):
-[N/L, K, L] in float32 and [N/L, K/2, L, 2] in bfloat16, so that a panel is read from front to back once for up to
-twelve rows (AVX2: six; AMX: 32), and one row streams the weights at the memory's speed. Sums are float32, each in the order of K whatever the number of rows: a row's
-result does not depend on the rows beside it.
+[N/L, K, L] in float32 and [N/L, K/2, L, 2] in bfloat16, so that a panel is read from front to back once for
+up to twelve rows (six in AVX2, 32 in AMX), and one row streams the weights at the memory's speed. Sums are
+float32, each in the order of K whatever the number of rows: a row's result does not depend on the rows beside
+it.
 
 Shapes: T rows, K input and N output channels.  x_TK, weight_NK, bias_N, y_TN.
 Bytes: N K once per 240 rows; operations: 2 T N K.

@@ -2,11 +2,11 @@
 
     out[t, h] = softmax(scale * q[t, h] K^T) V       over the keys that token t sees, in float32
 
-Keys of a page are panels of a linear layer (linear.py): [page, kv_head, slot / L, D, L] in float32, and in bfloat16
-[page, kv_head, slot / L, D / 2, L, 2], so that L keys are met at once and nothing is gathered. Values are
-[page, kv_head, slot, D], and in bfloat16 [page, kv_head, slot / 2, D, 2]. A work item is the query heads of
-one key/value head, for up to 48 rows of one request or for one chunk of 512 keys of a single query; threads
-take up items as they become free.
+Keys of a page are panels of a linear layer (linear.py): [page, kv_head, slot / L, D, L] in float32, and in
+bfloat16 [page, kv_head, slot / L, D / 2, L, 2], so that L keys are met at once and nothing is gathered.
+Values are [page, kv_head, slot, D], and in bfloat16 [page, kv_head, slot / 2, D, 2]. A work item is the query
+heads of one key/value head, for up to 48 rows of one request or for one chunk of 512 keys of a single query;
+threads take up items as they become free.
 
 Softmax goes by blocks of 64 keys and chunks of 512 at fixed positions, so a row's result does not depend on
 the batch, on how a prompt was cut, or on the number of threads.

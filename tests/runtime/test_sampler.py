@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sheaf_runtime.worker.sampler import SamplingRows, as_seed, sample, uniform
+from sheaf_runtime.worker.sampler import SamplingRows, as_seed, greedy, likeliest, sample, uniform
 
 DRAWS = 6000
 
@@ -177,3 +177,33 @@ def test_uniform_numbers_are_uniform_and_unrelated() -> None:
 
 def test_any_integer_is_a_seed() -> None:
     assert len(set(numbers([-1, 2**64 - 2, 2**70 + 5, 0], [0] * 4))) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab", [1, 7, 64, 4999])
+def test_the_likeliest_token_is_the_first_of_the_largest(dtype: torch.dtype, vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randint(-3, 3, (16, vocab), generator=generator).to(dtype)  # many ties
+    best, tokens = likeliest(logits)
+    assert best.dtype == dtype
+    assert best.tolist() == [max(row) for row in logits.tolist()]
+    assert tokens.tolist() == [row.index(max(row)) for row in logits.tolist()]
+    assert greedy(logits).tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_without_numbers_are_greedy_rows_without_a_token(dtype: torch.dtype) -> None:
+    logits = torch.zeros(5, 300, dtype=dtype)
+    logits[0, 17] = torch.nan  # one is enough, though others are larger
+    logits[0, 3] = 8.0
+    logits[1] = -torch.inf
+    logits[2, 250] = torch.inf
+    logits[3, :299] = -torch.inf
+    logits[4, 299] = 1.0
+    assert greedy(logits).tolist() == [-1, -1, -1, 299, 299]
+
+
+def test_the_likeliest_of_rows_that_lie_apart_in_memory() -> None:
+    wide = torch.arange(40.0).view(4, 10)
+    assert likeliest(wide[:, 2:7])[1].tolist() == [4] * 4
+    assert likeliest(wide[::2])[1].tolist() == [9, 9]

@@ -9,6 +9,7 @@ from sampler_rows import Held, SamplerRows, packed
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker.adjust import adjust
 from sheaf_runtime.worker.masks import TokenMasks
+from sheaf_runtime.worker.plan import NewRequest
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
     NoBadWordsLogitsProcessor,
@@ -137,3 +138,36 @@ def test_a_row_is_given_on_without_a_trace() -> None:
     want = logits.clone()
     want[0, 8] -= 1.0
     assert adjust(logits.clone(), rows.adjustments()).equal(want)
+
+
+def test_a_row_is_free_of_what_its_last_request_wanted() -> None:
+    """vllm#43894: a recycled row kept the mask of allowed tokens, so a plain request got a foreign one."""
+    rows = SamplerRows(vocab=8)
+    wants = SamplingParams(
+        temperature=1.0, seed=0, allowed_token_ids=(3,), presence_penalty=1.0, bad_words=((4, 5),)
+    )
+    held = rows.enter([1], 1, wants)
+    row = np.array([held.row])
+    assert not rows.adjustments().none
+    assert rows.state.parameters(row, np.array([1])) is not None
+    rows.state.leave(held.row)
+    assert rows.adjustments().none
+    assert rows.state.parameters(row, np.array([1])) is None
+    plain = NewRequest(
+        req_id=held.row,
+        epoch=0,
+        token_ids=[1],
+        num_prompt_tokens=1,
+        num_computed_tokens=0,
+        sampling=SamplingParams(temperature=0.0, seed=0),
+        block_ids=[],
+    )
+    rows.state.enter(held.row, plain)
+    logits = torch.arange(8.0)[None]
+    assert adjust(logits.clone(), rows.adjustments()).equal(logits)
+    # Beside one that wants something, it still wants nothing.
+    rows.enter([2], 1, wants)
+    both = torch.arange(8.0).repeat(2, 1)
+    adjusted = adjust(both.clone(), rows.adjustments())
+    assert adjusted[0].equal(both[0])
+    assert adjusted[1].isfinite().tolist() == [False] * 3 + [True] + [False] * 4

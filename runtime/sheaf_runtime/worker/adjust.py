@@ -49,6 +49,8 @@ class Adjustments:
     @property
     def none(self) -> bool:
         """Nobody wants anything."""
+        if not len(self.rows_S):
+            return True
         some = self.biased_S.any() or self.penalised_S.any()
         return not some and self.bad_words is None and self.bits_MW is None
 

@@ -18,7 +18,7 @@ from sheaf_runtime.worker.attention import TorchAttention
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.cpu_backend import CPU_OPS, CpuAttention, cannot_load
 from sheaf_runtime.worker.kv_layout import KVLayout
-from sheaf_runtime.worker.sampler import SamplingRows, sample
+from sheaf_runtime.worker.sampler import SamplingRows, greedy, sample
 
 logger = logging.getLogger(__name__)
 Backend = Literal["torch", "triton", "cpu"]
@@ -122,10 +122,14 @@ def make_attention(
     return TritonAttention(caches, layout, config, max_num_seqs)
 
 
-def choose_tokens(backend: Backend, logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows) -> Tensor:
-    """Token ids [S] (int64), -1 where there is nothing to choose from. ``logits_SV`` may be overwritten."""
+def choose_tokens(
+    backend: Backend, logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows | None
+) -> Tensor:
+    """Token ids [S] (int64), -1 where there is nothing to choose from. ``rows`` None: all are greedy.
+    ``logits_SV`` may be overwritten."""
     if backend != "triton":
-        return sample(adjust(logits_SV, wanted), rows)
+        adjusted_SV = adjust(logits_SV, wanted)
+        return greedy(adjusted_SV) if rows is None else sample(adjusted_SV, rows)
     from sheaf_runtime.worker.triton_backend import choose_with_triton
 
     return choose_with_triton(logits_SV, wanted, rows)

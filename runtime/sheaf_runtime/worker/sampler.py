@@ -56,7 +56,7 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def sample(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
     """Token ids [S] (int64), -1 for a row without a largest logit that is a number. ``logits_SV`` may be
     overwritten. Greedy rows cost one pass."""
-    best_S, tokens_S = logits_SV.max(dim=-1)
+    best_S, tokens_S = likeliest(logits_SV)
     valid_S = best_S.isfinite()
     random = rows.temperature > 0
     if random.any():
@@ -73,6 +73,22 @@ def sample(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
                 index = torch.from_numpy(chosen).to(logits_SV.device)
                 tokens_S[index] = choose(logits_SV[index], _select(rows, chosen))
     return torch.where(valid_S, tokens_S, -1)
+
+
+def greedy(logits_SV: Tensor) -> Tensor:
+    """``sample`` where every row is greedy."""
+    best_S, tokens_S = likeliest(logits_SV)
+    return torch.where(best_S.isfinite(), tokens_S, -1)
+
+
+def likeliest(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row and its index: the first where several are largest, the first NaN where
+    there is one. On a CPU numpy finds it ten times as fast as torch, whose search has no vectors."""
+    if logits_SV.is_cuda:
+        best_S, tokens_S = logits_SV.max(dim=-1)
+        return best_S, tokens_S
+    tokens_S = torch.from_numpy(logits_SV.float().numpy().argmax(-1))
+    return logits_SV.gather(1, tokens_S[:, None]).squeeze(1), tokens_S
 
 
 def keep_likely(logits_SV: Tensor, best_S: Tensor, rows: SamplingRows) -> None:

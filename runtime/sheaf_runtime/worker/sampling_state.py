@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker.adjust import IN_PROMPT, Adjustments
-from sheaf_runtime.worker.bad_words import BadWordTable
+from sheaf_runtime.worker.bad_words import BadWords, BadWordTable
 from sheaf_runtime.worker.masks import TokenMasks, packed_width
 from sheaf_runtime.worker.plan import NewRequest
 from sheaf_runtime.worker.sampler import SamplingRows, as_seed, uniform
@@ -54,11 +54,15 @@ class SamplingState:
         self._mirror_RL = mirror_RL
         self._rows = np.full(max_num_seqs, GREEDY)
         self._waiting: dict[int, SamplingParams] = {}  # rows whose end tokens must not come yet
+        # Most want nothing of their logits, many are greedy: then a step does not look at single rows.
+        self._random: set[int] = set()
+        self._adjusted: set[int] = set()
         self._bad_words = BadWordTable(mirror_RL.shape[1])
         shape, device = (max_num_seqs, vocab_size), mirror_RL.device
         # On CPU the memory is taken page by page, as rows need it.
         self._history_RV = torch.zeros(shape, dtype=torch.int32, device=device)
         self._bias_RV = torch.zeros(shape, dtype=torch.float32, device=device)
+        self._nothing = self._wanted(np.empty(0, np.int64), np.empty(0, np.int64))
 
     def enter(self, row: int, request: NewRequest) -> None:
         """Raises whatever this request's data make it raise; the row is greedy then."""
@@ -93,15 +97,23 @@ class SamplingState:
         if waits:
             self._waiting[row] = s
         self._rows[row] = made
+        if not s.greedy:
+            self._random.add(row)
+        if penalised or bias_V is not None or waits or s.bad_words:
+            self._adjusted.add(row)
 
     def leave(self, row: int) -> None:
         """A row that wants nothing: greedy."""
         self._rows[row] = GREEDY
         self._waiting.pop(row, None)
         self._bad_words.leave(row)
+        self._random.discard(row)
+        self._adjusted.discard(row)
 
-    def parameters(self, rows_S: Int64, length_S: Int64) -> SamplingRows:
-        """``length_S``: tokens so far, the new one's place."""
+    def parameters(self, rows_S: Int64, length_S: Int64) -> SamplingRows | None:
+        """``length_S``: tokens so far, the new one's place. None: every running request is greedy."""
+        if not self._random:
+            return None
         picked = self._rows[rows_S]
         return SamplingRows(
             temperature=_column(picked, "temperature"),
@@ -114,14 +126,28 @@ class SamplingState:
     def adjustments(
         self, rows_S: Int64, length_S: Int64, req_ids: list[int], masks: TokenMasks | None
     ) -> Adjustments:
+        if not self._adjusted and masks is None:
+            return self._nothing
         picked = self._rows[rows_S]
         position_S = length_S - picked["prompt"]
         due = (picked["free_from"] > 0) & (position_S >= picked["free_from"])
         if due.any():
-            for row in rows_S[due]:
+            for row in rows_S[due]:  # each request once
                 self._free(int(row))
-            picked = self._rows[rows_S]
         masked, bits = self._masked(req_ids, masks)
+        return self._wanted(
+            rows_S, length_S, self._bad_words.find(rows_S, position_S, length_S), masked, bits
+        )
+
+    def _wanted(
+        self,
+        rows_S: Int64,
+        length_S: Int64,
+        bad_words: BadWords | None = None,
+        masked: Int64 | None = None,
+        bits_MW: npt.NDArray[np.int32] | None = None,
+    ) -> Adjustments:
+        picked = self._rows[rows_S]
         # Only a repetition penalty asks about the prompt.
         first_S = np.where(picked["repetition"] != 1, 0, picked["prompt"])
         return Adjustments(
@@ -136,13 +162,15 @@ class SamplingState:
             presence_S=_column(picked, "presence"),
             first_S=first_S,
             length_S=length_S,
-            bad_words=self._bad_words.find(rows_S, position_S, length_S),
-            masked=masked,
-            bits_MW=bits,
+            bad_words=bad_words,
+            masked=np.empty(0, np.int64) if masked is None else masked,
+            bits_MW=bits_MW,
         )
 
     def count(self, rows_S: Int64, tokens_S: Tensor) -> None:
         """Tokens that have come out, one a row; -1 for none."""
+        if not self._adjusted:
+            return
         wanted = np.flatnonzero(self._rows["penalised"][rows_S])
         if wanted.size:
             index = torch.from_numpy(wanted).to(tokens_S.device)

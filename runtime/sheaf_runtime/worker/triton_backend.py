@@ -27,7 +27,7 @@ from sheaf_runtime.worker.bad_words import ban
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.masks import packed_width
-from sheaf_runtime.worker.sampler import SamplingRows, keep_likely
+from sheaf_runtime.worker.sampler import SamplingRows, greedy, keep_likely
 
 
 def triton_ops() -> Ops:
@@ -150,9 +150,11 @@ def adjust_with_triton(logits_SV: Tensor, wanted: Adjustments) -> Tensor:
     return adjusted_SV
 
 
-def choose_with_triton(logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows) -> Tensor:
+def choose_with_triton(logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows | None) -> Tensor:
     """``worker.backend.choose_tokens`` without a visit to the host."""
     logits_SV = adjust_with_triton(logits_SV, wanted)
+    if rows is None:
+        return greedy(logits_SV)
     best_S = logits_SV.amax(dim=-1)
     valid_S = best_S.isfinite()
     logits_SV.masked_fill_(~valid_S[:, None], 0.0)

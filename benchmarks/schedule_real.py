@@ -20,7 +20,7 @@ from machine import commit, processor, report
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the engine sets it, before torch is imported
 
-from schedule_sim import NO_TARGET_MS
+from schedule_sim import NO_TARGET_MS, percentile_ms
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.protocol.messages import AddRequest
@@ -62,8 +62,8 @@ class Load:
         gaps.sort()
         tokens = sum(stats.iteration_tokens)
         return {
-            "inter_token_p50_ms": round(gaps[len(gaps) // 2] * 1000, 1),
-            "inter_token_p95_ms": round(gaps[len(gaps) * 95 // 100] * 1000, 1),
+            "inter_token_p50_ms": percentile_ms(gaps, 50),
+            "inter_token_p95_ms": percentile_ms(gaps, 95),
             "tokens_per_second": round(tokens / (now - begin), 1),
         }
 
@@ -114,13 +114,16 @@ def main() -> None:
         executor.close()
         return halves
 
-    result: dict[str, Any] = {
-        "machine": processor(),
-        "commit": commit(),
-        "target_ms": args.target_ms,
-        "by_target": run(512, args.target_ms),
-        "fixed": {str(budget): run(budget, NO_TARGET_MS) for budget in args.budgets},
-    }
+    try:
+        result: dict[str, Any] = {
+            "machine": processor(),
+            "commit": commit(),
+            "target_ms": args.target_ms,
+            "by_target": run(512, args.target_ms),
+            "fixed": {str(budget): run(budget, NO_TARGET_MS) for budget in args.budgets},
+        }
+    except ValueError as error:
+        parser.error(str(error))
     report(result, args.output)
 
 

@@ -165,6 +165,13 @@ def machine(costs: Costs, *, seed: int = 0, budget: int = 512, target_ms: float 
     return Machine(scheduler, costs, Random(seed))
 
 
+def percentile_ms(gaps: list[float], percent: int) -> float:
+    """Of sorted seconds. Raises ValueError where no chat has had a second token."""
+    if not gaps:
+        raise ValueError("no chat had a second token in that time; give --seconds more")
+    return round(gaps[len(gaps) * percent // 100] * 1000, 1)
+
+
 def half(m: Machine, seconds: float, *, chat: int, prompt: int) -> dict[str, float]:
     """``CHATS`` chats of ``chat`` tokens of context and one prompt of ``prompt`` tokens at a time."""
     begin = m.now
@@ -188,8 +195,8 @@ def half(m: Machine, seconds: float, *, chat: int, prompt: int) -> dict[str, flo
         m.scheduler.abort(request)
     gaps = sorted(gap for when, gap in m.gaps if when > settled)
     return {
-        "inter_token_p50_ms": round(gaps[len(gaps) // 2] * 1000, 1),
-        "inter_token_p99_ms": round(gaps[len(gaps) * 99 // 100] * 1000, 1),
+        "inter_token_p50_ms": percentile_ms(gaps, 50),
+        "inter_token_p99_ms": percentile_ms(gaps, 99),
         "tokens_per_second": round((m.computed - before) / (m.now - settled), 1),
     }
 
@@ -237,7 +244,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--seconds", type=float, default=300.0, help="of virtual time per half")
     args = parser.parse_args()
-    result = {"commit": commit(), **compare(Costs.measured(), seconds=args.seconds)}
+    try:
+        result = {"commit": commit(), **compare(Costs.measured(), seconds=args.seconds)}
+    except ValueError as error:
+        parser.error(str(error))
     result["holds"] = holds(result["by_target"], TARGET_MS)
     result["fixed_budgets_that_hold_at_90_percent"] = rivals(result)
     report(result, args.output)

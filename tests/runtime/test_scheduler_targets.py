@@ -28,6 +28,12 @@ def test_the_simulation_reads_the_profile():
     assert 0 < costs.pair < costs.position < costs.prompt_token < costs.rows[0][1]
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.01])
+def test_the_simulation_says_when_its_time_is_too_short(seconds):
+    with pytest.raises(ValueError, match="--seconds"):
+        sim.run(COSTS, budget=512, target_ms=100.0, seconds=seconds)
+
+
 def calm(m, seconds=5.0):
     """The usual gap of the chats while nothing else happens."""
     while m.now < seconds:

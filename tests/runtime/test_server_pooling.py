@@ -379,6 +379,36 @@ def test_a_client_that_goes_in_the_middle_of_a_batch_ends_it(server: Served) -> 
     assert post(server, "/v1/embeddings", model="m", input="read").status_code == 200
 
 
+@pytest.mark.parametrize("place", ["body", "header"])
+def test_a_batch_whose_time_is_up_is_a_504_and_leaves_nothing(server: Served, place: str) -> None:
+    """As for text (vllm#16391): what is still in the engine ends, and so does what has not been added."""
+    before = ended(server)
+    body: dict[str, Any] = {"model": "m", "input": [[5, 6, 7] * 20] * 1000}
+    headers = {} if place == "body" else {"X-Request-Timeout": "0.05"}
+    if place == "body":
+        body["timeout"] = 0.05
+    answer = httpx.post(f"{server.url}/v1/embeddings", json=body, headers=headers, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout"), answer.text
+    assert answer.json()["error"]["type"] == "timeout_error"
+    wait_for(lambda: idle(server), "an idle engine")
+    after = ended(server)
+    assert after["timeout"] > before["timeout"]
+    assert after["stop"] - before["stop"] < 1000
+    assert post(server, "/v1/embeddings", model="m", input="read").status_code == 200
+
+
+@pytest.mark.parametrize("seconds", ["soon", "0", "nan"])
+def test_a_timeout_that_is_none_is_refused_before_anything_runs(server: Served, seconds: str) -> None:
+    answer = httpx.post(
+        f"{server.url}/v1/embeddings",
+        json={"model": "m", "input": "read"},
+        headers={"X-Request-Timeout": seconds},
+        timeout=60,
+    )
+    assert answer.status_code == 400
+    assert "X-Request-Timeout must be a number above 0" in answer.json()["error"]["message"]
+
+
 def test_batches_that_do_not_fit_together_are_429_and_leave_nothing(server: Served) -> None:
     def batch(_: int) -> httpx.Response:
         return post(server, "/v1/embeddings", model="m", input=[[5, 6, 7] * 5] * 50)

@@ -47,8 +47,8 @@ class PooledBatch:
         span: Attributes | None = request.scope.get("span")
         info = self._service.client.info
         assert info is not None
-        watcher = asyncio.create_task(self._watch(request.receive))
         self._timeout = timeout_of(request, body.timeout)
+        watcher = asyncio.create_task(self._watch(request.receive))
         waiting = list(range(len(self._inputs)))[::-1]
         seats = info.max_num_seqs
         config = self._service.engine_config

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -55,7 +57,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     the share of prompts in it; None: see ``engine/prompt_share``. ``target_ttft_ms``: until the first token;
     prompts then go by the slack that is left to them. ``max_waiting_requests`` and
     ``max_waiting_tokens`` (of prompts; None: any number) bound what waits. Without ``seed`` each start draws
-    its own. ``hf_overrides`` replace keys of ``config.json``.
+    its own. ``hf_overrides`` replace keys of ``config.json``. ``generation_config``: see
+    ``generation_folder``.
     """
 
     model: str
@@ -68,6 +71,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     convert: Convert = "auto"
     pooler_config: PoolerConfig | None = None
     hf_overrides: dict[str, Any] = {}
+    generation_config: str = "auto"
     max_model_len: int | None = None
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
@@ -92,7 +96,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     ``revision`` and ``hf_token`` are for a model of the hub.
     Without ``tool_call_parser`` the chat template tells which one reads the model's calls;
-    ``enable_auto_tool_choice`` insists that one is found.
+    ``enable_auto_tool_choice`` insists that one is found. ``override_generation_config`` beats what
+    the file of ``EngineConfig.generation_config`` says about sampling.
     """
 
     revision: str | None = None
@@ -115,6 +120,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     exclude_tools_when_tool_choice_none: bool = False
     reasoning_parser: str | None = None
     default_chat_template_kwargs: dict[str, Any] = {}
+    override_generation_config: dict[str, Any] = {}
     lame_duck: float = 10.0
     drain_timeout: float = 120.0
     stall_timeout: float = 120.0
@@ -152,6 +158,14 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
             f"{spell('max_num_seqs')} ({config.max_num_seqs}): a step has to hold a token of each running "
             "request; raise it"
         )
+
+
+def generation_folder(folder: Traversable, source: str) -> Traversable | None:
+    """Whose ``generation_config.json`` counts: with "auto" that of the model, with "vllm" none, else that of
+    the folder ``source``."""
+    if source == "vllm":
+        return None
+    return folder if source == "auto" else Path(source)
 
 
 def seconds(milliseconds: float | None) -> float | None:

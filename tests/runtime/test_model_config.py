@@ -7,7 +7,7 @@ import pytest
 import torch
 from sheaf_runtime.models.architectures import ARCHITECTURES
 from sheaf_runtime.models.errors import UnsupportedModelError
-from sheaf_runtime.models.parse import parse_model_config, read_config
+from sheaf_runtime.models.parse import load_model_config, parse_model_config, read_config
 from sheaf_runtime.models.rope import RopeConfig, channel_order, rope_frequencies
 
 LLAMA: dict[str, Any] = {
@@ -77,6 +77,14 @@ def test_end_ids_come_from_the_generation_config_first(
     generation: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
     assert parse_model_config(LLAMA, generation).eos_token_ids == expected
+
+
+def test_whose_generation_config_tells_the_end_is_a_flag(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
+    (other := tmp_path / "other").mkdir()
+    (other / "generation_config.json").write_text('{"eos_token_id": 9}')
+    for source, expected in (("auto", (7,)), ("vllm", (2,)), (str(other), (9,))):
+        assert load_model_config(tmp_path, LLAMA, source).eos_token_ids == expected
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,21 @@ def test_defaults_come_from_generation_config(client: openai.OpenAI, log: Path) 
     assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 0.9, 0)
 
 
+def test_no_answer_is_longer_than_the_generation_config_says(folder: Path, tmp_path: Path) -> None:
+    """As in vLLM, also where the request asks for more."""
+    fake = {"log": str(tmp_path / "log")}
+    bound = ("--override-generation-config", '{"max_new_tokens": 3, "temperature": 0.25}')
+    with serving(folder, tmp_path, *bound, fake=fake) as server:
+        server.wait_ready()
+        for asked, given in ((None, 3), (2, 2), (50, 3)):
+            sent = {"prompt": "a", "max_tokens": asked, "ignore_eos": True}
+            answer = httpx.post(f"{server.url}/v1/completions", json=sent).json()
+            assert answer["usage"]["completion_tokens"] == given
+            assert answer["choices"][0]["finish_reason"] == "length"
+    sampling = last_added(tmp_path / "log")["sampling"]
+    assert (sampling["temperature"], sampling["top_p"]) == (0.25, 0.9)
+
+
 # --- chat -------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,8 @@ import openai
 import pytest
 from model_folders import byte_level, write_folder
 from serving import Served, serving, wait_for
-from sheaf_runtime.server.model_folder import ModelFolderError, load_folder
+from sheaf_runtime.config import EngineConfig, ServerConfig
+from sheaf_runtime.server.model_folder import ModelFolderError, SamplingDefaults, load_folder
 
 FOREVER = {"prompt": "abc", "max_tokens": 500, "ignore_eos": True}
 SLOW = {"step_seconds": 0.05}
@@ -230,7 +231,28 @@ def test_default_sampling_that_cannot_be_is_refused(tmp_path: Path, name: str, v
     folder = write_folder(tmp_path / "model", byte_level())
     (folder / "generation_config.json").write_text(json.dumps({name: value}))
     with pytest.raises(ModelFolderError, match=f"generation_config.json: {name} must be .* got {value!r}"):
-        load_folder(str(folder), None)
+        load_folder(EngineConfig(model=str(folder)), ServerConfig())
+
+
+def test_whose_defaults_count_is_a_flag(tmp_path: Path) -> None:
+    """vLLM's: "auto" merges what is overridden, "vllm" has nothing else, a folder stands for the model's."""
+    folder = write_folder(tmp_path / "model", byte_level())
+    (folder / "generation_config.json").write_text('{"temperature": 0.7, "top_k": 5, "max_new_tokens": 9}')
+    (other := tmp_path / "other").mkdir()
+    (other / "generation_config.json").write_text('{"top_p": 0.5}')
+    overridden = ServerConfig(override_generation_config={"top_k": 3, "min_p": 0.1})
+
+    def defaults(source: str, server: ServerConfig) -> SamplingDefaults:
+        return load_folder(EngineConfig(model=str(folder), generation_config=source), server).defaults
+
+    assert defaults("auto", ServerConfig()) == SamplingDefaults(temperature=0.7, top_k=5, max_new_tokens=9)
+    assert defaults("auto", overridden) == SamplingDefaults(
+        temperature=0.7, top_k=3, min_p=0.1, max_new_tokens=9
+    )
+    assert defaults("vllm", overridden) == SamplingDefaults(top_k=3, min_p=0.1)
+    assert defaults(str(other), ServerConfig()) == SamplingDefaults(top_p=0.5)
+    with pytest.raises(ModelFolderError, match=r"--generation-config .*/none: .* does not exist"):
+        defaults(str(tmp_path / "none"), ServerConfig())
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,12 @@ def test_sizes(text: str, size: int) -> None:
         # MiaAI-Lab#5: quotes that a script put inside the value
         (["--hf-overrides", "'{\"a\": 5}'"], "must be a JSON object"),
         (["--hf-overrides", "[]", "--hf-overrides.a", "5"], "must be a JSON object"),
-        (["--override-generation-config.temperature", "0.5"], "edit the folder's generation_config.json"),
+        (
+            ["--override-generation-config.temperature", "-1"],
+            "--override-generation-config: temperature must",
+        ),
+        (["--override-generation-config.max_length", "5"], "max_length is none of temperature, top_p"),
+        (["--override-generation-config", '{"top_k": 1.5}'], "--override-generation-config: top_k must"),
         (["--enable-chunked-prefill"], "--enable-chunked-prefill is not supported: leave it out"),
         (["--enable_chunked_prefill"], "--enable_chunked_prefill is not supported: leave it out"),
         (["-tp", "2"], "-tp is not supported"),
@@ -291,10 +296,12 @@ def test_every_json_flag_by_its_keys(tmp_path: Path) -> None:
             *("m", "--kv-events-config.enable_kv_cache_events", "true", "--kv-events-config.topic", "t"),
             *("--default-chat-template-kwargs.enable_thinking", "false", "--port", "81"),
             *("--pooler-config.pooling_type", "MEAN", "--runner", "pooling"),
+            *("--override-generation-config.temperature", "0.5", "--generation-config", "vllm"),
         ]
     )
     assert (engine.kv_events_config.enable_kv_cache_events, engine.kv_events_config.topic) == (True, "t")
     assert server.default_chat_template_kwargs == {"enable_thinking": False}
+    assert (server.override_generation_config, engine.generation_config) == ({"temperature": 0.5}, "vllm")
     assert engine.pooler_config is not None
     assert engine.pooler_config.pooling_type == "MEAN"
     (tmp_path / "flags.yaml").write_text("hf-overrides: {a: 1}\n")

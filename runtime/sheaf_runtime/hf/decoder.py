@@ -21,7 +21,7 @@ from sheaf_runtime.hf.probe import AttentionCall, check, probe
 from sheaf_runtime.models.config import AttentionConfig, DecoderConfig, LayerConfig
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.layers import Attention
-from sheaf_runtime.models.parse import eos_token_ids, read_json, refuse_quantized
+from sheaf_runtime.models.parse import eos_token_ids, read_generation_config, refuse_quantized
 
 
 class TransformersDecoder:
@@ -36,12 +36,13 @@ class TransformersDecoder:
         dtype: torch.dtype,
         device: torch.device,
         head: bool = True,
+        generation_config: str = "auto",
     ) -> None:
         refuse_quantized(raw)
         self._hook = AttentionHook()
         self._model = _load(folder, self._hook, dtype, head=head).to(device)
         calls = _attempt(lambda: probe(self._model, self._hook))
-        generation = read_json(folder / "generation_config.json") or {}
+        generation = read_generation_config(folder, generation_config)
         self.config = _describe(self._model.config.get_text_config(), raw, generation, calls)
         self._head = _Head.of(self._model)
         _attempt(lambda: check(self._model, self._hook, calls))

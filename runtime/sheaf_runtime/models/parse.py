@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from typing import Any
 
+from sheaf_runtime.config import generation_folder
 from sheaf_runtime.models.architectures import ARCHITECTURES, Architecture
 from sheaf_runtime.models.config import (
     Activation,
@@ -72,14 +73,15 @@ def is_native(raw: Mapping[str, Any]) -> bool:
     return isinstance(names, list) and any(name in ARCHITECTURES for name in names)
 
 
-def load_model_config(folder: Traversable, raw: Mapping[str, Any]) -> ModelConfig:
-    """The folder's ``config.json``, and the end ids of ``generation_config.json``.
+def load_model_config(
+    folder: Traversable, raw: Mapping[str, Any], generation_config: str = "auto"
+) -> ModelConfig:
+    """The folder's ``config.json``, and the end ids of the ``generation_config.json`` that counts.
 
     Raises:
         UnsupportedModelError: something in them that this runtime does not implement.
     """
-    generation = read_json(folder / "generation_config.json") or {}
-    return parse_model_config(raw, generation)
+    return parse_model_config(raw, read_generation_config(folder, generation_config))
 
 
 def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
@@ -381,6 +383,12 @@ def _number(raw: Mapping[str, Any], name: str, default: float | None = None) -> 
 
 def _optional(raw: Mapping[str, Any], name: str) -> float | None:
     return None if raw.get(name) is None else _number(raw, name)
+
+
+def read_generation_config(folder: Traversable, source: str) -> dict[str, Any]:
+    """``source`` is the flag ``--generation-config``."""
+    chosen = generation_folder(folder, source)
+    return {} if chosen is None else read_json(chosen / "generation_config.json") or {}
 
 
 def read_json(path: Traversable) -> dict[str, Any] | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.config import EngineConfig, ServerConfig, generation_folder
 from sheaf_runtime.gguf.errors import GGUFError
 from sheaf_runtime.gguf.folder import find_gguf, open_folder
 from sheaf_runtime.parsers import guess_tool_parser
@@ -25,24 +26,41 @@ class ModelFolderError(ValueError):
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """Where a request says nothing, ``generation_config.json`` does."""
+    """Where a request says nothing, ``generation_config.json`` does. No answer is longer than
+    ``max_new_tokens``, whatever its request says."""
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
 
     @classmethod
-    def from_folder(cls, folder: Traversable) -> SamplingDefaults:
-        """Raises ``ModelFolderError`` for values that no request could be sampled with."""
-        path = folder / "generation_config.json"
-        config = read_json(path)
+    def read(
+        cls, folder: Traversable, source: str = "auto", overrides: Mapping[str, Any] | None = None
+    ) -> SamplingDefaults:
+        """``source`` and ``overrides`` are ``--generation-config`` and ``--override-generation-config``.
+
+        Raises ``ModelFolderError`` for values that no request could be sampled with."""
+        chosen = generation_folder(folder, source)
+        path = None if chosen is None else chosen / "generation_config.json"
+        if path is not None and source != "auto" and not path.is_file():
+            raise ModelFolderError(
+                f"--generation-config {source}: {path} does not exist; name a folder that has it"
+            )
+        config = {} if path is None else read_json(path)
+        given = cls.known(config, str(path))
+        return cls(**(given | cls.known(overrides or {}, "--override-generation-config")))
+
+    @classmethod
+    def known(cls, config: Mapping[str, Any], place: str) -> dict[str, Any]:
+        """Those keys that are read. Raises ``ModelFolderError``."""
         given = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
         for name, value in given.items():
-            if problem := BOUNDS[name].problem(value):
-                raise ModelFolderError(f"{path}: {name} {problem}")
-        return cls(**given)
+            if problem := BOUNDS["max_tokens" if name == "max_new_tokens" else name].problem(value):
+                raise ModelFolderError(f"{place}: {name} {problem}")
+        return given
 
 
 @dataclass(frozen=True)
@@ -76,26 +94,25 @@ def check_folder(path: str) -> None:
             raise ModelFolderError(f"{folder / name} is missing; MODEL must be a Hugging Face model folder")
 
 
-def load_folder(path: str, chat_template: str | None, engine: EngineConfig | None = None) -> ModelFolder:
-    """``chat_template`` replaces the model's own: a file, or the template itself. ``engine`` has the flags
-    that say whether it is a model for pooling.
+def load_folder(engine: EngineConfig, server: ServerConfig) -> ModelFolder:
+    """``engine.model``, as the flags of both say.
 
     Raises ``ModelFolderError``.
     """
+    path = engine.model
     try:
         folder = open_folder(path)
         tokenizer = Tokenizer.from_folder(folder)
         _ = tokenizer.byte_ids, tokenizer.longest_token  # computed here, not at the first request
         template: Any
-        if chat_template is None:
+        if server.chat_template is None:
             template = ChatTemplate.from_folder(folder, tokenizer.special_tokens)
         else:
-            template = ChatTemplate(_template_source(chat_template), tokenizer.special_tokens)
-        pooling = None
-        if engine is not None:
-            raw = read_json(folder / "config.json") | engine.hf_overrides
-            pooling = read_pooling(folder, raw, engine.runner, engine.convert, engine.pooler_config)
-        return ModelFolder(tokenizer, template, SamplingDefaults.from_folder(folder), pooling)
+            template = ChatTemplate(_template_source(server.chat_template), tokenizer.special_tokens)
+        raw = read_json(folder / "config.json") | engine.hf_overrides
+        pooling = read_pooling(folder, raw, engine.runner, engine.convert, engine.pooler_config)
+        defaults = SamplingDefaults.read(folder, engine.generation_config, server.override_generation_config)
+        return ModelFolder(tokenizer, template, defaults, pooling)
     except (TokenizerError, ChatTemplateError, PoolingError, GGUFError) as error:
         raise ModelFolderError(str(error)) from error
     except OSError as error:

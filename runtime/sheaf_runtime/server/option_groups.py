@@ -61,6 +61,12 @@ def model(add: Add) -> None:
         help="keys of config.json that count instead of the file's",
     )
     add(
+        "--generation-config",
+        default=ENGINE.generation_config,
+        metavar="SOURCE",
+        help="of defaults and end tokens: auto, the model's own; vllm, none; a folder, that of its file",
+    )
+    add(
         "--seed",
         type=values.seed,
         metavar="N",
@@ -238,6 +244,14 @@ def prompts(add: Add) -> None:
         default={},
         metavar=JSON,
         help="the template's own options, where a request does not set them",
+    )
+    add(
+        "--override-generation-config",
+        type=values.json_object,
+        default={},
+        metavar=JSON,
+        help="what counts where a request says nothing, before the model's own: temperature, top_p, top_k, "
+        "min_p, repetition_penalty; max_new_tokens bounds every answer",
     )
     add(
         "--tool-call-parser",

@@ -8,6 +8,7 @@ from typing import Any
 from sheaf_runtime.config import EngineConfig, ServerConfig, check_config
 from sheaf_runtime.flags.config_file import read_with_config
 from sheaf_runtime.flags.parser import OptionError, Parser
+from sheaf_runtime.server.model_folder import ModelFolderError, SamplingDefaults
 from sheaf_runtime.server.option_groups import add_all
 from sheaf_runtime.server.vllm_flags import ABSENT
 
@@ -38,9 +39,20 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
         check_config(engine, _flag)
     except ValueError as error:
         raise OptionError(str(error)) from error
+    _check_generation_config(server.override_generation_config)
     if server.ssl_keyfile and not server.ssl_certfile:
         raise OptionError("--ssl-keyfile needs --ssl-certfile beside it")
     return engine, server
+
+
+def _check_generation_config(overrides: Mapping[str, Any]) -> None:
+    names = SamplingDefaults.__dataclass_fields__
+    if unknown := [name for name in overrides if name not in names]:
+        raise OptionError(f"--override-generation-config: {unknown[0]} is none of {', '.join(names)}")
+    try:
+        SamplingDefaults.known(overrides, "--override-generation-config")
+    except ModelFolderError as error:
+        raise OptionError(str(error)) from error
 
 
 def _refuse_missing_features(given: Mapping[str, Any]) -> None:

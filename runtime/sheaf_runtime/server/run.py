@@ -150,7 +150,7 @@ class Server:
     async def _load_folder(self) -> None:
         """Reads the tokenizer in a thread, while the core loads the weights."""
         engine = self._service.engine_config
-        load = asyncio.to_thread(load_folder, engine.model, self._config.chat_template, engine)
+        load = asyncio.to_thread(load_folder, engine, self._config)
         try:
             self._service.set_folder(await load)
         except ModelFolderError as error:

@@ -37,8 +37,9 @@ def sampling_params(
     left = limit - prompt_tokens
     # Scoring a prompt generates one token too, which is not shown.
     refuse(refuse_length(limit, prompt_tokens, max(1, max_tokens or 1), param=param))
-    if max_tokens is None:
-        max_tokens = left if default is None else min(default, left)
+    defaults = service.folder.defaults
+    most = left if defaults.max_new_tokens is None else min(left, defaults.max_new_tokens)
+    max_tokens = min(most, default or left) if max_tokens is None else min(most, max_tokens)
     if body.min_tokens > max(1, max_tokens):
         raise ApiError(
             400,
@@ -58,7 +59,6 @@ def sampling_params(
     scored = body.prompt_logprobs
     if scored is None and isinstance(body, CompletionRequest) and body.echo:
         scored = body.logprobs
-    defaults = service.folder.defaults
     return SamplingParams(
         temperature=defaults.temperature if body.temperature is None else body.temperature,
         top_p=defaults.top_p if body.top_p is None else body.top_p,

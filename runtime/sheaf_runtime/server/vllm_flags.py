@@ -22,8 +22,6 @@ ABSENT: Mapping[str, str] = {
     "--hf-config-path": "write --hf-overrides for single keys",
     "--rope-scaling": """write --hf-overrides '{"rope_scaling": {...}}'""",
     "--rope-theta": """write --hf-overrides '{"rope_theta": ...}'""",
-    "--generation-config": "defaults are those of the folder's generation_config.json",
-    "--override-generation-config": "edit the folder's generation_config.json",
     "--download-dir": "set HF_HOME",
     "--tokenizer-revision": "the tokenizer is of the model's own --revision",
     "--code-revision": "code that comes with a model is never run",

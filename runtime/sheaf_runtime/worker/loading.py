@@ -118,7 +118,7 @@ def _load_native(
     device: torch.device,
     pooling: PoolingSpec | None,
 ) -> LoadedModel:
-    model_config = load_model_config(folder, raw)
+    model_config = load_model_config(folder, raw, config.generation_config)
     dtype = resolve_dtype(config.dtype, model_config.checkpoint_dtype)
     max_model_len = resolve_max_model_len(config.max_model_len, model_config.max_position_embeddings, pooling)
     backend = resolve_backend(config.attention_backend, device, model_config, config.block_size, dtype)
@@ -194,7 +194,14 @@ def _load_transformers(
 
     dtype = resolve_dtype(config.dtype, str(raw.get("dtype") or raw.get("torch_dtype") or "float32"))
     head = pooling is None or pooling.needs_head
-    decoder = TransformersDecoder(folder, raw, dtype=dtype, device=device, head=head)
+    decoder = TransformersDecoder(
+        folder,
+        raw,
+        dtype=dtype,
+        device=device,
+        head=head,
+        generation_config=config.generation_config,
+    )
     trained = decoder.config.max_position_embeddings
     max_model_len = resolve_max_model_len(config.max_model_len, trained, pooling)
     pooler = None if pooling is None else Pooler(pooling, score_weight=None, logits=decoder.logits)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 from sheaf_runtime.engine.blocks import NULL_BLOCK, BlockPool
 
 
@@ -98,64 +95,6 @@ def test_check_integrity_sees_damage(damage):
         block.key = b"nobody knows"
     with pytest.raises(AssertionError):
         pool.check_integrity()
-
-
-class PoolMachine(RuleBasedStateMachine):
-    """Any order of calls, beside a model of plain dictionaries."""
-
-    tables = Bundle("tables")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool = BlockPool(12)
-        self.refs: dict[int, int] = {}
-        self.keys: dict[bytes, int] = {}
-
-    @rule(target=tables, count=st.integers(0, 5))
-    def allocate(self, count: int) -> list[int]:
-        ids = self.pool.allocate(min(count, self.pool.num_available))
-        for page in ids:
-            assert self.refs.get(page, 0) == 0
-            self.refs[page] = 1
-            self.keys = {k: p for k, p in self.keys.items() if p != page}
-        return ids
-
-    @rule(table=consumes(tables))
-    def free(self, table: list[int]) -> None:
-        self.pool.free(table)
-        for page in table:
-            self.refs[page] -= 1
-
-    @rule(table=tables, key=st.sampled_from([b"a", b"b", b"c", b"d"]))
-    def publish(self, table: list[int], key: bytes) -> None:
-        if table:
-            self.pool.publish(table[0], key)
-            if key not in self.keys and table[0] not in self.keys.values():
-                self.keys[key] = table[0]
-
-    @precondition(lambda self: self.keys)
-    @rule(target=tables, data=st.data())
-    def touch(self, data: st.DataObject) -> list[int]:
-        page = self.pool.lookup(data.draw(st.sampled_from(sorted(self.keys))))
-        assert page is not None
-        self.pool.touch([page])
-        self.refs[page] += 1
-        return [page]
-
-    @invariant()
-    def agrees_with_the_model(self) -> None:
-        pool = self.pool
-        pool.check_integrity()
-        live = {p for p, n in self.refs.items() if n}
-        assert pool.num_live == len(live)
-        assert pool.num_live + pool.num_cached + pool.num_free == pool.num_total
-        assert pool.num_cached == sum(p not in live for p in self.keys.values())
-        assert all(pool.lookup(k) == p for k, p in self.keys.items())
-        assert all(pool.ref_count(p) == n for p, n in self.refs.items())
-
-
-TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def test_what_is_forgotten_is_not_found_and_comes_back_when_it_is_freed():

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 export UV_SYSTEM_CERTS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help env lint format constraints flags crds manifests test model cluster clients bench profile-cpu bench-operator kernels-aot gpu-check wheelhouse clean
+.PHONY: help env lint format constraints flags crds manifests test model cluster clients bench profile-cpu soak bench-operator kernels-aot gpu-check wheelhouse clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
@@ -62,6 +62,9 @@ bench: env ## our server against transformers on the demo model; writes benchmar
 
 profile-cpu: env ## where a step of the CPU kernels goes, by part; writes benchmarks/results/profile_cpu.json
 	@python benchmarks/profile_cpu.py "$$(PYTHONPATH=e2e python -m sheaf_e2e.demo_model)" --output benchmarks/results/profile_cpu.json
+
+soak: env ## the real server under random traffic for eight minutes, the engine's state machines to 10^6 steps
+	@OMP_NUM_THREADS=1 PYTHONPATH=tests/support:benchmarks python -m soak --output benchmarks/results/soak.json
 
 bench-operator: env ## what the operator costs with 500 models; writes benchmarks/results/operator_cost.json
 	@PYTHONPATH=e2e:benchmarks python benchmarks/operator_cost.py --output benchmarks/results/operator_cost.json

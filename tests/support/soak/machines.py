@@ -17,7 +17,7 @@ def run_chunk(name: str, steps: int, seed: int) -> tuple[str, int]:
     try:
         return name, run_steps(MACHINES[name], steps, seed)
     except BaseException as error:
-        told = f"--minutes 0 --machine {name!r} --steps {steps} --seed {seed} repeats it: {error!r}"
+        told = f"python -m soak --machine {name!r} --steps {steps} --seed {seed} repeats it: {error!r}"
         raise RuntimeError(told) from error
 
 

@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -27,7 +28,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +59,30 @@ def without_folders(command: str) -> str:
     return re.sub(r"[^\s=:]*/", "", command)
 
 
-class Peer:
-    """A server, stopped unless it is measured."""
+class Endpoint:
+    """A server that runs already, wherever: what it or others use of the machine is not known."""
+
+    def __init__(self, name: str, url: str) -> None:
+        self.name, self.url = name, url.rstrip("/")
+
+    def pause(self) -> None:
+        """It goes on."""
+
+    def go_on(self) -> None:
+        """It does anyway."""
+
+    def cpu_seconds(self) -> float:
+        return math.inf
+
+
+class Peer(Endpoint):
+    """A server of ours to start, stopped unless it is measured."""
 
     def __init__(self, name: str, command: str, log: Path, most_s: float) -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        self.name, self.url = name, f"http://127.0.0.1:{port}"
+        super().__init__(name, f"http://127.0.0.1:{port}")
         began = time.perf_counter()
         self._process = subprocess.Popen(
             shlex.split(command.replace("{port}", str(port))),
@@ -120,37 +138,61 @@ class Peer:
         return found
 
 
+@contextlib.contextmanager
+def open_peers(
+    commands: dict[str, str], model: Path, dtype: str, logs: Path, most_s: float
+) -> Iterator[list[Peer]]:
+    """A server for each of the ``commands``, all ready, all stopped."""
+    peers: list[Peer] = []
+    try:
+        for name, command in commands.items():
+            command = command.replace("{model}", str(model)).replace("{dtype}", dtype)
+            peers.append(Peer(name, command, logs / f"{name}.log", most_s))
+            print(f"{name} is ready after {peers[-1].start_s} s", flush=True)
+        yield peers
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def session() -> aiohttp.ClientSession:
+    """A connection for each request: not every server keeps one open as it says."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+
+
 async def load(url: str, jobs: list[Job], streams: int) -> dict[str, Any]:
-    # A connection for each request: not every server keeps one open as it says.
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
-        summary = summarize(
-            await run_load(session, Target(url, "m"), jobs, concurrency=streams), percentiles=(99,)
-        )
+    async with session() as http:
+        outcomes = await run_load(http, Target(url, "m"), jobs, concurrency=streams)
+    summary = summarize(outcomes, percentiles=(99,))
     if summary["failed"]:
         raise SystemExit(f"{url}: {summary['failed']} requests failed: {next(iter(summary['errors']))}")
     return summary
 
 
-def throughput(peer: Peer, streams: int, seed: int) -> dict[str, Any]:
+def throughput(streams: int, peer: Endpoint, seed: int) -> dict[str, Any]:
     jobs = random_jobs(max(2, streams), 128, 128, VOCAB, seed)
     summary = asyncio.run(load(peer.url, jobs, streams))
     kept = ("output_throughput", "median_ttft_ms", "p99_ttft_ms", "median_itl_ms", "p99_itl_ms")
     return {key: round(summary[key], 2) for key in kept}
 
 
-def first_token(peer: Peer, seed: int) -> dict[str, Any]:
+def first_token(peer: Endpoint, seed: int) -> dict[str, Any]:
     summary = asyncio.run(load(peer.url, random_jobs(3, 1024, 2, VOCAB, seed), 1))
     return {"median_ttft_ms": round(summary["median_ttft_ms"], 1)}
 
 
-def undisturbed(
-    peer: Peer, run: Callable[[int], dict[str, Any]], seed: int, foreign: float
-) -> dict[str, Any]:
-    """``run`` with other prompts each time, until nobody else takes part; three times at the most."""
+Case = Callable[[Endpoint, int], dict[str, Any]]
+
+
+def undisturbed(peer: Endpoint, run: Case, seed: int, foreign: float) -> dict[str, Any]:
+    """``run`` with other prompts each time, until nobody else takes part; three times at the most. Beside a
+    server whose use of the machine is not known nobody can tell."""
     for attempt in range(3):
         own = os.times()
         before, busy, began = peer.cpu_seconds(), busy_seconds(), time.perf_counter()
-        row = run(seed + 100_000 * attempt)
+        row = run(peer, seed + 100_000 * attempt)
+        if before == math.inf:
+            return {**row, "foreign_cores": None, "disturbed": False}
         now, wall = os.times(), time.perf_counter() - began
         mine = peer.cpu_seconds() - before + now.user - own.user + now.system - own.system
         row["foreign_cores"] = round(max(busy_seconds() - busy - mine, 0.0) / wall, 3)
@@ -160,21 +202,19 @@ def undisturbed(
     return row
 
 
-def measure(peers: list[Peer], rounds: int, foreign: float) -> list[dict[str, Any]]:
+def measure(
+    peers: Sequence[Endpoint], cases: dict[str, Case], rounds: int, foreign: float, warm_up: Sequence[Case]
+) -> list[dict[str, Any]]:
+    """A row for each case, peer and round. ``warm_up`` is not counted: compilation, pages, caches."""
     rows = []
     for number in range(rounds):
         for peer in peers if number % 2 == 0 else reversed(peers):
             peer.go_on()
-            for what in (*STREAMS, "first token"):
-                seed = 1000 * number + (what if isinstance(what, int) else 99)
-
-                def run(seed: int, peer: Peer = peer, what: int | str = what) -> dict[str, Any]:
-                    return throughput(peer, what, seed) if isinstance(what, int) else first_token(peer, seed)
-
-                if number == 0:
-                    run(seed + 50_000_000)  # not counted: compilation, pages, caches
-                row = undisturbed(peer, run, seed, foreign)
-                rows.append({"round": number, "peer": peer.name, "what": str(what), **row})
+            for count, case in enumerate(warm_up if number == 0 else ()):
+                case(peer, 50_000_000 + count)
+            for count, (what, case) in enumerate(cases.items()):
+                row = undisturbed(peer, case, 1000 * number + count, foreign)
+                rows.append({"round": number, "peer": peer.name, "what": what, **row})
                 print(json.dumps(rows[-1]), flush=True)
             peer.pause()
     return rows
@@ -220,16 +260,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     commands = {OURS: OUR_COMMAND, **dict(one.split("=", 1) for one in args.peer)}
-    peers: list[Peer] = []
-    try:
-        for name, command in commands.items():
-            command = command.replace("{model}", str(args.model)).replace("{dtype}", args.dtype)
-            peers.append(Peer(name, command, args.logs / f"{name}.log", args.start_seconds))
-            print(f"{name} is ready after {peers[-1].start_s} s", flush=True)
-        rows = measure(peers, args.rounds, args.foreign)
-    finally:
-        for peer in peers:
-            peer.close()
+    cases: dict[str, Case] = {str(streams): partial(throughput, streams) for streams in STREAMS}
+    cases["first token"] = first_token
+    with open_peers(commands, args.model, args.dtype, args.logs, args.start_seconds) as peers:
+        rows = measure(peers, cases, args.rounds, args.foreign, list(cases.values()))
     table = medians(rows)
     result = {
         "machine": {"cpu": processor(), "cores": os.cpu_count()},

@@ -28,13 +28,23 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
 from machine import commit, processor, report
-from peers import OUR_COMMAND, OURS, VOCAB, Case, Endpoint, measure, open_peers, session, without_folders
+from peers import (
+    OUR_COMMAND,
+    OURS,
+    VOCAB,
+    Case,
+    Endpoint,
+    measure,
+    open_peers,
+    options,
+    session,
+    without_folders,
+)
 from profile_cpu import bounds
 from sheaf_runtime.bench.datasets import random_ids
 from sheaf_runtime.bench.load import Job, Outcome, Target, run_load, send
@@ -182,18 +192,11 @@ Scenario = Callable[[Client], Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", type=Path, help="a model folder")
+    parser = options(__doc__, rounds=1)
     parser.add_argument("--dtype", default="float32", choices=list(WIDTH))
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--endpoint", action="append", default=[], metavar="NAME=URL")
     parser.add_argument("--ours", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--only", nargs="+", choices=("mixed", "long_prompt", "turn", "contexts", "length"))
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--foreign", type=float, default=0.15, help="cores that others may use")
-    parser.add_argument("--start-seconds", type=float, default=400.0, help="the most that a server may take")
-    parser.add_argument("--logs", type=Path, default=Path("/tmp"))
-    parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     read = bounds(getattr(torch, args.dtype))["read_gb_per_s"]
     scenarios: dict[str, Scenario] = {

@@ -248,16 +248,22 @@ def ratios(table: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def options(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """What every comparison of servers can be told; ``rounds`` is a default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path, help="a model folder")
-    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--foreign", type=float, default=0.15, help="cores that others may use")
     parser.add_argument("--start-seconds", type=float, default=400.0, help="the most that a server may take")
     parser.add_argument("--logs", type=Path, default=Path("/tmp"))
     parser.add_argument("--output", type=Path)
+    return parser
+
+
+def main() -> None:
+    parser = options(__doc__, rounds=3)
+    parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
     commands = {OURS: OUR_COMMAND, **dict(one.split("=", 1) for one in args.peer)}
     cases: dict[str, Case] = {str(streams): partial(throughput, streams) for streams in STREAMS}

@@ -18,10 +18,9 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from machine import commit, processor, report
-from state_machines import MACHINES
-
 from soak.machines import run_machines
 from soak.run import soak
+from state_machines import MACHINES
 
 
 def main() -> int:

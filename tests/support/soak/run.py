@@ -13,10 +13,9 @@ from typing import IO, Any
 
 import aiohttp
 from local_server import Server
-from tiny_models import write_tiny_llama
-
 from soak.catalogue import answer_alone, draw_requests
 from soak.traffic import Traffic
+from tiny_models import write_tiny_llama
 
 VOCAB, MAX_LEN = 320, 448
 SEATS, PAGES, PAGE = 12, 64, 16  # a third of what twelve of the longest would need

@@ -17,7 +17,6 @@ from random import Random
 from typing import Any
 
 import aiohttp
-
 from soak.catalogue import Lone
 
 PATIENCE = 120.0  # seconds for an answer; the engine gives thousands of tokens in them

@@ -36,7 +36,7 @@ def parts(row: Architecture) -> Iterator[str]:
     if row.qk_norm is not None:
         yield "queries and keys normalised" + (" across heads" if row.qk_norm == "all" else "")
     if row.windows != "none":
-        yield "windows"
+        yield "chunks" if row.windows == "chunks" else "windows"
     if row.sinks:
         yield "sinks"
     if "attn_logit_softcapping" in row.defaults:

@@ -85,10 +85,12 @@ def test_greedy_tokens_are_those_of_torch_and_transformers(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["gemma2", "gpt-oss", "olmo2"])
+@pytest.mark.parametrize("family", ["gemma2", "gpt-oss", "olmo2", "llama4"])
 def test_families_run_on_kernels(family: str, tmp_path: Path, backend: str) -> None:
-    """Windows by KV groups, soft caps, sinks, norms with a wide weight: logits as plain torch has them."""
-    folder = str(write_tiny(tmp_path, family, head_dim=16, num_hidden_layers=2))
+    """Windows and chunks by KV groups, soft caps, sinks, norms with a wide weight: logits as plain torch has
+    them."""
+    layers = {"no_rope_layers": [1, 0]} if family == "llama4" else {}
+    folder = str(write_tiny(tmp_path, family, head_dim=16, num_hidden_layers=2, **layers))
 
     def run(**options: Any) -> torch.Tensor:
         driver = PlanDriver(folder, block_size=16, num_blocks=30, **options)

@@ -107,6 +107,7 @@ def test_whose_generation_config_tells_the_end_is_a_flag(tmp_path: Path) -> None
             "rope type 'xpos'.*default, linear, dynamic, llama3, yarn, longrope",
         ),
         ({"rope_scaling": {"type": "linear"}}, "rope type linear needs factor"),
+        ({"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta"),
         ({"rope_scaling": {"type": "longrope"}}, "rope type longrope needs short_factor, long_factor"),
         (
             {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 8}},

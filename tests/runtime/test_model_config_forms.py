@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sheaf_runtime.models.config import ModelConfig
+from sheaf_runtime.models.config import ModelConfig, Sharpening
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.parse import parse_model_config
 
@@ -71,20 +71,41 @@ def test_yarn_that_was_added_to_a_config_of_the_first_length() -> None:
         assert config.max_position_embeddings == expected
 
 
+SHARP = Sharpening(weight=0.1, step=8192)
+
+
 @pytest.mark.parametrize(
-    ("fields", "longest"),
+    ("fields", "chunks", "sharpened"),
     [
-        ({}, 4096),
-        ({"attention_chunk_size": 1024}, 1024),
-        ({"attention_chunk_size": 1024, "layer_types": ["full_attention"] * 6}, 4096),
-        ({"floor_scale": 512}, 511),
-        ({"floor_scale": 512, "attn_temperature_tuning": False}, 4096),
-        ({"floor_scale": 512, "no_rope_layers": [1] * 6}, 4096),
+        ({"no_rope_layers": []}, [8192, 8192, 8192, None, 8192, 8192], [None] * 3 + [SHARP, None, None]),
+        ({"attention_chunk_size": None}, [None] * 6, [None] * 3 + [SHARP, None, None]),
+        ({"layer_types": ["full_attention"] * 6}, [None] * 6, [None] * 3 + [SHARP, None, None]),
+        ({"no_rope_layers": [1] * 6, "attention_chunk_size": 64}, [64] * 6, [None] * 6),
+        (
+            {"no_rope_layers": [0, 1] * 3, "floor_scale": 512, "attn_scale": 0.2},
+            [None, 8192] * 3,
+            [Sharpening(weight=0.2, step=512), None] * 3,
+        ),
+        ({"attn_temperature_tuning": False}, [8192, 8192, 8192, None, 8192, 8192], [None] * 6),
     ],
 )
-def test_llama_4_is_served_as_far_as_it_is_a_plain_decoder(fields: dict[str, Any], longest: int) -> None:
-    """huggingface/transformers#37351: beyond that layers must know of chunks, and queries of their place."""
-    assert parse("Llama4ForCausalLM", **fields).max_position_embeddings == longest
+def test_llama_4s_chunks_and_sharpened_queries(
+    fields: dict[str, Any], chunks: list[int | None], sharpened: list[Sharpening | None]
+) -> None:
+    """huggingface/transformers#37351; an empty ``no_rope_layers`` is how Scout is published."""
+    config = parse("Llama4ForCausalLM", **fields)
+    assert config.max_position_embeddings == 4096
+    assert [layer.chunk for layer in config.layers] == chunks
+    assert [layer.sharpening for layer in config.layers] == sharpened
+
+
+def test_layers_that_llama_4_does_not_have() -> None:
+    with pytest.raises(UnsupportedModelError, match="unsupported layer type 'sliding_attention'"):
+        parse("Llama4ForCausalLM", layer_types=["sliding_attention"] * 6, sliding_window=8)
+    with pytest.raises(UnsupportedModelError, match="attention_chunk_size must be a positive integer"):
+        parse("Llama4ForCausalLM", attention_chunk_size=0)
+    with pytest.raises(UnsupportedModelError, match="unsupported layer type 'chunked_attention'"):
+        parse("Qwen2ForCausalLM", layer_types=["chunked_attention"] * 6, attention_chunk_size=8)
 
 
 def test_the_layers_of_llama_4_that_have_experts() -> None:

@@ -25,7 +25,8 @@ LATENT = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
     "n_group": 1, "topk_group": 1,
 }  # fmt: skip
-# Learned positions, other rotations, parallel layers, one key head, odd norms, shared experts, windows.
+# Learned positions, other rotations, parallel layers, one key head, odd norms, shared experts, windows,
+# queries that are sharpened with their position.
 SERVED: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel": GPT2,
     "OPTForCausalLM": {"ffn_dim": 80, "word_embed_proj_dim": 48},
@@ -36,6 +37,16 @@ SERVED: dict[str, dict[str, Any]] = {
     "GemmaForCausalLM": {"head_dim": 16},
     "Olmo3ForCausalLM": {"sliding_window": 9, "num_hidden_layers": 5},
     "Exaone4ForCausalLM": {"sliding_window": 9, "sliding_window_pattern": 2},
+    "Ministral3ForCausalLM": {
+        "head_dim": 16,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 500.0,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16,
+            "llama_4_scaling_beta": 0.6,
+        },
+    },
     "Qwen2MoeForCausalLM": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
 }
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -29,6 +29,8 @@ def prefix_hash(parent: int, token: int) -> int:
 
 def first_read(group: KVGroup, position: int) -> int:
     """The first position that the token at ``position`` attends to."""
+    if group.chunk is not None:
+        return position - position % group.chunk
     return 0 if group.window is None else max(0, position - group.window + 1)
 
 

@@ -20,6 +20,7 @@ GROUPS = [
         FULL,
         KVGroup(kind="window", layers=(1,), page_bytes=1, window=8),
     ),
+    (FULL, KVGroup(kind="chunk", layers=(1,), page_bytes=1, chunk=8)),
 ]
 
 

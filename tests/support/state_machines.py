@@ -10,7 +10,7 @@ from collections import Counter
 from random import Random
 
 import hypothesis
-from checked_executor import CheckedExecutor, Info, expected_output, expected_vector
+from checked_executor import CheckedExecutor, Info, expected_output, expected_vector, first_read
 from engine_jobs import GROUPS, Job, random_message
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -167,7 +167,7 @@ class CacheMachine(Counted):
         computed = hit.num_published * self.size
         assert computed < len(tokens)
         for group, (kv, table) in enumerate(zip(self.groups, hit.tables, strict=True)):
-            first = 0 if kv.window is None else max(0, computed - kv.window + 1) // self.size
+            first = first_read(kv, computed) // self.size
             for i, page in enumerate(table):
                 if i >= first:  # the next token sees it
                     assert self.contents[page] == (group, salt, tuple(tokens[: (i + 1) * self.size]))
@@ -225,7 +225,7 @@ class CacheMachine(Counted):
             refs.update(page for table in held.tables for page in table if page != NULL_BLOCK)
             assert held.num_held <= self.kv.num_pages(len(holder.tokens))
             for group, (kv, table) in enumerate(zip(self.groups, held.tables, strict=True)):
-                first = 0 if kv.window is None else max(0, holder.computed - kv.window + 1) // self.size
+                first = first_read(kv, holder.computed) // self.size
                 assert set(table[:first]) <= {NULL_BLOCK}, "what no later token sees is not given back"
                 for i in range(first, holder.computed // self.size):
                     wanted = (group, holder.salt, tuple(holder.tokens[: (i + 1) * self.size]))

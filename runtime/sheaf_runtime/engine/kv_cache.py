@@ -1,8 +1,8 @@
 """Block tables of all KV groups over one pool of pages: prefix hits, growth, windows, publishing.
 
 A *full* group keeps every page of a request. A *window* group needs the pages of the last ``window`` tokens
-only: the others are given back and the null page takes their place in the table, so that the page of
-position ``p`` is ``table[p // block_size]`` in every group.
+only, a *chunk* group those of the chunk it is in: the others are given back and the null page takes their
+place in the table, so that the page of position ``p`` is ``table[p // block_size]`` in every group.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class KVCache:
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self._groups = tuple(groups)
-        self._windows = [group.window for group in groups]
+        self._is_full = [group.kind == "full" for group in groups]
         self._max_in_flight_tokens = max_in_flight_tokens
         self._log: KVEventLog | None = None
 
@@ -77,7 +77,7 @@ class KVCache:
     def max_tokens(self) -> int:
         """Longest request that the empty pool can hold."""
         total = self.pool.num_total
-        if None not in self._windows and self.num_pages(sys.maxsize) <= total:
+        if not any(self._is_full) and self.num_pages(sys.maxsize) <= total:
             return sys.maxsize
         pages = bisect_right(range(total + 1), total, key=lambda n: self.num_pages(n * self.block_size)) - 1
         return pages * self.block_size
@@ -97,7 +97,7 @@ class KVCache:
             extend_digests(digests, root, token_ids, self.block_size, limit)
             n = self._hit_length(digests, limit)
         tables, first_live = [], []
-        for group in range(len(self._windows)):
+        for group in range(len(self._groups)):
             first = self._first_needed(group, n * self.block_size)
             table = [NULL_BLOCK] * first
             for digest in digests[first:n]:
@@ -111,13 +111,13 @@ class KVCache:
     def _hit_length(self, digests: list[bytes], limit: int) -> int:
         lookup = self.pool.lookup
         n = limit
-        for group, window in enumerate(self._windows):
-            if window is None:
+        for group, is_full in enumerate(self._is_full):
+            if is_full:
                 n = next((i for i in range(n) if lookup(page_key(group, digests[i])) is None), n)
         while True:
             before = n
-            for group, window in enumerate(self._windows):
-                if window is not None:
+            for group, is_full in enumerate(self._is_full):
+                if not is_full:
                     n = self._window_hit(group, digests, n)
             if n == before:
                 return n
@@ -133,8 +133,7 @@ class KVCache:
 
     def _first_needed(self, group: int, position: int) -> int:
         """Index of the first page that the token at ``position`` (and later ones) attends to."""
-        window = self._windows[group]
-        return 0 if window is None else max(0, position - window + 1) // self.block_size
+        return self._groups[group].first_seen(position) // self.block_size
 
     def pages_to_admit(self, hit: BlockTables, num_tokens: int) -> int:
         """Pages that leave the available ones if the hit is taken and grown to ``num_tokens`` tokens."""
@@ -188,8 +187,8 @@ class KVCache:
 
     def trim(self, held: BlockTables, num_computed: int) -> None:
         """Give back the pages that no token from position ``num_computed`` on attends to."""
-        for group, window in enumerate(self._windows):
-            if window is None:
+        for group, is_full in enumerate(self._is_full):
+            if is_full:
                 continue
             table, first = held.tables[group], held.first_live[group]
             needed = min(self._first_needed(group, num_computed), len(table))

@@ -15,6 +15,12 @@ from sheaf_runtime.engine.prefix import split_key
 from sheaf_runtime.worker.plan import KVGroup
 
 MEDIUM = "GPU"  # the cache that attention reads, wherever it is
+# What vLLM calls the kinds of groups.
+SPEC_KINDS = {
+    "full": "full_attention",
+    "window": "sliding_window",
+    "chunk": "chunked_local_attention",
+}
 
 
 class KVEvent(msgspec.Struct, omit_defaults=True, tag=True, frozen=True):
@@ -58,7 +64,7 @@ class KVEventLog:
     """Events since they were last taken, in order."""
 
     def __init__(self, groups: Sequence[KVGroup], block_size: int) -> None:
-        self._windows = [group.window for group in groups]
+        self._groups = groups
         self._block_size = block_size
         self._events: list[BlockStored | BlockRemoved | AllBlocksCleared] = []
 
@@ -76,7 +82,7 @@ class KVEventLog:
     ) -> None:
         """``pages`` are places in the request's table that can be found from now on; ``digests`` and
         ``token_ids`` are the whole request's."""
-        size, window = self._block_size, self._windows[group]
+        size, kept = self._block_size, self._groups[group]
         for _, run in groupby(enumerate(pages), lambda item: item[1] - item[0]):
             places = [place for _, place in run]
             first, last = places[0], places[-1]
@@ -91,8 +97,8 @@ class KVEventLog:
                     lora_name=None,
                     extra_keys=[extras if extras and place == 0 else None for place in places],
                     group_idx=group,
-                    kv_cache_spec_kind="full_attention" if window is None else "sliding_window",
-                    kv_cache_spec_sliding_window=window,
+                    kv_cache_spec_kind=SPEC_KINDS[kept.kind],
+                    kv_cache_spec_sliding_window=kept.window,
                 )
             )
 

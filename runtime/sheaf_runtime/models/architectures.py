@@ -13,8 +13,8 @@ from typing import Any, Literal
 from sheaf_runtime.models.config import NormKind, QKNorm, Scoring
 
 # Where windows are: on every layer if `sliding_window` is set; on the layers that `layer_types` names; on
-# those too, but only if `use_sliding_window`.
-Windows = Literal["none", "all", "layer_types", "switched"]
+# those too, but only if `use_sliding_window`. "chunks": chunks instead, on the layers that it names.
+Windows = Literal["none", "all", "layer_types", "switched", "chunks"]
 # Layers without rotary embedding: none; those that `no_rope_layers` has a 0 for; those without a window.
 NoRope = Literal["none", "listed", "full_layers"]
 
@@ -166,6 +166,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         qkv_bias="attention_bias",
         output_bias="attention_bias",
         interleaved=True,
+        windows="chunks",
         no_rope="listed",
         experts="sigmoid_input",
         dense_size="intermediate_size_mlp",
@@ -187,6 +188,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "attention_chunk_size": 8192,
             "attn_temperature_tuning": True,
             "floor_scale": 8192,
+            "attn_scale": 0.1,
         },
     ),
     "MistralForCausalLM": _MISTRAL,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sheaf_runtime.models.architectures import ARCHITECTURES, Names
-from sheaf_runtime.models.config import ModelConfig
+from sheaf_runtime.models.config import ModelConfig, Sharpening
 from sheaf_runtime.models.layers import Attention, Linear, Ops, Target
 from sheaf_runtime.models.norms import Norm, RMSNorm, UnitNorm, make_norm
 from sheaf_runtime.models.rope import channel_order
@@ -32,6 +32,7 @@ class SelfAttention:
         self.sinks = torch.empty(c.num_heads, dtype=dtype, device=device) if c.sinks else None
         self._per_head = c.qk_norm != "all"
         rope = config.layers[index].rope
+        self._sharpening = config.layers[index].sharpening
 
         def norm(features: int) -> Norm:
             if c.qk_norm == "unit":
@@ -46,7 +47,9 @@ class SelfAttention:
         interleaved = ARCHITECTURES[config.architecture].interleaved
         self._order = None if rope is None else channel_order(c.head_dim, rope.rotary_dim, interleaved)
 
-    def __call__(self, x_TC: Tensor, angles: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+    def __call__(
+        self, x_TC: Tensor, positions_T: Tensor, angles: tuple[Tensor, Tensor], attention: Attention
+    ) -> Tensor:
         heads, kv_heads = self._heads, self._kv_heads
         qkv_TND = self.qkv(x_TC).view(-1, heads + 2 * kv_heads, self._head_dim)
         if self.qk_norms is not None:
@@ -54,6 +57,8 @@ class SelfAttention:
             self._normalize(self.qk_norms[1], qkv_TND[:, heads:-kv_heads])
         if self._clip is not None:
             qkv_TND.clamp_(-self._clip, self._clip)
+        if self._sharpening is not None:
+            qkv_TND[:, :heads].mul_(_sharpness(self._sharpening, positions_T)[:, None, None])
         q_TQD = attention.write_kv(self._index, qkv_TND, *angles)
         attended = attention.attend(self._index, q_TQD, self.sinks)
         return self.output(attended.view(-1, heads * self._head_dim))
@@ -96,3 +101,8 @@ class SelfAttention:
         for tensor in tensors:
             heads = tensor.view(-1, self._head_dim, *tensor.shape[1:])
             heads.copy_(heads[:, order])
+
+
+def _sharpness(config: Sharpening, positions_T: Tensor) -> Tensor:
+    """What each token's query is multiplied by, in float32."""
+    return torch.log1p((positions_T + 1).div(config.step).floor()) * config.weight + 1.0

@@ -16,12 +16,24 @@ Activation = Literal["silu", "gelu", "gelu_tanh"]
 
 
 @dataclass(frozen=True)
+class Sharpening:
+    """The query at position p is multiplied by ``1 + weight * log(1 + (p + 1) // step)``, which keeps
+    attention over a long context from blurring where positions are not embedded (arXiv 2501.19399)."""
+
+    weight: float
+    step: int
+
+
+@dataclass(frozen=True)
 class LayerConfig:
-    """Where layers differ. ``window`` counts the tokens that one sees, itself included; ``rope`` None:
-    positions are not embedded; ``sparse``: experts instead of one MLP."""
+    """Where layers differ. ``window`` counts the tokens that one sees, itself included; ``chunk``: it sees
+    those since the last multiple of it; ``rope`` None: positions are not embedded; ``sparse``: experts
+    instead of one MLP."""
 
     window: int | None = None
+    chunk: int | None = None
     rope: RopeConfig | None = None
+    sharpening: Sharpening | None = None
     sparse: bool = False
 
 

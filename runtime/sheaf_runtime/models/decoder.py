@@ -61,11 +61,16 @@ class DecoderLayer:
         self.mlp_out_norm = norm(names.mlp_out_norm)
 
     def __call__(
-        self, x_TC: Tensor, residual_TC: Tensor | None, angles: Angles, attention: Attention
+        self,
+        x_TC: Tensor,
+        residual_TC: Tensor | None,
+        positions_T: Tensor,
+        angles: Angles,
+        attention: Attention,
     ) -> tuple[Tensor, Tensor]:
         """(x, residual) of the next layer, whose first norm adds them; the first layer has no residual."""
         normed, residual_TC = self.input_norm(x_TC, residual_TC)
-        attended = self.attention(normed, angles, attention)
+        attended = self.attention(normed, positions_T, angles, attention)
         if self._parallel:
             return attended + self.mlp(normed), residual_TC
         attended = self._scaled(self.attention_out_norm(attended)[0])
@@ -152,7 +157,7 @@ class Decoder:
         def layers(x_TC: Tensor, angles: list[Angles]) -> Tensor:
             residual_TC = None
             for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
-                x_TC, residual_TC = layer(x_TC, residual_TC, angles[rope], attention)
+                x_TC, residual_TC = layer(x_TC, residual_TC, positions_T, angles[rope], attention)
             return self.final_norm(x_TC, residual_TC)[0]
 
         return attention.run(layers, x_TC, angles)

@@ -106,7 +106,9 @@ class Experts:
         if self._config.scoring != "softmax":
             best, chosen = scores_TE.topk(self._config.top_k, dim=-1)
             if self._config.scoring == "sigmoid_input":
-                return best.float().sigmoid().to(best.dtype), chosen
+                # A softmax goes row by row; the bits of torch's sigmoid depend on how many values it has.
+                pairs = torch.stack((best.float(), torch.zeros_like(best, dtype=torch.float32)), dim=-1)
+                return pairs.softmax(-1)[..., 0].to(best.dtype), chosen
             return best.softmax(-1), chosen
         weights, chosen = scores_TE.float().softmax(-1).topk(self._config.top_k, dim=-1)
         if self._config.renormalize:

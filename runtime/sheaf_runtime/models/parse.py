@@ -20,6 +20,7 @@ from sheaf_runtime.models.config import (
     LayerConfig,
     MLPConfig,
     ModelConfig,
+    Sharpening,
 )
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.rope import RopeConfig, parse_rope
@@ -101,7 +102,7 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) ->
         architecture=name,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        max_position_embeddings=_longest(raw, layers, max(_positive(raw, "max_position_embeddings"), reach)),
+        max_position_embeddings=max(_positive(raw, "max_position_embeddings"), reach),
         layers=layers,
         attention=attention,
         mlp=MLPConfig(
@@ -202,13 +203,17 @@ def _layers(raw: Mapping[str, Any], row: Architecture, head_dim: int) -> tuple[L
     types = _layer_types(raw, row, count, rotates)
     ropes = {kind: _rope(raw, row, kind, head_dim) for kind in dict.fromkeys(types)}
     window = _positive(raw, "sliding_window") if SLIDING in types else None
+    chunk = _positive(raw, "attention_chunk_size") if CHUNKED in types else None
+    sharpening = _sharpening(raw)
     if row.no_rope == "full_layers":
         rotates = [kind == SLIDING for kind in types]
     sparse = _sparse(raw, row, count)
     return tuple(
         LayerConfig(
             window=window if kind == SLIDING else None,
+            chunk=chunk if kind == CHUNKED else None,
             rope=ropes[kind] if rotated else None,
+            sharpening=None if rotated else sharpening,
             sparse=has_experts,
         )
         for kind, rotated, has_experts in zip(types, rotates, sparse, strict=True)
@@ -221,9 +226,13 @@ def _layer_types(raw: Mapping[str, Any], row: Architecture, count: int, rotates:
         windowed = False
     if row.windows in ("none", "all"):
         return [SLIDING if windowed else FULL] * count
+    chunked = row.windows == "chunks"
     types = raw.get("layer_types")
     if types is None:
-        if row.no_rope == "listed":
+        if chunked:
+            exists = raw.get("attention_chunk_size") is not None
+            types = [CHUNKED if rotated and exists else FULL for rotated in rotates]
+        elif row.no_rope == "listed":
             types = [FULL if not windowed or rotated else SLIDING for rotated in rotates]
         elif row.windows == "switched":
             first = _natural(raw, "max_window_layers")
@@ -233,7 +242,7 @@ def _layer_types(raw: Mapping[str, Any], row: Architecture, count: int, rotates:
             types = [SLIDING if (i + 1) % pattern else FULL for i in range(count)]
     if not isinstance(types, list) or len(types) != count:
         raise UnsupportedModelError(f"config.json: layer_types must list {count} layers, got {types!r}")
-    if unknown := [kind for kind in types if kind not in (SLIDING, FULL)]:
+    if unknown := [kind for kind in types if kind not in (CHUNKED if chunked else SLIDING, FULL)]:
         raise UnsupportedModelError(f"unsupported layer type {unknown[0]!r} in config.json's layer_types")
     if not windowed and SLIDING in types:
         if row.windows == "switched":  # as transformers: the switch beats the list
@@ -246,7 +255,7 @@ def _rotates(raw: Mapping[str, Any], row: Architecture, count: int) -> list[bool
     if row.no_rope != "listed":
         return [True] * count
     listed = raw.get("no_rope_layers")
-    if listed is None:
+    if listed is None or listed == []:  # as Llama 4 is published
         interval = _positive(raw, "no_rope_layer_interval")
         return [(i + 1) % interval != 0 for i in range(count)]
     if not isinstance(listed, list) or len(listed) < count:
@@ -254,14 +263,10 @@ def _rotates(raw: Mapping[str, Any], row: Architecture, count: int) -> list[bool
     return [bool(rotated) for rotated in listed[:count]]
 
 
-def _longest(raw: Mapping[str, Any], layers: tuple[LayerConfig, ...], length: int) -> int:
-    """The length up to which a model that attends within chunks, or more sharply from some position on, is a
-    plain one: more than that is not implemented."""
-    if raw.get("attention_chunk_size") is not None and CHUNKED in (raw.get("layer_types") or [CHUNKED]):
-        length = min(length, _positive(raw, "attention_chunk_size"))
-    if raw.get("attn_temperature_tuning") and any(layer.rope is None for layer in layers):
-        length = min(length, _positive(raw, "floor_scale") - 1)
-    return length
+def _sharpening(raw: Mapping[str, Any]) -> Sharpening | None:
+    if not raw.get("attn_temperature_tuning"):
+        return None
+    return Sharpening(weight=_number(raw, "attn_scale"), step=_positive(raw, "floor_scale"))
 
 
 def _rope(raw: Mapping[str, Any], row: Architecture, layer_type: str, head_dim: int) -> RopeConfig:

@@ -73,6 +73,10 @@ def parse_rope(given: Mapping[str, Any], *, head_dim: int, max_position: int) ->
         raise UnsupportedModelError(
             f"unsupported rope type {named!r}; implemented are {', '.join(ROPE_KINDS)}"
         )
+    if given.get("llama_4_scaling_beta"):
+        raise UnsupportedModelError(
+            "llama_4_scaling_beta, which sharpens queries, is implemented for Ministral3ForCausalLM only"
+        )
     if missing := [name for name in _REQUIRED.get(kind, ()) if given.get(name) is None]:
         raise UnsupportedModelError(f"rope type {kind} needs {', '.join(missing)} in config.json")
     rotary_dim = int(head_dim * (given.get("partial_rotary_factor") or 1.0))

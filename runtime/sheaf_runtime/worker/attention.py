@@ -85,7 +85,7 @@ class TorchAttention:
             page, slot = np.divmod(where.slot_mapping_T, self._block_size)
             rows = (page[:, None] * self._kv_heads + heads) * self._block_size + slot[:, None]
             group.written = self._on_device(rows.reshape(-1))
-            group.parts = self._parts(inputs, where, group.window)
+            group.parts = self._parts(where, group.window)
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         keys, values = self._slots[layer]
@@ -164,42 +164,44 @@ class TorchAttention:
 
     # --- once a step ----------------------------------------------------------------------------------
 
-    def _parts(self, inputs: StepInputs, where: GroupInputs, window: int | None) -> list[_Part]:
-        """Cut the requests into parts. Decodes come first, sorted by length."""
-        queries = np.diff(inputs.query_start)
+    def _parts(self, where: GroupInputs, window: int | None) -> list[_Part]:
+        """Cut the requests into parts. Decodes come first; their lengths grow, but where they begin with a
+        window's or a chunk's first page."""
+        queries = np.diff(where.query_start)
         # The first page that the earliest query of each request sees.
-        earliest = inputs.context_len - queries + 1 - (window or 0)
+        earliest = where.context_len - queries + 1 - (window or 0)
         first = np.maximum(earliest, 0) // self._block_size if window else np.zeros_like(queries)
-        pages = -(-inputs.context_len // self._block_size) - first
+        pages = -(-where.context_len // self._block_size) - first
         page_elements = self._kv_heads * self._block_size * self._head_dim
-        decodes = int((queries == 1).sum())
+        # A request of more tokens may end with a piece of one.
+        decodes = int(np.logical_and.accumulate(queries == 1).sum())
         parts, stop = [], decodes
         while stop > 0:  # from the longest down
-            start, padding, longest = stop - 1, 0, pages[stop - 1]
+            start, longest, held = stop - 1, pages[stop - 1], pages[stop - 1]
             while start > 0:
-                padding += (longest - pages[start - 1]) * page_elements
-                if padding > MAX_PADDING or (stop - start + 1) * longest * page_elements > MAX_PART:
+                longest, held = max(longest, pages[start - 1]), held + pages[start - 1]
+                padded = (stop - start + 1) * longest
+                if (padded - held) * page_elements > MAX_PADDING or padded * page_elements > MAX_PART:
                     break
                 start -= 1
             parts.append((start, stop))
             stop = start
         parts += [(i, i + 1) for i in range(decodes, len(pages))]
-        return [self._part(inputs, where, window, first, *part) for part in parts]
+        return [self._part(where, window, first, *part) for part in parts]
 
     def _part(
         self,
-        inputs: StepInputs,
         where: GroupInputs,
         window: int | None,
         first: npt.NDArray[np.int64],
         start: int,
         stop: int,
     ) -> _Part:
-        from_token, to_token = int(inputs.query_start[start]), int(inputs.query_start[stop])
+        from_token, to_token = int(where.query_start[start]), int(where.query_start[stop])
         queries = (to_token - from_token) // (stop - start)
         first = first[start:stop]
         # From here on positions count from each request's first page.
-        lengths = inputs.context_len[start:stop] - first * self._block_size
+        lengths = where.context_len[start:stop] - first * self._block_size
         longest = int(lengths.max())
         num_pages = -(-longest // self._block_size)
         table = where.block_table_RP[start:stop]

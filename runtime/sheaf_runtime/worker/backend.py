@@ -111,6 +111,7 @@ def make_attention(
     layout: KVLayout,
     config: AttentionConfig,
     max_num_seqs: int,
+    max_num_batched_tokens: int,
 ) -> PagedAttention:
     """``caches`` holds (keys, values) of each layer, [page, kv_head, slot, dim]."""
     if backend == "torch":
@@ -119,7 +120,7 @@ def make_attention(
         return CpuAttention(caches, layout, config)
     from sheaf_runtime.worker.triton_backend import TritonAttention
 
-    return TritonAttention(caches, layout, config, max_num_seqs)
+    return TritonAttention(caches, layout, config, max_num_seqs, max_num_batched_tokens)
 
 
 def choose_tokens(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sheaf_runtime.worker.chunks import cut
 from sheaf_runtime.worker.failures import is_device_failure
 from sheaf_runtime.worker.plan import NewRequest, Scheduled, StepPlan
 from sheaf_runtime.worker.pooling import PoolTarget
@@ -28,9 +29,15 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class GroupInputs:
-    """Where one KV group's keys and values are. ``slot_mapping`` is page * block_size + slot. Entries of the
-    table before a window's first page mean nothing."""
+    """Where one KV group's keys and values are, and what attends to what there. ``slot_mapping`` is
+    page * block_size + slot. Entries of the table before a window's first page mean nothing.
 
+    ``context_len`` counts a request's tokens in the cache after this step. In a group of chunks R counts the
+    pieces that ``chunks.cut`` makes of the requests.
+    """
+
+    query_start: Int64  # [R + 1]
+    context_len: Int64  # [R]
     block_table_RP: Int32
     slot_mapping_T: Int64
 
@@ -38,17 +45,11 @@ class GroupInputs:
 @dataclass(frozen=True)
 class StepInputs:
     """One step's tokens, flattened, requests in an order of the batch's own: single tokens (decodes) first,
-    shorter contexts first.
-
-    ``context_len`` counts a request's tokens in the cache after this step. Host arrays are numpy, device
-    tensors torch.
-    """
+    shorter contexts first. Host arrays are numpy, device tensors torch."""
 
     tokens_T: Tensor
     positions_T: Tensor
     prompt_lens_T: Tensor  # of the request that the token belongs to
-    query_start: Int64  # [R + 1]
-    context_len: Int64  # [R]
     groups: tuple[GroupInputs, ...]
 
 
@@ -100,7 +101,8 @@ class _Row:
 
 
 class Batch:
-    """``max_len`` is the most tokens that one request can hold, prompt and output."""
+    """``max_len`` is the most tokens that one request can hold, prompt and output; ``chunks`` has the KV
+    groups' own, None where a group has none."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class Batch:
         max_len: int,
         vocab_size: int,
         block_size: int,
-        num_groups: int,
+        chunks: tuple[int | None, ...],
         eos_token_ids: tuple[int, ...],
         device: torch.device,
     ) -> None:
@@ -118,7 +120,8 @@ class Batch:
         self._width = max_len + 1  # the last sampled token has a cell too, though it is never computed
         self._token_ids = torch.zeros(max_num_seqs, self._width, dtype=torch.int32, device=device)
         width = -(-max_len // block_size)
-        self._tables = [np.zeros((max_num_seqs, width), dtype=np.int32) for _ in range(num_groups)]
+        self._chunks = chunks
+        self._tables = [np.zeros((max_num_seqs, width), dtype=np.int32) for _ in chunks]
         self.sampling = SamplingState(
             max_num_seqs=max_num_seqs,
             vocab_size=vocab_size,
@@ -185,21 +188,19 @@ class Batch:
         owner = np.repeat(np.arange(len(order)), count)
         positions = np.arange(query_start[-1]) + (start - query_start[:-1])[owner]
         block, slot = np.divmod(positions, self._block_size)
-        groups = tuple(
-            GroupInputs(
-                block_table_RP=table[rows, :num_pages],
-                slot_mapping_T=table[rows[owner], block].astype(np.int64) * self._block_size + slot,
-            )
-            for table in self._tables
-        )
+        groups = []
+        for chunk, table in zip(self._chunks, self._tables, strict=True):
+            attended = query_start, context_len, table[rows, :num_pages]
+            if chunk is not None:
+                attended = cut(*attended, chunk=chunk, block_size=self._block_size)
+            slots_T = table[rows[owner], block].astype(np.int64) * self._block_size + slot
+            groups.append(GroupInputs(*attended, slot_mapping_T=slots_T))
         cells = self._to_device(rows[owner] * self._width + positions)
         inputs = StepInputs(
             tokens_T=self._token_ids.view(-1)[cells],
             positions_T=self._to_device(positions),
             prompt_lens_T=self._to_device(prompt_lens[owner]),
-            query_start=query_start,
-            context_len=context_len,
-            groups=groups,
+            groups=tuple(groups),
         )
         draws = [s.sample and row.request.pooling is None for s, row in zip(order, mirrored, strict=True)]
         chosen = np.flatnonzero(draws)

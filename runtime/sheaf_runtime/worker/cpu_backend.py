@@ -91,8 +91,8 @@ class CpuAttention:
         self._plans = [
             make_plan(
                 group.block_table_RP,
-                inputs.query_start,
-                inputs.context_len,
+                group.query_start,
+                group.context_len,
                 group=self._group_size,
                 kv_heads=kv_heads,
                 head_dim=head_dim,

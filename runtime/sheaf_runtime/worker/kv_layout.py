@@ -33,26 +33,27 @@ class KVLayout:
 
 def kv_layout(layers: tuple[LayerConfig, ...], layer_page_bytes: int) -> KVLayout:
     """``layer_page_bytes``: keys and values of one page in one layer."""
-    kinds: dict[int | None, list[int]] = {}
+    kinds: dict[tuple[int | None, int | None], list[int]] = {}
     for index, layer in enumerate(layers):
-        kinds.setdefault(layer.window, []).append(index)
+        kinds.setdefault((layer.window, layer.chunk), []).append(index)
     counts = [len(members) for members in kinds.values()]
     size = max(counts) if max(counts) < SLACK * min(counts) else min(counts)
     parts = [
-        (window, tuple(members[start : start + size]))
-        for window, members in kinds.items()
+        (kind, tuple(members[start : start + size]))
+        for kind, members in kinds.items()
         for start in range(0, len(members), size)
     ]
     # Full layers first: their pages decide what can be a prefix hit.
-    parts.sort(key=lambda part: part[0] is not None)
+    parts.sort(key=lambda part: part[0] != (None, None))
     groups = tuple(
         KVGroup(
-            kind="full" if window is None else "window",
+            kind="window" if window is not None else "chunk" if chunk is not None else "full",
             layers=part,
             page_bytes=size * layer_page_bytes,
             window=window,
+            chunk=chunk,
         )
-        for window, part in parts
+        for (window, chunk), part in parts
     )
     where = {layer: (g, t) for g, group in enumerate(groups) for t, layer in enumerate(group.layers)}
     return KVLayout(

@@ -17,7 +17,7 @@ from torch import Tensor
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.gguf.folder import HeaderFolder, open_folder
 from sheaf_runtime.models.checkpoint import Checkpoint, SafetensorsFolder, stored_dtype
-from sheaf_runtime.models.config import DecoderConfig
+from sheaf_runtime.models.config import DecoderConfig, LayerConfig
 from sheaf_runtime.models.decoder import Decoder
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.gguf_checkpoint import GGUFCheckpoint
@@ -70,10 +70,21 @@ class LoadedModel:
         return self.decoder.config
 
     def kv_layout(self, block_size: int) -> KVLayout:
+        """Raises ``UnsupportedModelError`` if chunks that attention is within begin inside of pages."""
         c = self.config.attention
-        return kv_layout(
-            self.config.layers, 2 * c.num_kv_heads * block_size * c.head_dim * self.dtype.itemsize
-        )
+        layers = tuple(map(self._within_length, self.config.layers))
+        for layer in layers:
+            if layer.chunk is not None and layer.chunk % block_size:
+                raise UnsupportedModelError(
+                    f"config.json: attention_chunk_size ({layer.chunk}) is no multiple of --block-size "
+                    f"({block_size}); choose another, or a --max-model-len up to {layer.chunk}"
+                )
+        return kv_layout(layers, 2 * c.num_kv_heads * block_size * c.head_dim * self.dtype.itemsize)
+
+    def _within_length(self, layer: LayerConfig) -> LayerConfig:
+        """A chunk that no context leaves is none."""
+        inside = layer.chunk is not None and layer.chunk >= self.max_model_len
+        return replace(layer, chunk=None) if inside else layer
 
 
 def load_model(config: EngineConfig) -> LoadedModel:

@@ -101,7 +101,8 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KVGroup(msgspec.Struct, frozen=True, kw_only=True):
-    """Layers that share one block table. ``kind`` "full", or "window" with ``window`` tokens kept.
+    """Layers that share one block table. ``kind`` "full", "window" with ``window`` tokens kept, or "chunk":
+    a token sees those before it from the last multiple of ``chunk`` on, which is one of the page's size too.
 
     ``page_bytes`` are those of a page in the pool, which all groups share: keys and values of as many layers
     as the largest group has.
@@ -111,11 +112,20 @@ class KVGroup(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[int, ...]
     page_bytes: int
     window: int | None = None
+    chunk: int | None = None
+
+    def first_seen(self, position: int) -> int:
+        """The first position that the token at ``position`` attends to; later ones see none before it."""
+        if self.chunk is not None:
+            return position // self.chunk * self.chunk
+        return 0 if self.window is None else max(0, position - self.window + 1)
 
     def most_pages(self, num_tokens: int, *, block_size: int, in_flight_tokens: int) -> int:
-        """Pages that a request of ``num_tokens`` tokens holds at most at one time: those of the window and of
-        what is launched and not yet committed, where there is a window."""
+        """Pages that a request of ``num_tokens`` tokens holds at most at one time: those of the window or the
+        chunk and of what is launched and not yet committed, where there is one."""
         pages = -(-num_tokens // block_size)
+        if self.chunk is not None:
+            return min(pages, -(-(self.chunk - 1 + in_flight_tokens) // block_size))
         if self.window is None:
             return pages
         return min(pages, -(-(self.window - 1 + in_flight_tokens) // block_size) + 1)

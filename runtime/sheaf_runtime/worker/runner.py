@@ -61,13 +61,15 @@ class Runner:
         self.kv_caches = [tensors[i] for i in layout.tensor_of]
         self._decoder = model.decoder
         self._pooler = model.pooler
-        self._attention = make_attention(model.backend, self.kv_caches, layout, c, config.max_num_seqs)
+        self._attention = make_attention(
+            model.backend, self.kv_caches, layout, c, config.max_num_seqs, config.max_num_batched_tokens
+        )
         self._batch = Batch(
             max_num_seqs=config.max_num_seqs,
             max_len=model.max_model_len,
             vocab_size=model.config.vocab_size,
             block_size=config.block_size,
-            num_groups=len(layout.groups),
+            chunks=tuple(group.chunk for group in layout.groups),
             eos_token_ids=model.eos_token_ids,
             device=model.device,
         )

@@ -8,6 +8,8 @@ S requests that get a token, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,7 +26,8 @@ from sheaf_runtime.models.config import Activation, AttentionConfig
 from sheaf_runtime.models.layers import Angles, Layers, Ops, activate
 from sheaf_runtime.worker.adjust import Adjustments
 from sheaf_runtime.worker.bad_words import ban
-from sheaf_runtime.worker.batch import StepInputs
+from sheaf_runtime.worker.batch import GroupInputs, StepInputs
+from sheaf_runtime.worker.chunks import most_pieces
 from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.masks import packed_width
 from sheaf_runtime.worker.sampler import SamplingRows, greedy, keep_likely
@@ -40,11 +43,20 @@ def _activate(x_TC: Tensor, activation: Activation, gated: bool) -> Tensor:
     return activate(x_TC, activation, gated)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """What groups of one reach attend for, on the device, and the plans that some sequence needs."""
+
+    query_start: Tensor
+    context_len_S: Tensor
+    plans: list[SplitPlan]
+
+
 class TritonAttention:
     """Call ``prepare`` once a step, then ``write_kv`` and ``attend`` for each layer in turn.
 
     Single query tokens (and few) and longer chunks are two launches, each with a plan of its own, and one for
-    each window.
+    each window, or size of chunks that attention is within.
     """
 
     def __init__(
@@ -53,6 +65,7 @@ class TritonAttention:
         layout: KVLayout,
         config: AttentionConfig,
         max_num_seqs: int,
+        max_num_batched_tokens: int,
     ) -> None:
         self._caches = caches
         self._heads = config.num_heads
@@ -61,12 +74,16 @@ class TritonAttention:
         self._scale = config.scale
         self._softcap = config.softcap or 0.0
         self._group_of = layout.group_of
-        self._window_of = [group.window or 0 for group in layout.groups]
+        self._reach_of = [(group.window or 0, group.chunk) for group in layout.groups]
         self._plans = {
-            window: [
+            (window, chunk): [
                 allocate_plan(
                     kind,
-                    max_seqs=max_num_seqs,
+                    max_seqs=(
+                        max_num_seqs
+                        if chunk is None
+                        else most_pieces(max_num_seqs, max_num_batched_tokens, chunk)
+                    ),
                     num_q_heads=self._heads,
                     num_kv_heads=self._kv_heads,
                     head_dim=head_dim,
@@ -76,26 +93,31 @@ class TritonAttention:
                 )
                 for kind in PLANS
             ]
-            for window in dict.fromkeys(self._window_of)
+            for window, chunk in dict.fromkeys(self._reach_of)
         }
-        self._needed: dict[int, list[SplitPlan]] = {}
+        self._steps: dict[tuple[int, int | None], _Step] = {}
 
     def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
         return layers(x_TC, angles)
 
     def prepare(self, inputs: StepInputs) -> None:
-        queries = np.diff(inputs.query_start)
-        self._query_start = self._to_device(inputs.query_start.astype(np.int32))
-        self._context_len = self._to_device(inputs.context_len.astype(np.int32))
         self._block_tables = [self._to_device(np.ascontiguousarray(g.block_table_RP)) for g in inputs.groups]
         self._slot_mappings = [self._to_device(g.slot_mapping_T) for g in inputs.groups]
-        self._needed = {
-            window: [plan for plan in plans if ((queries >= plan.least) & (queries <= plan.most)).any()]
-            for window, plans in self._plans.items()
-        }
-        for plans in self._needed.values():
-            for plan in plans:
-                plan.update(self._query_start, self._context_len)
+        self._steps = {}
+        for reach, group in zip(self._reach_of, inputs.groups, strict=True):
+            if reach not in self._steps:  # groups of one reach have the same sequences
+                self._steps[reach] = self._planned(self._plans[reach], group)
+
+    def _planned(self, plans: list[SplitPlan], group: GroupInputs) -> _Step:
+        queries = np.diff(group.query_start)
+        step = _Step(
+            query_start=self._to_device(group.query_start.astype(np.int32)),
+            context_len_S=self._to_device(group.context_len.astype(np.int32)),
+            plans=[plan for plan in plans if ((queries >= plan.least) & (queries <= plan.most)).any()],
+        )
+        for plan in step.plans:
+            plan.update(step.query_start, step.context_len_S)
+        return step
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         q_TQD, k_TKD = qkv_TND[:, : self._heads], qkv_TND[:, self._heads : -self._kv_heads]
@@ -110,9 +132,9 @@ class TritonAttention:
     def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor:
         out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
         group = self._group_of[layer]
-        table_RM = self._block_tables[group]
-        args = (q_TQD, *self._caches[layer], table_RM, self._query_start, self._context_len)
-        for plan in self._needed[self._window_of[group]]:
+        step, table_SM = self._steps[self._reach_of[group]], self._block_tables[group]
+        args = (q_TQD, *self._caches[layer], table_SM, step.query_start, step.context_len_S)
+        for plan in step.plans:
             paged_attention(*args, self._scale, out_TQD, plan, softcap=self._softcap, sinks_Q=sinks_Q)
         return out_TQD
 

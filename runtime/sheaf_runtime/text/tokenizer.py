@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from typing import Any
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
 from sheaf_runtime.text.added_tokens import add_tokens
+
+# A text is encoded in the thread that asks, at its priority, and not in the library's own.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+FEW = 4096  # ids whose decoding nobody notices
 
 NAMED_SPECIAL_TOKENS = (
     "bos_token",
@@ -106,14 +112,17 @@ class Tokenizer:
         return max(map(len, self._rust.get_vocab(with_added_tokens=True)), default=1)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Releases the GIL while it works."""
-        ids: list[int] = self._rust.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return list(self.encoding(text, add_special_tokens=add_special_tokens).ids)
 
-    def encode_pair(self, first: str, second: str) -> list[int]:
+    def encoding(self, text: str, *, add_special_tokens: bool = True) -> Encoding:
+        """Other threads run meanwhile: of the library's ways to encode only those for batches release the
+        interpreter's lock. This one keeps no offsets besides, which is the quicker half."""
+        encodings = self._rust.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encodings[0]
+
+    def encoding_of_pair(self, first: str, second: str) -> Encoding:
         """Two texts as one, with whatever the tokenizer puts around and between them."""
-        ids: list[int] = self._rust.encode(first, second).ids
-        return ids
+        return self._rust.encode_batch_fast([(first, second)])[0]
 
     @cached_property
     def num_appended(self) -> int:
@@ -124,7 +133,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Ids outside the vocabulary decode to nothing."""
-        return self._rust.decode(ids, skip_special_tokens=skip_special_tokens)
+        if len(ids) <= FEW:
+            return self._rust.decode(ids, skip_special_tokens=skip_special_tokens)
+        # Only the way for batches releases the interpreter's lock.
+        return self._rust.decode_batch([ids], skip_special_tokens=skip_special_tokens)[0]
 
     def token_bytes(self, id_: int) -> bytes:
         """What one token adds to the text as UTF-8, be it half a character. Empty for an unknown id."""

@@ -62,9 +62,13 @@ def _few_ids(value: Any) -> list[int]:
 def _ids(ids: Any) -> list[int]:
     if not isinstance(ids, list):
         raise ValueError("must be a list of token ids")
-    for index, id_ in enumerate(ids):
-        if problem := BOUNDS["token id"].problem(id_):
-            raise ValueError(f"item {index} {problem}")
+    if not ids:
+        return ids
+    kinds = set(map(type, ids))
+    bound = BOUNDS["token id"]
+    if kinds != {int} or min(ids) < bound.low or max(ids) > bound.high:  # quick, as there may be a million
+        index, problem = next((i, p) for i, id_ in enumerate(ids) if (p := bound.problem(id_)))
+        raise ValueError(f"item {index} {problem}")
     return ids
 
 

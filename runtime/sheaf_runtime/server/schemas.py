@@ -36,12 +36,17 @@ Verbosity = Literal["low", "medium", "high"]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
+MOST_FIELDS = 256  # of one object: what is not known is looked at one by one
+
+
 class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _known(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > MOST_FIELDS:
+            raise ValueError(f"takes at most {MOST_FIELDS} fields, got {len(data)}")
         return refuse_unsupported(data, cls.model_fields.keys())
 
 

@@ -149,6 +149,118 @@ def test_hostile_bodies(served: Served, path: str, body: Any) -> None:
     assert neighbour[0].status_code == 200
 
 
+WIDE = {
+    "lists": b'{"prompt": [' + b"[]," * 500_000 + b"[]]}",
+    "numbers": b'{"prompt": [' + b"5," * 1_000_000 + b"5]}",
+    "keys": b'{"prompt": "a", "logit_bias": {' + b",".join(b'"%d":1' % i for i in range(100_000)) + b"}}",
+    "messages": json.dumps({"messages": HI * 100_000}).encode(),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_more_values_than_can_be_read_in_passing(served: Served, name: str) -> None:
+    response = post(served, "/v1/completions", WIDE[name])
+    assert response.status_code == 400
+    assert "the JSON of the body has more than" in response.json()["error"]["message"]
+
+
+def test_unknown_fields_without_end_are_not_looked_at_one_by_one(served: Served) -> None:
+    body = {"prompt": "a", **{f"k{i}": 1 for i in range(20_000)}}
+    response = post(served, "/v1/completions", body)
+    assert response.status_code == 400
+    assert "at most 256 fields" in response.json()["error"]["message"]
+
+
+def test_megabytes_are_not_tokenized_to_be_cut(served: Served) -> None:
+    body = {"prompt": "word " * 1_000_000, "truncate_prompt_tokens": 8, "max_tokens": 2}
+    response = post(served, "/v1/completions", body)
+    assert response.status_code == 400
+    assert "too many to be cut" in response.json()["error"]["message"]
+
+
+# What ended, froze or confused other servers.
+REPORTED: dict[str, tuple[str, Any, int]] = {
+    "vllm#4529, a seed beyond 64 bits": ("/v1/completions", {"prompt": "a", "seed": 2**64}, 400),
+    "vllm-omni#6598, ids beyond 64 bits": (
+        "/v1/completions",
+        {"prompt": "a", "stop_token_ids": [2**70]},
+        400,
+    ),
+    "vllm#24910, a chat much longer than the context": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "word " * 1_000_000}]},
+        400,
+    ),
+    "vllm#17894, a large bound in a schema": (
+        "/v1/completions",
+        {
+            "prompt": "a",
+            "max_tokens": 2,
+            "structured_outputs": {"json": {"type": "integer", "maximum": 2 * 10**10}},
+        },
+        200,
+    ),
+    "llama.cpp#4492, a grammar that is none": (
+        "/v1/completions",
+        {"prompt": "a", "structured_outputs": {"grammar": "root ::= ("}},
+        400,
+    ),
+    "llama.cpp#6396, GBK": ("/v1/completions", '{"prompt": "你好"}'.encode("gbk"), 400),
+    "llama.cpp#9210, an error about bytes that are no UTF-8": ("/v1/completions", b'{"\xff\xfe": 1}', 400),
+    "text-generation-inference#1795, a cut within a character": (
+        "/v1/completions",
+        {"prompt": "a", "model": "你" * 1001},
+        404,
+    ),
+    "starlette#548, NaN": ("/v1/completions", b'{"prompt": "a", "temperature": NaN}', 400),
+    "Rapid-MLX#730, half of a surrogate pair": (
+        "/v1/chat/completions",
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        400,
+    ),
+    "tiktoken#195, a word without end": (
+        "/v1/completions",
+        {"prompt": "a" * 200_000, "truncate_prompt_tokens": 8, "max_tokens": 2},
+        200,
+    ),
+    "cpython#95778, a number of many digits": (
+        "/v1/completions",
+        b'{"prompt": "a", "seed": ' + b"9" * 500_000 + b"}",
+        400,
+    ),
+}
+
+
+@pytest.mark.parametrize("report", REPORTED)
+def test_what_harmed_others(served: Served, report: str) -> None:
+    path, body, status = REPORTED[report]
+    response = post(served, path, body)
+    assert response.status_code == status, response.text[:300]
+    if status >= 400:
+        assert response.json()["error"]["message"]
+        assert len(response.content) < 4000
+
+
+def test_a_form_is_not_read_as_one(served: Served) -> None:
+    """GHSA-f96h-pmfr-66vw: parts of any size were kept."""
+    files = {"prompt": ("prompt", b"x" * 1_000_000)}
+    response = httpx.post(f"{served.url}/v1/completions", files=files, timeout=60)
+    assert response.status_code == 400
+
+
+def test_a_body_in_very_many_pieces(served: Served) -> None:
+    """uvicorn#443: joined again with every piece that came."""
+    body = json.dumps({**GREEDY, "user": "x" * 200_000}).encode()
+    pieces = (body[at : at + 10] for at in range(0, len(body), 10))
+    response = httpx.post(
+        f"{served.url}/v1/completions",
+        content=pieces,
+        headers={"Content-Type": "application/json"},
+        timeout=60,
+    )
+    assert response.status_code == 200
+
+
 def test_slow_and_half_closed_clients(served: Served) -> None:
     body = json.dumps(GREEDY).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "

@@ -35,7 +35,7 @@ def create_app(service: Service) -> App:
     ):
         app.include_router(routes(service))
     app.include_router(invocation_routes(service, app))
-    edge = Edge(app, service.lifecycle, service.server_config, service.traces)
+    edge = Edge(app, service.lifecycle, service.server_config, service.bodies, service.traces)
     origins = service.server_config.allowed_origins
     if not origins:
         return edge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from fastapi import APIRouter, Request, Response
@@ -48,6 +49,7 @@ def completion_routes(service: Service) -> APIRouter:
                 )
             else:
                 ids = prompt
+                await asyncio.sleep(0)  # there may be so many that it took a while to read them
             ids = finish_prompt(service, ids, "prompt", keep=keep, max_tokens=body.max_tokens)
             sampling = sampling_params(
                 service,

@@ -1,5 +1,5 @@
-"""The outermost ASGI layer: API keys, body size, request ids, access log, spans, and ``Connection: close`` of
-a draining server."""
+"""The outermost ASGI layer: API keys, bodies and refusals in turn, request ids, access log, spans, and
+``Connection: close`` of a draining server."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from sheaf_runtime.config import ServerConfig
+from sheaf_runtime.server.body import Bodies, Body
 from sheaf_runtime.server.errors import ApiError, error_response
 from sheaf_runtime.server.keys import ApiKeys
 from sheaf_runtime.server.lifecycle import Lifecycle
@@ -28,6 +29,7 @@ PROTECTED = (
 )
 UNLOGGED = ("/health", "/ready", "/ping", "/metrics")  # asked all the time
 REQUEST_ID = b"x-request-id"
+UNPACED = (408, 429)  # what a client of good will is answered too, and should hear soon
 access = logging.getLogger("sheaf.access")
 
 
@@ -35,12 +37,17 @@ class Edge:
     """Wraps the application without touching the bytes that stream through."""
 
     def __init__(
-        self, app: App, lifecycle: Lifecycle, config: ServerConfig, traces: Traces | None = None
+        self,
+        app: App,
+        lifecycle: Lifecycle,
+        config: ServerConfig,
+        bodies: Bodies,
+        traces: Traces | None = None,
     ) -> None:
         self._app = app
         self._lifecycle = lifecycle
         self._keys = ApiKeys(config.api_key, config.api_key_file)
-        self._max_body = config.max_body_size
+        self._bodies = bodies
         self._log = config.access_log
         self._traces = traces
 
@@ -54,12 +61,16 @@ class Edge:
         if self._traces is not None and scope["path"] in TRACED:
             scope["span"] = {"gen_ai.request.id": request_id.decode()}
         facts: dict[str, Any] = scope.setdefault("facts", {})
+        scope["body"] = body = Body(receive, self._bodies)
         status = 0
 
         async def sent(event: Event) -> None:
             nonlocal status
             if event["type"] == "http.response.start":
                 status = event["status"]
+                if 400 <= status < 500 and status not in UNPACED:
+                    await body.refused()
+                body.handled()
                 event["headers"] = [*event.get("headers", ()), (REQUEST_ID, request_id)]
                 if self._lifecycle.draining:
                     event["headers"].append(CLOSE)
@@ -69,8 +80,9 @@ class Edge:
             if error := self._refusal(scope["path"], headers):
                 await error_response(error)(scope, receive, sent)
             else:
-                await self._app(scope, self._limited(receive), sent)
+                await self._app(scope, body, sent)
         finally:
+            body.close()
             if self._traces is not None and "span" in scope:
                 path, span = scope["path"], scope["span"]
                 self._traces.request(headers, span, path=path, status=status, began=clock, ended=time.time())
@@ -93,28 +105,9 @@ class Edge:
         if coding.lower() != b"identity":
             return ApiError(415, "the body is compressed; send it without Content-Encoding")
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self._max_body:
-            return self._too_large()
+        if length.isdigit() and int(length[:20]) > self._bodies.most:
+            return self._bodies.too_large()
         return None
-
-    def _limited(self, receive: Receive) -> Receive:
-        """Counts the body as it arrives, for those that do not say how long it is."""
-        size = 0
-
-        async def limited() -> Event:
-            nonlocal size
-            event = await receive()
-            if event["type"] == "http.request":
-                size += len(event.get("body", b""))
-                if size > self._max_body:
-                    raise self._too_large()
-            return event
-
-        return limited
-
-    def _too_large(self) -> ApiError:
-        problem = f"the body is larger than {self._max_body} bytes (--max-body-size)"
-        return ApiError(413, problem, headers={"Connection": "close"})
 
 
 def _without_slash(path: str) -> str:

@@ -13,6 +13,7 @@ import msgspec
 
 from sheaf_runtime.protocol.messages import AddRequest, FinishReason, RequestOutput, TokenLogprobs
 from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.server.body import Body
 from sheaf_runtime.server.client import EngineDeadError, OutputQueue, RejectedError
 from sheaf_runtime.server.deadline import failed
 from sheaf_runtime.server.errors import ApiError
@@ -81,6 +82,7 @@ class Generation:
         self._arrival = arrival
         self._facts: dict[str, Any] = {}  # for the access log, complete once it is closed
         self._span: Attributes | None = None  # for its trace, likewise
+        self._body: Body | None = None
         self._model = body.model or service.model_names[0]
         self._n = body.n
         self._watcher: asyncio.Task[None] | None = None
@@ -118,8 +120,9 @@ class Generation:
                 self.choices.append(Choice(request, text, copy=copy))
 
     def report_to(self, scope: MutableMapping[str, Any]) -> None:
-        """Where the access log and the trace of the HTTP request look."""
+        """Where the access log and the trace of the HTTP request look, and who waits for its body."""
         self._facts, self._span = scope["facts"], scope.get("span")
+        self._body = scope["body"]
 
     def close(self, reason: FinishReason = "abort") -> None:
         """Choices that have not ended are aborted in the engine and counted under ``reason``."""
@@ -145,6 +148,8 @@ class Generation:
         Raises ``ApiError`` when it has not; nothing has been answered then, and it is closed already.
         """
         self._open = len(self.choices)
+        if self._body is not None:
+            self._body.handled()
         self._watcher = asyncio.create_task(self._watch(receive))
         client = self._service.client
         adds = [client.add(choice.request, self._queue) for choice in self.choices]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -9,14 +11,34 @@ import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from sheaf_runtime.server.body import LARGE
+from sheaf_runtime.server.errors import ApiError
+from sheaf_runtime.server.json_size import may_be_too_many, too_many
+
 
 class JsonRequest(Request):
     async def json(self) -> Any:
         """The body. Raises ``JSONDecodeError`` also for what Python's own parser lets through: NaN, halves of
-        surrogate pairs (text that cannot be written as UTF-8 again), nesting without end."""
+        surrogate pairs (text that cannot be written as UTF-8 again), nesting without end; ``ApiError`` 400
+        for more values than can be read while others wait."""
         if not hasattr(self, "_json"):
-            self._json = orjson.loads(await self.body())
+            body = await self.body()
+            self._json = orjson.loads(body) if len(body) <= LARGE else await _large(body)
         return self._json
+
+
+async def _large(body: bytes) -> Any:
+    """Between its steps, others have their turn."""
+    if may_be_too_many(body) and (problem := await asyncio.to_thread(too_many, body)):
+        raise ApiError(400, f"the JSON of the body has {problem}")
+    await asyncio.sleep(0)
+    gc.disable()  # it would look at all of the new values again and again, and none of them is garbage
+    try:
+        value = orjson.loads(body)
+    finally:
+        gc.enable()
+    await asyncio.sleep(0)
+    return value
 
 
 class JsonRoute(APIRoute):

@@ -44,6 +44,7 @@ class PooledBatch:
     async def run(self, body: PoolingBody, params: PoolingParams, request: Request) -> list[array[float]]:
         """The vectors in the order of the inputs. Raises ``ApiError``, or ``ClientDisconnected``."""
         request.scope["facts"]["prompt_tokens"] = self.num_tokens
+        request.scope["body"].handled()
         span: Attributes | None = request.scope.get("span")
         info = self._service.client.info
         assert info is not None

@@ -8,7 +8,7 @@ from sheaf_runtime.pooling.spec import PoolingSpec
 from sheaf_runtime.protocol.limits import refuse_ids, refuse_length
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.pooling_schemas import EmbeddingRequest, PoolingBody
-from sheaf_runtime.server.prompts import encode, render_chat
+from sheaf_runtime.server.prompts import encode, encode_pair, render_chat
 from sheaf_runtime.server.sampling import refuse
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.text import ChatTemplateError
@@ -96,7 +96,7 @@ async def pair_inputs(
             text = QWEN3_PAIR.format(query=query, document=document)
             ids = await encode(service, text, add_special_tokens=False, param="documents", keep=0)
         else:
-            ids = folder.tokenizer.encode_pair(query, document)
+            ids = await encode_pair(service, query, document, param="documents")
         inputs.append(_fitting(service, ids, body, f"pair {index}", "documents"))
     return inputs
 

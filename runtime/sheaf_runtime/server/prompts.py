@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from tokenizers import Encoding
+
 from sheaf_runtime.protocol.limits import refuse_ids, refuse_length
+from sheaf_runtime.server.body import LARGE
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.messages import ROLES
 from sheaf_runtime.server.sampling import refuse
@@ -19,21 +22,49 @@ from sheaf_runtime.text.chat_template import Message
 T = TypeVar("T")
 # Encoding this much takes about as long as handing it to a thread and back.
 INLINE_CHARACTERS = 512
+# So many are tokenized although their tokens cannot fit the context, to count or to cut them.
+MOST_CUT = 2**20
 
 
 async def encode(
     service: Service, text: str, *, add_special_tokens: bool, param: str, keep: int | None = None
 ) -> list[int]:
-    """Token ids of a text. Raises ``ApiError`` 400 at once for one that cannot fit the context, unless only
-    its end is kept."""
+    """Token ids of a text. Raises ``ApiError`` 400 at once for one that cannot fit the context, and where
+    only some of its tokens are kept (``keep``) for one that is much longer than that."""
     tokenizer = service.folder.tokenizer
     limit = service.max_model_len
     if limit is not None and keep is None:
         least = len(text) // tokenizer.longest_token
         refuse(refuse_length(limit, least, 1, param=param, at_least=True))
-    return await _off_loop(
-        service, len(text), lambda: tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    elif len(text) > (most := _most_cut(service)):
+        raise ApiError(
+            400, f"{param}: {len(text)} characters are too many to be cut; send at most {most}", param=param
+        )
+    return await _ids(
+        service, len(text), lambda: tokenizer.encoding(text, add_special_tokens=add_special_tokens)
     )
+
+
+def _most_cut(service: Service) -> int:
+    return max(MOST_CUT, (service.max_model_len or 0) * service.folder.tokenizer.longest_token)
+
+
+async def encode_pair(service: Service, first: str, second: str, *, param: str) -> list[int]:
+    """Of two texts as one. Raises ``ApiError`` 400 for such as ``encode`` would not cut."""
+    size = len(first) + len(second)
+    if size > (most := _most_cut(service)):
+        raise ApiError(400, f"{param}: {size} characters are too many; send at most {most}", param=param)
+    tokenizer = service.folder.tokenizer
+    return await _ids(service, size, lambda: tokenizer.encoding_of_pair(first, second))
+
+
+async def _ids(service: Service, size: int, work: Callable[[], Encoding]) -> list[int]:
+    """Large texts are encoded at low priority. Their ids are written down here: whoever does it has the
+    interpreter's lock, and must not wait for the processor then."""
+    if size <= LARGE:
+        return list((await off_loop(service, size, work)).ids)
+    encoding = await asyncio.get_running_loop().run_in_executor(service.tokenizing_large, work)
+    return list(encoding.ids)
 
 
 async def render_chat(service: Service, body: ChatInput, *, param: str = "messages") -> str:
@@ -97,13 +128,17 @@ async def render_chat(service: Service, body: ChatInput, *, param: str = "messag
             variables=variables,
         )
 
+    size = sum(len(message["content"]) for message in plain)
+    if size > _most_cut(service) and (limit := service.max_model_len):
+        least = size // service.folder.tokenizer.longest_token
+        refuse(refuse_length(limit, least, 1, param=param, at_least=True))
+
     def render() -> tuple[str, int | None]:
         text = written(plain)
         return text, left_out(plain, text, written)
 
     try:
-        size = sum(len(message["content"]) for message in plain)
-        text, silent = await _off_loop(service, size, render)
+        text, silent = await off_loop(service, size, render)
     except ChatTemplateError as error:
         raise ApiError(400, str(error), param=param) from error
     if silent is not None:
@@ -117,7 +152,7 @@ async def render_chat(service: Service, body: ChatInput, *, param: str = "messag
     return text
 
 
-async def _off_loop(service: Service, size: int, work: Callable[[], T]) -> T:
+async def off_loop(service: Service, size: int, work: Callable[[], T]) -> T:
     """In a thread, unless it is so little that the thread would cost more."""
     if size <= INLINE_CHARACTERS:
         return work()

@@ -13,15 +13,11 @@ from sheaf_runtime.server.errors import ApiError, error_response
 from sheaf_runtime.server.exposition import CONTENT_TYPE
 from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.lifecycle import Phase
-from sheaf_runtime.server.prompts import encode, render_chat
+from sheaf_runtime.server.prompts import MOST_CUT, encode, off_loop, render_chat
 from sheaf_runtime.server.sampling import refuse
 from sheaf_runtime.server.schemas import DetokenizeRequest, TokenizeRequest
 from sheaf_runtime.server.service import Service
 from sheaf_runtime.version import __version__
-
-# Characters: so many are tokenized although their tokens cannot fit the context. Writing down the ids of many
-# more would keep others waiting.
-ALWAYS_COUNTED = 2**20
 
 
 def model_routes(service: Service) -> APIRouter:
@@ -65,7 +61,7 @@ def tokenizer_routes(service: Service) -> APIRouter:
             text, param = await render_chat(service, body), "messages"
         else:
             text, param, special = body.prompt or "", "prompt", special is not False
-        keep = 0 if len(text) <= ALWAYS_COUNTED else None
+        keep = 0 if len(text) <= MOST_CUT else None
         ids = await encode(service, text, add_special_tokens=bool(special), param=param, keep=keep)
         answer: dict[str, Any] = {
             "count": len(ids),
@@ -74,7 +70,9 @@ def tokenizer_routes(service: Service) -> APIRouter:
             "token_strs": None,
         }
         if body.return_token_strs:
-            answer["token_strs"] = [service.folder.tokenizer.token(id_) for id_ in ids]
+            token = service.folder.tokenizer.token
+            strs = await off_loop(service, len(ids), lambda: [token(id_) for id_ in ids])
+            answer["token_strs"] = strs
         return _json(answer)
 
     @router.post("/detokenize", response_model=None)
@@ -83,8 +81,12 @@ def tokenizer_routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         tokenizer, info = service.folder.tokenizer, service.client.info
         size = max(tokenizer.vocab_size, info.vocab_size if info else 0)  # a model's may be padded
-        refuse(refuse_ids("tokens", body.tokens, size))
-        return _json({"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        if body.tokens:
+            refuse(refuse_ids("tokens", (min(body.tokens), max(body.tokens)), size))
+        text = await off_loop(
+            service, len(body.tokens), lambda: tokenizer.decode(body.tokens, skip_special_tokens=False)
+        )
+        return _json({"prompt": text})
 
     return router
 

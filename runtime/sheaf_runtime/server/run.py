@@ -100,7 +100,8 @@ class Server:
             await self._finish()
         failure = self._service.lifecycle.failure
         logger.info("exit status %d%s", self._exit_status, f": {failure}" if failure else "")
-        self._service.tokenizing.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._service.tokenizing, self._service.tokenizing_large):
+            threads.shutdown(wait=False, cancel_futures=True)
         return self._exit_status
 
     # --- start ----------------------------------------------------------------------------------------

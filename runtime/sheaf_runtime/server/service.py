@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from sheaf_runtime.config import EngineConfig, ServerConfig
 from sheaf_runtime.protocol.messages import EngineReady
+from sheaf_runtime.server.body import Bodies
 from sheaf_runtime.server.client import EngineClient
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.lifecycle import Lifecycle
 from sheaf_runtime.server.metrics import Metrics
 from sheaf_runtime.server.model_folder import ModelFolder, ModelFolderError
+from sheaf_runtime.server.pace import Pace
 from sheaf_runtime.server.tracing import Traces
+
+# Of a core, for large bodies and for refusals each, while the engine works. On a CPU every core computes;
+# beside an accelerator one is this process's own.
+SHARE_BESIDE_CPU, SHARE_BESIDE_ACCELERATOR = 0.04, 0.25
+LOW_PRIORITY = 10  # what the kernel gives a tenth of the time that a computing thread gets
 
 
 class Service:
@@ -33,8 +42,19 @@ class Service:
         self.metrics = Metrics(self.model_names[0])
         self.metrics.draining = lambda: self.lifecycle.draining
         self.tokenizing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "tokenize")
+        self.tokenizing_large = ThreadPoolExecutor(1, "tokenize-large", _make_way)
+        self.bodies = Bodies(
+            Pace(self._busy, self._share), Pace(self._busy, self._share), server.max_body_size
+        )
         self._client: EngineClient | None = None
         self._folder: ModelFolder | None = None
+
+    def _busy(self) -> bool:
+        return self._client is not None and self._client.in_flight > 0
+
+    def _share(self) -> float:
+        info = self._client.info if self._client else None
+        return SHARE_BESIDE_ACCELERATOR if info and info.device != "cpu" else SHARE_BESIDE_CPU
 
     def attach(self, client: EngineClient) -> None:
         self._client = client
@@ -103,3 +123,9 @@ class Service:
                 code="model_not_found",
             )
         return name
+
+
+def _make_way() -> None:
+    """Of this thread only, which Linux knows. Nothing may run in it that keeps the interpreter's lock."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)

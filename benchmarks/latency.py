@@ -11,6 +11,7 @@ serves MODEL as ``m`` and is measured undisturbed or not. One round of one serve
   first token, and the longest gap between two tokens of each stream;
 - ``long_prompt``: eight chats stream, a prompt of 1500 tokens comes, and 50 ms later one of 16: the chats'
   gap before and until both have their first token, and how long those took;
+- ``long_prompts``: the same with three of 1500 at once;
 - ``turn``: the first token of a prompt of which 1,500 tokens are cached and 12 are new, beside that of 100
   tokens of which none is;
 - ``contexts``: tokens per second of 16 streams with contexts of 32 to 1500 tokens, and of 16 with the same
@@ -116,18 +117,19 @@ async def mixed(client: Client) -> dict[str, Any]:
     }
 
 
-async def long_prompt(client: Client) -> dict[str, Any]:
+async def beside_chats(client: Client, *, long_prompts: int) -> dict[str, Any]:
     chats = client.run([Job(client.prompt(48), 224) for _ in range(8)], 8)
-    streams, long, short = await asyncio.gather(
+    streams, short, *long = await asyncio.gather(
         chats,
-        client.later(Job(client.prompt(1500), 8), 2.5),
         client.later(Job(client.prompt(16), 8), 2.55),
+        *(client.later(Job(client.prompt(1500), 8), 2.5) for _ in range(long_prompts)),
     )
     all_run = max(o.chunk_times[0] for o in streams)
-    firsts = max(long.chunk_times[0], short.chunk_times[0])
+    begin = min(o.start for o in long)
+    firsts = max(o.chunk_times[0] for o in (short, *long))
     both = [pair for o in streams for pair in gaps(o)]
-    before = [gap for at, gap in both if all_run < at and at + gap < long.start]
-    during = [gap for at, gap in both if long.start < at + gap and at < firsts]
+    before = [gap for at, gap in both if all_run < at and at + gap < begin]
+    during = [gap for at, gap in both if begin < at + gap and at < firsts]
     if not before or not during:
         raise SystemExit("the chats do not overlap with the long prompt: this server is too fast or too slow")
     calm, beside = quantile(before, 0.5), quantile(during, 0.5)
@@ -137,7 +139,8 @@ async def long_prompt(client: Client) -> dict[str, Any]:
         "gap_beside_p95_ms": ms(quantile(during, 0.95)),
         "gap_beside_max_ms": ms(max(during)),
         "times_the_calm_gap": round(beside / calm, 2),
-        "long_ttft_ms": ms(long.ttft),
+        "times_the_calm_gap_p95": round(quantile(during, 0.95) / calm, 2),
+        "long_ttft_ms": ms(max(o.ttft for o in long)),
         "short_ttft_ms": ms(short.ttft),
     }
 
@@ -196,12 +199,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=list(WIDTH))
     parser.add_argument("--endpoint", action="append", default=[], metavar="NAME=URL")
     parser.add_argument("--ours", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--only", nargs="+", choices=("mixed", "long_prompt", "turn", "contexts", "length"))
+    names = ("mixed", "long_prompt", "long_prompts", "turn", "contexts", "length")
+    parser.add_argument("--only", nargs="+", choices=names)
     args = parser.parse_args()
     read = bounds(getattr(torch, args.dtype))["read_gb_per_s"]
     scenarios: dict[str, Scenario] = {
         "mixed": mixed,
-        "long_prompt": long_prompt,
+        "long_prompt": partial(beside_chats, long_prompts=1),
+        "long_prompts": partial(beside_chats, long_prompts=3),
         "turn": turn,
         "contexts": contexts,
         "length": partial(length, bytes_per_token=KV_VALUES * WIDTH[args.dtype], read_gb_per_s=read),

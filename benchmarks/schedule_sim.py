@@ -8,6 +8,9 @@ and as one long prompt has been answered, the next one comes. Midway the context
 budget is ``--max-num-batched-tokens`` without any target: what every engine has its users guess. For each
 half: the 99th percentile of the gaps between two tokens of a chat, and tokens computed per second, prompts
 included.
+
+Without any flag, two more loads: ``beside``, in which prompts of 1500 tokens come at once beside eight chats
+and a short one right behind them, and ``mixed``, sixteen streams of mixed lengths as in ``latency.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import statistics
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,6 +41,12 @@ CHATS = 8
 TARGET_MS = 100.0
 NO_TARGET_MS = 1e9  # nothing bounds the prompts but the budget
 HOST_SECONDS = 0.001  # of planning and committing a step
+BESIDE = (1, 2, 3, 6)  # long prompts at once
+STREAMS = 16
+REQUESTS = 40
+PROMPTS = (32, 64, 128, 256, 512, 1024)
+OUTPUTS = (16, 32, 64, 128, 192)
+SEEDS = 60  # of mixed loads, which differ much
 
 
 @dataclass(frozen=True)
@@ -151,12 +161,19 @@ class Machine:
         return ended
 
 
-def machine(costs: Costs, *, seed: int = 0, budget: int = 512, target_ms: float | None = None) -> Machine:
+def machine(
+    costs: Costs,
+    *,
+    seed: int = 0,
+    seats: int = CHATS + 2,
+    budget: int = 512,
+    target_ms: float | None = None,
+) -> Machine:
     scheduler = Scheduler(
         (KVGroup(kind="full", layers=(0,), page_bytes=1),),
         num_blocks=4096,
         block_size=16,
-        max_num_seqs=CHATS + 2,
+        max_num_seqs=seats,
         max_num_batched_tokens=budget,
         target_inter_token=None if target_ms is None else target_ms / 1000,
         prefix_caching=False,
@@ -207,6 +224,83 @@ def run(costs: Costs, *, budget: int, target_ms: float | None, seconds: float) -
     return [half(m, seconds, chat=600, prompt=1500), half(m, seconds, chat=1200, prompt=3000)]
 
 
+def quantile(values: list[float], q: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))]
+
+
+def practised(costs: Costs, seed: int) -> Machine:
+    """One that has seen prompts and decodes, and is idle."""
+    m = machine(costs, seed=seed, seats=STREAMS)
+    for prompt in (100, 300, 700, 40, 500, 1500):
+        m.add(prompt, 20)
+        for _ in range(8):
+            m.turn()
+    while m.scheduler.busy:
+        m.turn()
+    return m
+
+
+def beside(costs: Costs, prompts: int, seed: int = 0) -> dict[str, float]:
+    """``prompts`` of 1500 tokens at once beside ``CHATS`` chats, and one of 16 tokens 50 ms later: the chats'
+    gaps as multiples of their calm one, and seconds to the first token."""
+    m = practised(costs, seed)
+    begin = m.now
+    for _ in range(CHATS):
+        m.add(48, 3000, watched=True)
+    while m.now < begin + 3.0:
+        m.turn()
+    calm = statistics.median(gap for when, gap in m.gaps if when > begin + 1.5)
+    begin = m.now
+    m.gaps.clear()
+    long = [m.add(1500, 8) for _ in range(prompts)]
+    while m.now < begin + 0.05:
+        m.turn()
+    short = m.add(16, 8)
+    while not all(r.req_id in m.firsts for r in (short, *long)):
+        m.turn()
+    gaps = [gap / calm for _, gap in m.gaps]
+    return {
+        "gap_p50": quantile(gaps, 0.5),
+        "gap_p95": quantile(gaps, 0.95),
+        "long_ttft_s": max(m.firsts[r.req_id] for r in long) - begin,
+        "short_ttft_s": m.firsts[short.req_id] - short.arrival_time,
+    }
+
+
+def mixed(costs: Costs, seed: int = 0) -> dict[str, float]:
+    """``STREAMS`` streams that send ``REQUESTS`` requests one after the other."""
+    m = practised(costs, seed)
+    begin = m.now
+    jobs = [(m.random.choice(PROMPTS), m.random.choice(OUTPUTS)) for _ in range(REQUESTS)]
+    requests = [m.add(*job, watched=True) for job in jobs[:STREAMS]]
+    while m.scheduler.busy:
+        for _ in m.turn():
+            if len(requests) < REQUESTS:
+                requests.append(m.add(*jobs[len(requests)], watched=True))
+    firsts = [m.firsts[r.req_id] - r.arrival_time for r in requests]
+    gaps = [gap for _, gap in m.gaps]
+    return {
+        "tokens_per_second": sum(output for _, output in jobs) / (m.now - begin),
+        "ttft_p50_s": quantile(firsts, 0.5),
+        "ttft_p90_s": quantile(firsts, 0.9),
+        "ttft_p99_s": quantile(firsts, 0.99),
+        "inter_token_p99_s": quantile(gaps, 0.99),
+        "inter_token_max_s": max(gaps),
+    }
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: round(statistics.mean(row[key] for row in rows), 3) for key in rows[0]}
+
+
+def without_flags(costs: Costs) -> dict[str, Any]:
+    """Means over seeds."""
+    return {
+        "beside": {str(n): means([beside(costs, n, seed) for seed in range(4)]) for n in BESIDE},
+        "mixed": means([mixed(costs, seed) for seed in range(SEEDS)]),
+    }
+
+
 def compare(costs: Costs, *, seconds: float, target_ms: float = TARGET_MS) -> dict[str, Any]:
     """Ours by the target beside every fixed budget."""
     return {
@@ -245,7 +339,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="of virtual time per half")
     args = parser.parse_args()
     try:
-        result = {"commit": commit(), **compare(Costs.measured(), seconds=args.seconds)}
+        costs = Costs.measured()
+        result = {"commit": commit(), **compare(costs, seconds=args.seconds), **without_flags(costs)}
     except ValueError as error:
         parser.error(str(error))
     result["holds"] = holds(result["by_target"], TARGET_MS)

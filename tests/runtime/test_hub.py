@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from local_hub import LocalHub, local_hub
 from model_folders import byte_level, write_folder
+from serving import wait_for
 from sheaf_runtime.hub import progress
 from sheaf_runtime.hub.errors import HubError
 from sheaf_runtime.hub.files import chosen_gguf, needed_files
@@ -244,13 +246,13 @@ def hub(files: dict[str, bytes]) -> Iterator[LocalHub]:
         yield hub
 
 
-def ask(hub_url: str, home: Path, *orders: dict[str, Any], **env: str) -> list[str]:
+def ask(hub_url: str, home: Path, *orders: dict[str, Any], script: str = ASK, **env: str) -> list[str]:
     """The answers to these orders, in a process that has this hub and this cache."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     for order in orders:
         order["model"] = {"repo": order.pop("repo"), "gguf": order.pop("gguf", None)}
     result = subprocess.run(
-        [sys.executable, "-c", ASK],
+        [sys.executable, "-c", script],
         input="".join(json.dumps(order) + "\n" for order in orders),
         capture_output=True,
         text=True,
@@ -339,6 +341,55 @@ def test_a_cache_that_lacks_files_names_them(hub: LocalHub, files: dict[str, byt
     assert (Path(mended) / TWO[1]).read_bytes() == files[TWO[1]]
 
 
+# Root may write whatever the modes of folders say, unless it gives its capabilities away.
+LIKE_ANYBODY = """
+import ctypes
+ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+"""
+
+
+def test_a_cache_that_may_only_be_read(hub: LocalHub, files: dict[str, bytes], tmp_path: Path) -> None:
+    """huggingface_hub#2797, transformers#47852: a mounted cache, filled before; then the branch moves on."""
+    hub.add("org/mounted", files)
+    (folder,) = ask(hub.url, tmp_path, {"repo": "org/mounted"})
+    folders = [tmp_path, *(path for path in tmp_path.rglob("*") if path.is_dir())]
+    for path in folders:
+        path.chmod(0o555)
+    try:
+        old = {"repo": "org/mounted", "revision": Path(folder).name}
+        there = ask(hub.url, tmp_path, {"repo": "org/mounted"}, dict(old), script=LIKE_ANYBODY + ASK)
+        hub.push("org/mounted", files | {"config.json": b'{"new": 1}'})
+        moved, kept = ask(hub.url, tmp_path, {"repo": "org/mounted"}, dict(old), script=LIKE_ANYBODY + ASK)
+        (offline,) = ask(
+            hub.url, tmp_path, {"repo": "org/mounted"}, script=LIKE_ANYBODY + ASK, HF_HUB_OFFLINE="1"
+        )
+    finally:
+        for path in folders:
+            path.chmod(0o755)
+    assert there == [folder, folder]
+    assert kept == offline == folder
+    assert re.search(r"^refused: \S+ cannot be written: Permission denied; set HF_HOME", moved), moved
+
+
+def test_two_that_start_at_once_download_it_once(
+    hub: LocalHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """huggingface_hub#4306, vllm-omni#3966: two pods with one volume."""
+    hub.requests.clear()
+    hub.held, asked = TWO[0], f"/org/model/resolve/{hub.repos['org/model'].revisions['main']}/{TWO[0]}"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, hub.url, tmp_path, {"repo": "org/model"})
+        assert hub.reached.wait(60)
+        second = pool.submit(ask, hub.url, tmp_path, {"repo": "org/model"})
+        wait_for(lambda: hub.requests.count(f"HEAD {asked}") == 2, "the second one")
+        hub.release.set()
+        assert first.result() == second.result()
+    hub.held = None
+    (folder,) = first.result()
+    assert (Path(folder) / TWO[0]).read_bytes() == files[TWO[0]]
+    assert sum(r.startswith("GET /store/") for r in hub.requests) == 2
+
+
 def test_what_is_no_hub_and_what_cannot_be_written(
     hub: LocalHub, files: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -347,7 +398,11 @@ def test_what_is_no_hub_and_what_cannot_be_written(
         200,
         {"Content-Type": "application/json"},
         json.dumps(
-            [{"type": "file", "path": name, "size": 10**18, "oid": "0" * 40} for name in files]
+            [
+                {"type": "file", "path": name, "size": size, "oid": "0" * 40}
+                for name, content in files.items()
+                for size in [10**18 if name in TWO else len(content)]
+            ]
         ).encode(),
     )
     hub.answers["/portal/page"] = (200, {"Content-Type": "text/html"}, b"<html>log in</html>")
@@ -377,3 +432,57 @@ def test_what_is_no_hub_and_what_cannot_be_written(
     (no_folder,) = ask(hub.url, file / "home", {"repo": "org/model"})
     assert "HF_HOME" in no_folder
     assert "set another" in no_folder
+
+
+def test_what_breaks_on_the_way_is_fetched_on(hub: LocalHub, files: dict[str, bytes], tmp_path: Path) -> None:
+    """huggingface_hub#3440, #2060: the rest of a file that broke off; a store that is busy for a moment."""
+    large = files | {TWO[1]: b"2" * (25 << 20)}  # the library writes 10 MiB at a time
+    hub.add("org/large", large)
+    hub.ranges.clear()
+    hub.faults[TWO[0]], hub.faults[TWO[1]] = [429, 503], [0]
+    (folder,) = ask(hub.url, tmp_path, {"repo": "org/large"})
+    assert [(Path(folder) / name).read_bytes() == large[name] for name in TWO] == [True, True]
+    assert hub.ranges == [f"bytes={10 << 20}-"]
+    assert hub.faults == {TWO[0]: [], TWO[1]: []}
+
+
+def test_a_file_of_another_size(hub: LocalHub, files: dict[str, bytes], tmp_path: Path) -> None:
+    """huggingface_hub#2589, #2464: a proxy's page in its place; #1498: a copy that broke off."""
+    hub.answers["/store/"] = (200, {}, b"<html>log in</html>")
+    (page,) = ask(hub.url, tmp_path, {"repo": "org/model"})
+    hub.answers["/store/"] = (403, {}, b"<Error/>")
+    (forbidden,) = ask(hub.url, tmp_path, {"repo": "org/model"})
+    hub.answers.clear()
+    assert "came in another size than http" in page
+    assert "(19 bytes of 1000); start again, and see what proxy or mirror answers" in page
+    assert re.search(rf"localhost, to which {hub.url} refers for model-\d-of-2\S+, answers 403", forbidden)
+    (folder,) = ask(hub.url, tmp_path, {"repo": "org/model"})
+    weights = Path(folder) / TWO[0]
+    weights.resolve().write_bytes(b"1" * 10)
+    (offline,) = ask(hub.url, tmp_path, {"repo": "org/model"}, HF_HUB_OFFLINE="1")
+    assert f"lacks {TWO[0]} of org/model, and HF_HUB_OFFLINE is set" in offline
+    assert ask(hub.url, tmp_path, {"repo": "org/model"}) == [folder]
+    assert weights.read_bytes() == files[TWO[0]]
+
+
+def test_names_revisions_and_tokens_as_people_have_them(
+    hub: LocalHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A name that the repository had before, as the hub refers from it; a branch with a slash; a token from a
+    secret that is empty or ends with a line break (langchain#21261: Illegal header value)."""
+    commit = hub.add("org/now", files)
+    hub.moved["org/before"] = "org/now"
+    hub.repos["org/now"].revisions["refs/pr/1"] = commit
+    orders: list[dict[str, Any]] = [
+        {"repo": "org/before"},
+        {"repo": "org/now", "revision": "refs/pr/1"},
+        {"repo": "org/now", "token": ""},
+        {"repo": "org/private", "token": " hf_reader\n"},
+        {"repo": "org/now", "token": "hf_secret with more"},
+    ]
+    *answers, odd = ask(hub.url, tmp_path, *orders)
+    hub.moved.clear()
+    assert [Path(answer).name for answer in answers[:3]] == [commit] * 3
+    assert Path(answers[3]).name == hub.repos["org/private"].revisions["main"]
+    assert odd.startswith("refused: the token has blanks or other odd characters inside")
+    assert "secret" not in odd

@@ -31,11 +31,16 @@ class Repo:
 @dataclass
 class LocalHub:
     """``requests`` are "METHOD path" in order of arrival. ``answers`` replace those to paths with a text in
-    them: a status with headers and body. A GET of ``held`` stops after its first half, until ``release``."""
+    them: a status with headers and body. A GET of ``held`` stops after its first half, until ``release``.
+    ``moved`` are names that repositories had before; the first GETs of a file in ``faults`` end with these
+    statuses, or half-way where it is 0."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, list[int]] = field(default_factory=dict)
+    ranges: list[str] = field(default_factory=list)  # that were asked for
     held: str | None = None
     reached: threading.Event = field(default_factory=threading.Event)
     release: threading.Event = field(default_factory=threading.Event)
@@ -94,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         for part, answer in self.hub.answers.items():
             if part in path:
                 return self._answer(*answer)
+        for old, new in self.hub.moved.items():
+            if f"/{old}/" in f"{path}/":
+                return self._answer(307, {"Location": self.path.replace(old, new)}, b"")
         if path.startswith("/api/models/"):
             return self._api(path.removeprefix("/api/models/").split("/"))
         if path.startswith("/store/"):
@@ -154,7 +162,21 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(302, headers, b"")
 
     def _content(self, content: bytes, headers: dict[str, str]) -> None:
-        if self.command == "GET" and self.hub.held and self.path.endswith(self.hub.held):
+        status, wanted = 200, self.headers.get("Range")
+        if wanted and self.command == "GET":
+            self.hub.ranges.append(wanted)
+            first = int(wanted.removeprefix("bytes=").partition("-")[0])
+            headers = headers | {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"}
+            status, content = 206, content[first:]
+        faults = self.hub.faults.get(self.path.rpartition("/")[2]) if self.command == "GET" else None
+        fault = faults.pop(0) if faults else None
+        if fault:
+            self._answer(fault, {"Retry-After": "0"}, b"")
+        elif fault == 0:
+            self._head(status, headers, len(content))
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+        elif self.command == "GET" and self.hub.held and self.path.endswith(self.hub.held):
             half = len(content) // 2
             self._head(200, headers, len(content))
             self.wfile.write(content[:half])
@@ -163,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):
                 self.wfile.write(content[half:])
         else:
-            self._answer(200, headers, content)
+            self._answer(status, headers, content)
 
     def _problem(
         self, status: int, code: str | None, message: str, more: dict[str, str] | None = None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import logging
+import re
 import shutil
 import sys
+import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from huggingface_hub import (
     get_token,
     snapshot_download,
 )
-from huggingface_hub.errors import CachedRepoTreeNotFoundError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, HfHubHTTPError
 from huggingface_hub.utils.tqdm import tqdm
 
 from sheaf_runtime.hub.errors import HubError
@@ -30,7 +32,9 @@ from sheaf_runtime.hub.words import Words
 from sheaf_runtime.version import __version__
 
 logger = logging.getLogger(__name__)
+PAUSES = (1, 2, 4, 8)  # seconds
 MODULES = "[0-9]*_*/config.json"
+_VISIBLE = re.compile(r"[!-~]+")  # what a header can say; the library's complaint would show the token
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -46,12 +50,17 @@ def download(order: Order) -> str:
     What is in the cache is not fetched again, and where the hub cannot be reached it may be enough.
     Raises ``HubError``.
     """
+    order = msgspec.structs.replace(order, token=(order.token or "").strip() or None)
     try:
         token = order.token or get_token()
     except OSError as error:
         raise HubError(
             f"HF_HOME {constants.HF_HOME} cannot be read: {error.strerror} ({error.filename}); set another"
         ) from error
+    if token and not _VISIBLE.fullmatch(token):
+        raise HubError(
+            "the token has blanks or other odd characters inside; set HF_TOKEN (or --hf-token) to it alone"
+        )
     words = Words(order.model.repo, order.revision, has_token=bool(token))
     try:
         return str(_Download(order, words).run())
@@ -74,10 +83,10 @@ class _Download:
         folder = self._fetch(revision, [*SMALL, MODULES], Silence)
         listing = _listing(self._repo, revision, folder)
         file, wanted = self._choose(listing, folder)
-        missing = _missing(wanted, folder)
+        missing = _missing(wanted, folder, listing)
         if missing and not offline:
-            self._fetch_weights(revision, missing, listing)
-        if missing := _missing(wanted, folder):
+            self._fetch_weights(revision, folder, missing, listing)
+        if missing := _missing(wanted, folder, listing):
             raise HubError(self._words.incomplete(missing))
         logger.info("%s at commit %s is in %s", self._repo, revision.resolved, folder)
         return folder if file is None else folder / file
@@ -94,11 +103,14 @@ class _Download:
                 raise HubError(f"{error}: the repository itself is incomplete") from error
             raise HubError(self._words.incomplete(error.missing)) from error
 
-    def _fetch_weights(self, revision: ResolvedRevision, missing: list[str], listing: Listing) -> None:
+    def _fetch_weights(
+        self, revision: ResolvedRevision, folder: Path, missing: list[str], listing: Listing
+    ) -> None:
         size = sum(listing.sizes[name] for name in missing)
         free = _free(Path(constants.HF_HUB_CACHE))
         if size > free:
             raise HubError(self._words.no_room(size, free))
+        _clear(folder / name for name in missing)
         logger.info(
             "downloading %s at commit %s to %s: %d files, %.2f GB",
             self._repo,
@@ -107,10 +119,18 @@ class _Download:
             len(missing),
             size / 1e9,
         )
-        try:
-            self._fetch(revision, map(glob.escape, missing), None if sys.stderr.isatty() else Lines)
-        except Exception as error:
-            raise HubError(self._words.of(error, missing)) from error
+        for pause in (*PAUSES, None):
+            try:
+                self._fetch(revision, map(glob.escape, missing), None if sys.stderr.isatty() else Lines)
+                return
+            except Exception as error:
+                words = self._words.of(error, missing)
+                # The library waits for a hub that says so, but ends with a store's first 503.
+                busy = isinstance(error, HfHubHTTPError) and error.response.status_code >= 500
+                if pause is None or not busy:
+                    raise HubError(words) from error
+                logger.warning("%s; trying again in %d s", words, pause)
+                time.sleep(pause)
 
     def _fetch(self, revision: ResolvedRevision, patterns: Iterable[str], bars: type[tqdm] | None) -> Path:
         return Path(
@@ -135,8 +155,21 @@ def _listing(repo: str, revision: ResolvedRevision, folder: Path) -> Listing:
         return Listing({path.relative_to(folder).as_posix(): path.stat().st_size for path in found}, False)
 
 
-def _missing(wanted: Iterable[str], folder: Path) -> list[str]:
-    return [name for name in wanted if not (folder / name).is_file()]
+def _missing(wanted: Iterable[str], folder: Path, listing: Listing) -> list[str]:
+    """A file of another size than the listing's, from a copy that broke off, is missing too."""
+
+    def there(name: str) -> bool:
+        path = folder / name
+        return path.is_file() and path.stat().st_size == listing.sizes[name]
+
+    return [name for name in wanted if not there(name)]
+
+
+def _clear(paths: Iterable[Path]) -> None:
+    """The library takes what is there for whole: both the link of a snapshot and what it leads to."""
+    for path in paths:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _free(folder: Path) -> int:

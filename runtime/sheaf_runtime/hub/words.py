@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,10 +97,16 @@ class Words:
         if isinstance(error, FileMetadataError):
             return f"{self._hub} does not answer as a hub does: {error}; check HF_ENDPOINT"
         if isinstance(error, OSError):
-            return self._disk(error)
+            return self._cut(error) if "Consistency check failed" in str(error) else self._disk(error)
         return None
 
     def _answered(self, error: HfHubHTTPError) -> str:
+        url = error.response.url
+        if url.host != httpx2.URL(self._hub).host:
+            return (
+                f"{url.host}, to which {self._hub} refers for {url.path.rpartition('/')[2]}, answers "
+                f"{error.response.status_code}; start again, and see that proxy and firewall let it through"
+            )
         denied = error.response.status_code in (401, 403, 404) and not isinstance(
             error, RevisionNotFoundError
         )
@@ -157,6 +164,14 @@ class Words:
                 f"{self._hub} answers {status}, and the cache does not hold {self._what}; start again later"
             )
         return f"{self._hub} answers {status} for {error.response.url}; check the name and HF_ENDPOINT"
+
+    def _cut(self, error: OSError) -> str:
+        sizes = re.search(r"should be of size (\d+) but has size (\d+)", str(error))
+        told = f" ({sizes[2]} bytes of {sizes[1]})" if sizes else ""
+        return (
+            f"a file of {self.repo} came in another size than {self._hub} says{told}; start again, and see "
+            "what proxy or mirror answers in its place"
+        )
 
     def _disk(self, error: OSError) -> str | None:
         place = error.filename or self._cache

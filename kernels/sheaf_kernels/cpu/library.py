@@ -18,6 +18,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sheaf_use_pool": (None, [c_void_p, c_int]),
     "sheaf_lanes": (c_int, []),
+    "sheaf_widens": (c_int, []),
+    "sheaf_widen": (None, [c_void_p, c_void_p, c_long, c_void_p, c_int, c_int, c_int]),
     "sheaf_ask_for_tiles": (c_int, []),
     "sheaf_program_new": (c_void_p, []),
     "sheaf_program_run": (None, [c_void_p, c_int]),
@@ -49,8 +51,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 class Library:
-    """The functions of ``csrc`` by their names, how many ``threads`` they are to use, and how many floats a
-    vector has."""
+    """The functions of ``csrc`` by their names, how many ``threads`` they are to use, how many floats a vector
+    has, and whether linear layers in bfloat16 want their rows widened."""
 
     def __init__(self, path: Path, level: str) -> None:
         self.level = level
@@ -60,6 +62,7 @@ class Library:
             function = getattr(self.functions, name)
             function.restype, function.argtypes = result, arguments
         self.lanes: int = self.functions.sheaf_lanes()
+        self.widens = bool(self.functions.sheaf_widens())
 
 
 @functools.cache

@@ -59,6 +59,8 @@ def linear(x_TK: torch.Tensor, weight: PackedWeight, bias_N: torch.Tensor | None
         raise refuse("linear", f"bias must be [{weight.out_features}], got {describe(bias_N)}")
     y_TN = output((x_TK.shape[0], weight.out_features), panels.dtype)
     library = load()
+    if panels.dtype is torch.bfloat16 and library.widens:
+        x_TK = _widen(x_TK)
     library.functions.sheaf_linear(
         recording(),
         x_TK.data_ptr(),
@@ -74,3 +76,13 @@ def linear(x_TK: torch.Tensor, weight: PackedWeight, bias_N: torch.Tensor | None
         library.threads,
     )
     return y_TN
+
+
+def _widen(x_TK: torch.Tensor) -> torch.Tensor:
+    """In float32, once for all the panels that it meets, where the machine has no product of bfloat16."""
+    wide_TK = output(tuple(x_TK.shape), torch.float32)
+    library = load()
+    library.functions.sheaf_widen(
+        recording(), x_TK.data_ptr(), x_TK.stride(0), wide_TK.data_ptr(), *x_TK.shape, library.threads
+    )
+    return wide_TK

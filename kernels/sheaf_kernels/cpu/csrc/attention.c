@@ -89,7 +89,7 @@ INLINE void prefetch(const char *const *groups, int bytes) {
 }
 
 /* sums of rows += weights [rows][KEYS] times values of the keys from..to-1 (relative to the block). In bfloat16 keys
- * go by pairs, and weights are bfloat16 too. */
+ * go by pairs, and weights are factors of bfloat16 too. */
 INLINE void add_values(const int bf16, const int rows, const int vectors, const char *weights,
                        const char *const *values, int from, int to, int d, int D, float *sums) {
     vec s[ROWS][PANELS_AT_ONCE];
@@ -110,7 +110,7 @@ INLINE void add_values(const int bf16, const int rows, const int vectors, const 
             UNROLL for (int j = 0; j < vectors; j++) memcpy(&v[j], value + 2 * j * LANES, sizeof v[j]);
             if (k + 1 == to) /* nobody has written the other one: it may be anything, even NaN */
                 UNROLL for (int j = 0; j < vectors; j++) v[j] &= 0xffff;
-            add_pairs(rows, vectors, (const uint16_t *)weights + k, KEYS, v, s);
+            add_pairs(rows, vectors, (const factor *)weights + k, KEYS, v, s);
         }
     }
     UNROLL for (int i = 0; i < rows; i++)
@@ -135,7 +135,7 @@ INLINE void values_of_rows(const int bf16, int rows, const char *weights, const 
 /* One block of keys for all rows: row r is query token r / G, whose own position is `position` + r / G. */
 INLINE void attend_block(const attention_job *a, const int bf16, const void *q, int rows, long position, place here,
                          place next, long base, long low, long high, state *s) {
-    const int D = a->D, size = bf16 ? 2 : 4;
+    const int D = a->D, size = bf16 ? 2 : 4, q_size = bf16 ? sizeof(factor) : 4;
     const int from = low > base ? (int)(low - base) : 0, to = high - base < KEYS ? (int)(high - base) : KEYS;
     const int first = from / LANES, groups = (to + LANES - 1) / LANES;
     float scores[MAX_ROWS * KEYS] __attribute__((aligned(64)));
@@ -146,7 +146,7 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
             vec sums[ROWS][PANELS_AT_ONCE];
             int alone = n + 1 == groups; /* a last one is met twice, which saves half of the code */
             long apart = alone ? 0 : (here.keys[n + 1] - here.keys[n]) / size;
-            multiply(bf16, few, (const char *)q + (size_t)r * D * size, D, here.keys[n], apart, D, sums);
+            multiply(bf16, few, (const char *)q + (size_t)r * D * q_size, D, here.keys[n], apart, D, sums);
             for (int i = 0; i < few; i++)
                 for (int j = 0; j < PANELS_AT_ONCE - alone; j++)
                     store_f32(scores + (r + i) * KEYS + (n + j) * LANES, sums[i][j]);
@@ -171,22 +171,22 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
         s->top[r] = top;
     }
     for (int r = 0; r < rows; r += LANES) store_f32(old + r, exp_vec(load_f32(old + r)));
-    uint16_t half[MAX_ROWS * KEYS] __attribute__((aligned(64)));
+    uint16_t half[WIDENS ? 1 : MAX_ROWS * KEYS] __attribute__((aligned(64)));
     for (int r = 0; r < rows; r++) {
         vec total = {0};
         for (int n = first; n < groups; n++) {
             int at = r * KEYS + n * LANES;
             vec weight = exp_vec(load_f32(scores + at) - shift[r]);
             total += weight;
-            if (bf16) store_bf16(half + at, weight); else store_f32(scores + at, weight);
+            if (bf16 && !WIDENS) store_bf16(half + at, weight); else store_f32(scores + at, round_vec(bf16, weight));
         }
         s->total[r] = s->total[r] * old[r] + sum_vec(total);
         if (old[r] != 1.0f)
             for (int d = 0; d < D; d += LANES) store_f32(s->sums + r * D + d, load_f32(s->sums + r * D + d) * old[r]);
     }
     prefetch(next.keys, LANES * D * size);
-    const char *weights = bf16 ? (const char *)half : (const char *)scores;
-    const size_t row = KEYS * (bf16 ? sizeof *half : sizeof *scores);
+    const char *weights = bf16 && !WIDENS ? (const char *)half : (const char *)scores;
+    const size_t row = KEYS * (bf16 ? sizeof(factor) : sizeof *scores);
     for (int r = 0; r < rows; r += ROWS)
         values_of_rows(bf16, rows - r < ROWS ? rows - r : ROWS, weights + r * row, here.values, from, to, D,
                        s->sums + r * D);
@@ -214,7 +214,9 @@ INLINE void attend_item(const attention_job *a, const int bf16, const item *t, i
     char q[MAX_ROWS * MAX_D * 4] __attribute__((aligned(64)));
     for (int r = 0; r < rows; r++) {
         size_t from = (start + t->first + r / G) * a->q_stride + (size_t)(head * G + r % G) * D;
-        memcpy(q + (size_t)r * D * size, a->q + from * size, (size_t)D * size);
+        if (bf16 && WIDENS)
+            for (int d = 0; d < D; d += LANES) store_f32((float *)q + (size_t)r * D + d, load(1, a->q, from + d));
+        else memcpy(q + (size_t)r * D * size, a->q + from * size, (size_t)D * size);
     }
     long low = a->plan->window && position - a->plan->window + 1 > 0 ? position - a->plan->window + 1 : 0, high = position + t->tokens;
     if (t->chunk >= 0) {

@@ -136,9 +136,18 @@ INLINE vec exp_vec(vec x) {
 }
 INLINE float exp1(float x) { vec v = {x}; return exp_vec(v)[0]; }
 
+/* What a row of bfloat16 is multiplied from: its pairs where the machine multiplies these, else float32, which a row
+ * is made of once and not at each panel that it meets. */
+#if defined(__AVX512BF16__)
+typedef uint16_t factor;
+#else
+typedef float factor;
+#endif
+#define WIDENS (sizeof(factor) == 4)
+
 /* s[i][j] += both products of a pair of bfloat16 in row i of x and in each lane of p[j]: the first, then the second.
  * Rows are the outer loop, so that one broadcast lives at a time and the sums keep the registers. */
-INLINE void add_pairs(const int rows, const int vectors, const uint16_t *x, size_t x_stride, const uvec *p,
+INLINE void add_pairs(const int rows, const int vectors, const factor *x, size_t x_stride, const uvec *p,
                       vec s[][PANELS_AT_ONCE]) {
 #if defined(__AVX512BF16__)
     UNROLL for (int i = 0; i < rows; i++) {
@@ -151,24 +160,17 @@ INLINE void add_pairs(const int rows, const int vectors, const uint16_t *x, size
 #else
     vec w[PANELS_AT_ONCE];
     UNROLL for (int j = 0; j < vectors; j++) w[j] = (vec)(p[j] << 16);
-    UNROLL for (int i = 0; i < rows; i++) {
-        uint32_t pair;
-        memcpy(&pair, x + i * x_stride, 4);
-        vec first = (vec)(((uvec){0} + pair) << 16);
-        UNROLL for (int j = 0; j < vectors; j++) s[i][j] += first * w[j];
-    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++) s[i][j] += x[i * x_stride] * w[j];
     UNROLL for (int j = 0; j < vectors; j++) w[j] = (vec)(p[j] & 0xffff0000u);
-    UNROLL for (int i = 0; i < rows; i++) {
-        uint32_t pair;
-        memcpy(&pair, x + i * x_stride, 4);
-        vec second = (vec)(((uvec){0} + pair) & 0xffff0000u);
-        UNROLL for (int j = 0; j < vectors; j++) s[i][j] += second * w[j];
-    }
+    UNROLL for (int i = 0; i < rows; i++)
+        UNROLL for (int j = 0; j < vectors; j++) s[i][j] += x[i * x_stride + 1] * w[j];
 #endif
 }
 
 /* sums[i][j] = x row i times panel j, added up in the order of K: whatever else is computed beside a row, its
- * sums have the same bits. A panel is [K][LANES] in float32, [K/2][LANES][2] in bfloat16; K is even there. */
+ * sums have the same bits. A panel is [K][LANES] in float32, [K/2][LANES][2] in bfloat16, where x has factors and K
+ * is even. */
 INLINE void rows_by_panels(const int bf16, const int rows, const void *x, size_t x_stride,
                            const void *w, long w_stride, int K, vec sums[ROWS][PANELS_AT_ONCE]) {
     vec s[ROWS][PANELS_AT_ONCE];
@@ -183,7 +185,8 @@ INLINE void rows_by_panels(const int bf16, const int rows, const void *x, size_t
                 UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) s[i][j] += xf[i * x_stride + k] * p[j];
         }
     } else {
-        const uint16_t *xh = x, *wh = w;
+        const factor *xh = x;
+        const uint16_t *wh = w;
         for (int k = 0; k < K; k += 2) {
             uvec p[PANELS_AT_ONCE];
             UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) memcpy(&p[j], wh + j * w_stride + (size_t)k * LANES, sizeof p[j]);

@@ -80,6 +80,34 @@ EXPORT void sheaf_head_norm(program *program, void *x, long stride, const void *
     submit(program, &n.j, sizeof n, threads);
 }
 
+typedef struct {
+    job j;
+    const uint16_t *x;
+    float *y;
+    size_t x_stride;
+    int T, C, step;
+} widen_job;
+
+static void widen_work(job *j, int item) {
+    const widen_job *w = (const widen_job *)j;
+    int t0 = item * w->step, t1 = t0 + w->step < w->T ? t0 + w->step : w->T;
+    for (int t = t0; t < t1; t++) {
+        const uint16_t *x = w->x + t * w->x_stride;
+        float *y = w->y + (size_t)t * w->C;
+        int c = 0;
+        for (; c + LANES <= w->C; c += LANES) store_f32(y + c, load_bf16(x + c));
+        for (; c < w->C; c++) y[c] = widen(x[c]);
+    }
+}
+
+/* y [T, C] in float32 from bfloat16. */
+EXPORT void sheaf_widen(program *program, const void *x, long x_stride, void *y, int T, int C, int threads) {
+    int step = rows_at_once(C);
+    widen_job w = {.j = {.work = widen_work, .items = (T + step - 1) / step}, .x = x, .y = y,
+                   .x_stride = (size_t)x_stride, .T = T, .C = C, .step = step};
+    submit(program, &w.j, sizeof w, threads);
+}
+
 enum { SILU, GELU, GELU_TANH, CLAMPED };
 
 typedef struct {

@@ -25,14 +25,14 @@ INLINE void put(const linear_job *l, const int bf16, int row, int panel, vec sum
 }
 
 INLINE void vector_block(const linear_job *l, const int bf16, int m0, int m1, int p0, int p1) {
-    const size_t size = bf16 ? 2 : 4, panel = (size_t)l->K * LANES;
+    const size_t size = bf16 ? 2 : 4, x_size = bf16 ? sizeof(factor) : 4, panel = (size_t)l->K * LANES;
     for (int p = p0; p < p1; p += PANELS_AT_ONCE) {
         int panels = p1 - p < PANELS_AT_ONCE ? p1 - p : PANELS_AT_ONCE;
         for (int m = m0, passes = (m1 - m0 + ROWS - 1) / ROWS, rows; m < m1; m += rows, passes--) {
             rows = (m1 - m + passes - 1) / passes; /* 16 are 8 and 8, for 12 and 4 would leave sums idle */
             vec sums[ROWS][PANELS_AT_ONCE];
             /* A last one that has no neighbour is met twice. */
-            multiply(bf16, rows, l->x + m * l->x_stride * size, l->x_stride, l->w + p * panel * size,
+            multiply(bf16, rows, l->x + m * l->x_stride * x_size, l->x_stride, l->w + p * panel * size,
                      panels == 1 ? 0 : (long)panel, l->K, sums);
             for (int i = 0; i < rows; i++)
                 for (int j = 0; j < panels; j++) put(l, bf16, m + i, p + j, sums[i][j]);
@@ -109,7 +109,7 @@ static void linear_work(job *j, int item) {
     if (l->bf16) vector_block(l, 1, m0, m1, p0, p1); else vector_block(l, 0, m0, m1, p0, p1);
 }
 
-/* Of every kernel: program NULL runs it now. x [M, K] and y [M, N] by rows with strides in elements; w [ceil(N / LANES)] panels, zero behind N; bias [N] or NULL. */
+/* Of every kernel: program NULL runs it now. x [M, K], in factors for bfloat16, and y [M, N] by rows with strides in elements; w [ceil(N / LANES)] panels, zero behind N; bias [N] or NULL. */
 EXPORT void sheaf_linear(program *program, const void *x, long x_stride, const void *w, const void *bias, void *y, long y_stride, int M,
                          int N, int K, int bf16, int threads) {
     int panels = (N + LANES - 1) / LANES, blocks = (M + ROW_BLOCK - 1) / ROW_BLOCK;
@@ -128,6 +128,9 @@ EXPORT void sheaf_linear(program *program, const void *x, long x_stride, const v
 }
 
 EXPORT int sheaf_lanes(void) { return LANES; }
+
+/* Whether factors of bfloat16 are float32: see sheaf_widen. */
+EXPORT int sheaf_widens(void) { return WIDENS; }
 
 /* Whether this process may use the matrix unit; Linux wants to be asked first. */
 #if defined(__AMX_BF16__)

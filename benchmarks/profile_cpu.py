@@ -77,8 +77,8 @@ def fastest(run: Callable[[], object], rounds: int = 10) -> float:
 
 
 def bounds(dtype: torch.dtype) -> dict[str, float]:
-    """GB/s of a read by all threads; GFLOP/s of a product of 1024 x 4096 x 1024, in float32 where torch is faster
-    so: without the machine's own bfloat16, widened numbers are the bound."""
+    """GB/s of a read by all threads; GFLOP/s of a product of 1024 x 4096 x 1024, in float32 where that is
+    faster: without the machine's own bfloat16, widened numbers are the bound."""
     large = torch.ones((1 << 29) // dtype.itemsize, dtype=dtype)
 
     def product(dtype: torch.dtype) -> float:

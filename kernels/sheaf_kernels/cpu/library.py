@@ -51,8 +51,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 
 class Library:
-    """The functions of ``csrc`` by their names, how many ``threads`` they are to use, how many floats a vector
-    has, and whether linear layers in bfloat16 want their rows widened."""
+    """The functions of ``csrc`` by their names, how many ``threads`` they are to use, how many floats a
+    vector has, and whether linear layers in bfloat16 want their rows widened."""
 
     def __init__(self, path: Path, level: str) -> None:
         self.level = level

@@ -19,7 +19,10 @@ import torch.nn.functional as F
 
 from sheaf_kernels.cpu.checks import describe, fits, refuse, require_dtype
 from sheaf_kernels.cpu.library import load
+from sheaf_kernels.cpu.memory import Arena
 from sheaf_kernels.cpu.program import output, recording
+
+_weights = Arena()
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def pack(weight_NK: torch.Tensor) -> PackedWeight:
         panels = padded.view(-1, lanes, columns).transpose(1, 2)
     else:
         panels = padded.view(-1, lanes, columns // 2, 2).transpose(1, 2)
-    return PackedWeight(panels.contiguous(), rows, columns)
+    packed = _weights.empty(tuple(panels.shape), panels.dtype)
+    return PackedWeight(packed.copy_(panels), rows, columns)
 
 
 def linear(x_TK: torch.Tensor, weight: PackedWeight, bias_N: torch.Tensor | None = None) -> torch.Tensor:

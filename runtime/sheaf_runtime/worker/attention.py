@@ -10,6 +10,7 @@ gathered for each request.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,9 +78,11 @@ class TorchAttention:
         self._groups = [_Group(group.window, torch.empty(0), []) for group in layout.groups]
 
     def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
+        self._started()
         return layers(x_TC, angles)
 
-    def prepare(self, inputs: StepInputs) -> None:
+    def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None:
+        self._started = started
         heads = np.arange(self._kv_heads)
         for group, where in zip(self._groups, inputs.groups, strict=True):
             page, slot = np.divmod(where.slot_mapping_T, self._block_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -30,9 +31,10 @@ MAX_GROUP = 16
 
 
 class PagedAttention(Protocol):
-    """What both backends' attention offers: ``prepare`` once a step, then the model's ``Attention``."""
+    """What each backend's attention offers: ``prepare`` once a step, then the model's ``Attention``. ``run``
+    calls ``started`` when the work begins that needs little of the host."""
 
-    def prepare(self, inputs: StepInputs) -> None: ...
+    def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None: ...
     def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor: ...
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor: ...
     def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor: ...

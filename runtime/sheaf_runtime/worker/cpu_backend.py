@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +86,8 @@ class CpuAttention:
         self._memory = Memory()
         self._record = True
 
-    def prepare(self, inputs: StepInputs) -> None:
+    def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None:
+        self._started = started
         _, kv_heads, _, head_dim = self._caches[0][0].shape
         self._slots = [torch.from_numpy(group.slot_mapping_T) for group in inputs.groups]
         self._plans = [
@@ -105,6 +107,7 @@ class CpuAttention:
     def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
         rows = len(x_TC)
         if rows > RECORDED_ROWS or not self._record:
+            self._started()
             return layers(x_TC, angles)
         recording = self._recordings.get(rows)
         if recording is None:
@@ -113,6 +116,7 @@ class CpuAttention:
             except CannotRecordError as error:
                 logger.info("small steps are not recorded: the model needs %s", error)
                 self._record = False
+                self._started()
                 return layers(x_TC, angles)
         else:
             recording.x_TC.copy_(x_TC)
@@ -122,6 +126,7 @@ class CpuAttention:
             for slots, now in zip(recording.slots, self._slots, strict=True):
                 slots.copy_(now)
             self._plans = [old.follow(new) for old, new in zip(recording.plans, self._plans, strict=True)]
+        self._started()
         recording.program.run()
         return recording.hidden_TC
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import Any, TypeVar
 
 import msgspec
@@ -51,6 +52,17 @@ class LocalModelInfo:
     device: str
 
 
+class _Launched:
+    """A step that was launched: its forward and, once asked for, its sample. ``started`` is set when the host
+    has done its part of the forward, or that has failed."""
+
+    def __init__(self, timed: HostTimer | CudaTimer) -> None:
+        self.timed = timed
+        self.started = Event()
+        self.forward: Future[None]
+        self.sampled: Future[Callable[[], StepResult]]
+
+
 class LocalExecutor:
     """Loads the model and makes its KV pool.
 
@@ -87,8 +99,7 @@ class LocalExecutor:
             device=str(model.device),
         )
         self._runner: Runner | None = self._submit(Runner, model, config, num_blocks).result()
-        # Forward and, once asked for, sample of each step.
-        self._launched: deque[tuple[HostTimer | CudaTimer, list[Future[Any]]]] = deque()
+        self._launched: deque[_Launched] = deque()
 
     @property
     def kv_caches(self) -> list[tuple[Tensor, Tensor]]:
@@ -96,18 +107,29 @@ class LocalExecutor:
         return self._running().kv_caches
 
     def launch(self, plan: StepPlan) -> None:
-        timed = self._timer()
-        self._launched.append((timed, [self._submit(timed(self._running().forward), plan)]))
+        launched = _Launched(self._timer())
+        self._launched.append(launched)
+        launched.forward = self._submit(launched.timed(self._forward), plan, launched.started)
+
+    def _forward(self, plan: StepPlan, started: Event) -> None:
+        try:
+            self._running().forward(plan, started.set)
+        finally:
+            started.set()
 
     def sample(self, masks: TokenMasks | None = None) -> None:
-        timed, futures = self._launched[-1]
-        futures.append(self._submit(timed(self._running().sample), masks))
+        launched = self._launched[-1]
+        launched.sampled = self._submit(launched.timed(self._running().sample), masks)
 
     def collect(self) -> StepResult:
-        timed, (forward, sampled) = self._launched.popleft()
-        forward.result()
-        result: StepResult = sampled.result()()
-        return msgspec.structs.replace(result, seconds=timed.seconds())
+        launched = self._launched.popleft()
+        launched.forward.result()
+        result: StepResult = launched.sampled.result()()
+        if self._launched:
+            # What came of this step is dealt with while the next one computes, not while Python prepares
+            # that: two threads of Python would hold each other up, and the device would wait for both.
+            self._launched[0].started.wait()
+        return msgspec.structs.replace(result, seconds=launched.timed.seconds())
 
     def _timer(self) -> HostTimer | CudaTimer:
         return CudaTimer() if self._thread is None else HostTimer()

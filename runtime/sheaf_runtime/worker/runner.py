@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from sheaf_kernels.cpu.memory import huge_empty
 from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
@@ -55,6 +56,8 @@ class Runner:
 
         def pool() -> Tensor:
             # Not zeroed: on CPU the memory is then taken page by page, as it comes into use.
+            if model.device.type == "cpu":
+                return huge_empty(shape, model.dtype)
             return torch.empty(shape, dtype=model.dtype, device=model.device)
 
         tensors = [(pool(), pool()) for _ in range(layout.tensors)]
@@ -82,8 +85,9 @@ class Runner:
         self._pooled: Pooled | None = None
 
     @torch.inference_mode()
-    def forward(self, plan: StepPlan) -> None:
-        """Compute the plan's tokens and the logits that ``sample`` needs."""
+    def forward(self, plan: StepPlan, started: Callable[[], None] = lambda: None) -> None:
+        """Compute the plan's tokens and the logits that ``sample`` needs. ``started`` is called when the host
+        has done most of its part, except for models that are run by transformers."""
         assert self._plan is None, "sample() was not called for the last plan"
         self._plan = plan
         self._batch.apply(plan)
@@ -92,7 +96,7 @@ class Runner:
         if not plan.scheduled:
             return
         inputs, targets, self._to_score, to_pool = self._batch.step_inputs(plan.scheduled)
-        self._attention.prepare(inputs)
+        self._attention.prepare(inputs, started)
         self._hidden_TC = self._decoder.forward(
             inputs.tokens_T, inputs.positions_T, inputs.prompt_lens_T, self._attention
         )
@@ -105,7 +109,9 @@ class Runner:
 
     def _logits_of(self, targets: SampleTargets) -> Tensor:
         assert self._hidden_TC is not None
-        return self._decoder.logits(self._hidden_TC[targets.logit_rows_S])
+        hidden_TC = self._hidden_TC
+        every = len(targets.requests) == len(hidden_TC)  # each has one token, so they are in order
+        return self._decoder.logits(hidden_TC if every else hidden_TC[targets.logit_rows_S])
 
     @property
     def logits(self) -> Tensor | None:

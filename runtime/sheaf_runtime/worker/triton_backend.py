@@ -8,6 +8,7 @@ S requests that get a token, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,9 +99,11 @@ class TritonAttention:
         self._steps: dict[tuple[int, int | None], _Step] = {}
 
     def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
+        self._started()
         return layers(x_TC, angles)
 
-    def prepare(self, inputs: StepInputs) -> None:
+    def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None:
+        self._started = started
         self._block_tables = [self._to_device(np.ascontiguousarray(g.block_table_RP)) for g in inputs.groups]
         self._slot_mappings = [self._to_device(g.slot_mapping_T) for g in inputs.groups]
         self._steps = {}

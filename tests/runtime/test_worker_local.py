@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from plan_driver import GREEDY, PlanDriver
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.protocol.sampling import SamplingParams
+from sheaf_runtime.worker.batch import Batch
 from sheaf_runtime.worker.local import LocalExecutor
 from sheaf_runtime.worker.plan import NewRequest, Scheduled, StepPlan
 
@@ -89,6 +91,28 @@ def test_steps_can_be_launched_ahead(executor: LocalExecutor, tiny_llama: Callab
     assert all(r.seconds is not None and 0 < r.seconds < 60 for r in results)
     assert [(s.req_id, s.epoch) for r in results for s in r.sampled] == [(0, 10)] * 3
     assert [s.token_ids[0] for r in results for s in r.sampled] == expected(tiny_llama, prompt, 3)
+
+
+def test_a_step_is_collected_once_the_next_one_computes(
+    executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then its results would be dealt with beside Python that the device waits for."""
+    collected, early = threading.Event(), []
+
+    def prepare(self: Batch, scheduled: list[Scheduled]) -> Any:
+        early.append(collected.wait(0.1 if scheduled[0].start else 0))
+        return prepared(self, scheduled)
+
+    prepared = Batch.step_inputs
+    monkeypatch.setattr(Batch, "step_inputs", prepare)
+    executor.launch(plan(0, chunk(1, 0, 3), new=[new(1, [5, 6, 7], [1])]))
+    executor.sample()
+    executor.launch(plan(1, chunk(1, 3, 1)))
+    executor.sample()
+    executor.collect()
+    collected.set()
+    executor.collect()
+    assert early == [False, False]
 
 
 def test_chunks_that_do_not_end_a_prompt_sample_nothing(executor: LocalExecutor) -> None:

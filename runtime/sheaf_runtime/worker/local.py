@@ -107,15 +107,9 @@ class LocalExecutor:
         return self._running().kv_caches
 
     def launch(self, plan: StepPlan) -> None:
-        launched = _Launched(self._timer())
+        runner, launched = self._running(), _Launched(self._timer())
         self._launched.append(launched)
-        launched.forward = self._submit(launched.timed(self._forward), plan, launched.started)
-
-    def _forward(self, plan: StepPlan, started: Event) -> None:
-        try:
-            self._running().forward(plan, started.set)
-        finally:
-            started.set()
+        launched.forward = self._submit(launched.timed(_forward), runner, plan, launched.started)
 
     def sample(self, masks: TokenMasks | None = None) -> None:
         launched = self._launched[-1]
@@ -166,6 +160,13 @@ class LocalExecutor:
         future: Future[T] = Future()
         future.set_result(function(*args))  # on CUDA this only enqueues on the stream
         return future
+
+
+def _forward(runner: Runner, plan: StepPlan, started: Event) -> None:
+    try:
+        runner.forward(plan, started.set)
+    finally:
+        started.set()
 
 
 def _num_blocks(model: LoadedModel, config: EngineConfig) -> int:

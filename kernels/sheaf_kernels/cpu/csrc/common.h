@@ -55,13 +55,18 @@ INLINE uint16_t narrow(float f) {
     memcpy(&u, &f, 4);
     return f != f ? 0x7fc0 : (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
+#if !defined(__AVX512BF16__)
+/* The nearest bfloat16 of each lane, in its upper half. */
+INLINE uvec nearest(vec v) {
+    uvec u = (uvec)v, r = u + 0x7fff + ((u >> 16) & 1), nan = (uvec)(v != v);
+    return ((r & ~nan) | (0x7fc00000 & nan)) & 0xffff0000u;
+}
+#endif
 INLINE void store_bf16(uint16_t *p, vec v) {
 #if defined(__AVX512BF16__)
     __m256bh h = _mm512_cvtneps_pbh((__m512)v);
 #else
-    uvec u = (uvec)v, r = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    uvec nan = (uvec)(v != v);
-    hvec h = __builtin_convertvector((r & ~nan) | (0x7fc0 & nan), hvec);
+    hvec h = __builtin_convertvector(nearest(v) >> 16, hvec);
 #endif
     memcpy(p, &h, sizeof h);
 }
@@ -81,9 +86,13 @@ INLINE void store1(const int bf16, void *p, size_t i, float f) {
 INLINE float round1(const int bf16, float f) { return bf16 ? widen(narrow(f)) : f; }
 INLINE vec round_vec(const int bf16, vec v) {
     if (!bf16) return v;
+#if defined(__AVX512BF16__)
     uint16_t h[LANES];
     store_bf16(h, v);
     return load_bf16(h);
+#else
+    return (vec)nearest(v);
+#endif
 }
 INLINE vec select_vec(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }
 /* Lanes from n on come first. */

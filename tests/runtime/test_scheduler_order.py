@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 import schedule_sim as sim
 from checked_executor import FULL, CheckedExecutor, Info
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine.core import EngineCore
-from sheaf_runtime.engine.order import LONGEST, PASSED, head_start, rank
+from sheaf_runtime.engine.order import LONGEST, head_start, rank
 from sheaf_runtime.engine.request import Status
 from sheaf_runtime.protocol.messages import Accepted, AddRequest
 from sheaf_runtime.protocol.sampling import SamplingParams
@@ -74,19 +72,6 @@ def test_a_better_priority_ranks_first_and_is_worth_no_more_than_the_longest(a, 
 def test_nobody_is_passed_for_ever(priority, other, wait):
     """Strict priorities starve: whoever waits long enough ranks before every arrival."""
     assert rank(0.0, priority, 0) < rank(wait, other, 1)
-
-
-@given(
-    first=st.floats(0, 1e4),
-    wait=st.floats(PASSED + 1e-3, 1e4),
-    prompts=st.tuples(st.floats(0, 1e4), st.floats(0, 1e4)),
-    priority=ints,
-)
-def test_a_prompt_is_only_passed_by_those_that_come_just_after_it(first, wait, prompts, priority):
-    """Shortest first starves the long: none is passed by what comes later than ``PASSED``."""
-    long, short = prompts
-    assert rank(first, priority, 0, long) < rank(first + wait, priority, 1, short)
-    assert rank(first, priority, 0, long) <= rank(first + long, priority, 1, short)
 
 
 # --- arrivals that push others out ------------------------------------------------------------------------
@@ -162,42 +147,6 @@ def test_a_low_priority_ends_under_a_stream_of_better_ones():
         assert engine.now < 3 * LONGEST
         engine.step()
     assert engine.now > LONGEST / 2, "it was passed for a while"
-
-
-# --- the length of prompts ---------------------------------------------------------------------------------
-
-
-def test_a_short_prompt_passes_a_long_one_that_came_just_before():
-    engine = Engine(max_num_seqs=1, max_num_batched_tokens=256)
-    assert order(engine, 200, 50) == ["200", "50"], "what nothing is known of goes by arrival"
-    engine = Engine(max_num_seqs=1, max_num_batched_tokens=256)
-    engine.core.scheduler.costs._coefficients = [0.01, 0.001, 0.001, 0.0, 0.0]
-    assert order(engine, 200, 50) == ["50", "200"]
-    engine = Engine(max_num_seqs=1, max_num_batched_tokens=256)
-    engine.core.scheduler.costs._coefficients = [0.01, 0.0001, 0.001, 0.0, 0.0]
-    assert order(engine, 200, 50) == ["200", "50"], "0.1 s before is more than its 0.02 s"
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32))
-def test_a_long_prompt_is_answered_under_a_stream_of_short_ones(seed):
-    """On the engine: steps of a second, which a rank by length alone would let pass it for ever."""
-    r = Random(seed)
-    engine = Engine(max_num_seqs=r.choice([1, 2]), max_num_batched_tokens=16, num_blocks=400)
-    engine.core.scheduler.costs._coefficients = [0.1, r.choice([0.01, 0.1]), 0.01, 0.0, 0.0]
-    engine.add("first", 3, output=5)
-    engine.step()
-    long = engine.add("long", r.randint(40, 200), output=1)
-    number = 0
-    while long.scheduled_time is None:
-        engine.now += 1.0
-        for _ in range(r.randint(1, 2)):
-            if len(engine.core.scheduler.waiting) < 30:
-                engine.add(f"short{number}", r.randint(1, 8), output=r.randint(1, 4))
-                number += 1
-        engine.step()
-        assert engine.now < 100
-    engine.drain()
 
 
 # --- slack ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from sheaf_runtime.engine.cost_model import CostModel, StepWork
 
-CALM = 1.5
+CALM = 1.7
 LEAST = 0.15
 
 

@@ -94,10 +94,9 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """The caller has checked that it fits the empty pool (``kv.max_tokens``)."""
-        seconds, by_slack = self._prompt_seconds(request), self._order_by_slack
-        request.rank = rank(
-            request.arrival_time, request.priority, request.req_id, seconds, by_slack=by_slack
-        )
+        if self._order_by_slack:
+            seconds = self._prompt_seconds(request)
+            request.rank = rank(request.arrival_time, request.priority, request.req_id, seconds)
         if request.deadline is not None:
             self._timed[request] = None
         insort(self.waiting, request, key=_rank)

@@ -187,7 +187,7 @@ def test_a_small_body_passes_while_a_large_one_has_the_turn(world: World) -> Non
         assert (await small())["body"] == b"{}"
         next_ = await sent(bodies, b"x" * LARGE, b"y")
         assert len((await next_())["body"]) == LARGE  # it shows only now that it is large
-        waiting = asyncio.create_task(next_())  # type: ignore[arg-type]
+        waiting = asyncio.ensure_future(next_())
         await settle()
         assert not waiting.done()
         large.handled()
@@ -216,7 +216,7 @@ def test_a_large_body_is_read_to_its_end_before_it_takes_a_turn(world: World) ->
         bodies, slow = world.bodies(), Client()
         slow.send(BIG, last=False)
         first = Body(slow, bodies)
-        reading = asyncio.create_task(first())  # type: ignore[arg-type]
+        reading = asyncio.ensure_future(first())
         await settle()
         assert bodies.held == len(BIG)
         quick = await sent(bodies, BIG)
@@ -249,7 +249,7 @@ def test_a_client_that_goes_while_it_waits_makes_way(world: World) -> None:
         client = Client()
         client.send(BIG)
         second = Body(client, bodies)
-        waiting = asyncio.create_task(second())  # type: ignore[arg-type]
+        waiting = asyncio.ensure_future(second())
         await settle()
         client.go()
         assert (await waiting)["type"] == "http.disconnect"
@@ -286,7 +286,7 @@ def test_bodies_that_wait_are_bounded(world: World, monkeypatch: pytest.MonkeyPa
         bodies = world.bodies()
         first, second, third = [await sent(bodies, BIG) for _ in range(3)]
         await first()
-        waiting = asyncio.create_task(second())  # type: ignore[arg-type]
+        waiting = asyncio.ensure_future(second())
         await settle()
         with pytest.raises(ApiError, match="retry") as caught:
             await third()
@@ -296,7 +296,7 @@ def test_bodies_that_wait_are_bounded(world: World, monkeypatch: pytest.MonkeyPa
         first.handled()
         await waiting
         fourth = await sent(bodies, BIG)
-        reading = asyncio.create_task(fourth())  # type: ignore[arg-type]
+        reading = asyncio.ensure_future(fourth())
         await settle()
         second.close()
         await reading
@@ -330,7 +330,7 @@ def test_a_client_may_listen_for_as_long_as_it_likes(world: World) -> None:
         body = Body(client, world.bodies(patience=0))
         client.send(b"{}")
         await body()
-        listening = asyncio.create_task(body())  # type: ignore[arg-type]
+        listening = asyncio.ensure_future(body())
         await settle()
         assert not listening.done()
         client.go()

@@ -77,12 +77,8 @@ def sample(logits_SV: Tensor, rows: SamplingRows) -> Tensor:
 
 def greedy(logits_SV: Tensor) -> Tensor:
     """``sample`` where every row is greedy."""
-    if logits_SV.is_cuda:
-        best_S, tokens_S = likeliest(logits_SV)
-        return torch.where(best_S.isfinite(), tokens_S, -1)
-    rows_SV = logits_SV.float().numpy()
-    best = rows_SV.argmax(-1)
-    return torch.from_numpy(np.where(np.isfinite(rows_SV[np.arange(len(best)), best]), best, -1))
+    best_S, tokens_S = likeliest(logits_SV)
+    return torch.where(best_S.isfinite(), tokens_S, -1)
 
 
 def likeliest(logits_SV: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from plan_driver import Active, PlanDriver
+from sheaf_runtime.models.decoder import Decoder
+from sheaf_runtime.protocol.sampling import SamplingParams
 from tiny_families import write_tiny
 from torch import Tensor
 
@@ -82,3 +84,24 @@ def test_it_is_refused_where_it_does_not_hold(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"--batch-invariant.*{why}"):
             PlanDriver(folder, block_size=16, batch_invariant=True, **options)
     PlanDriver(folder, block_size=16, batch_invariant=True)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_the_last_layer_computes_only_the_rows_that_are_sampled_from(backend: str, tmp_path: Path) -> None:
+    folder = str(write_tiny(tmp_path, "llama", **SHAPE))
+    driver = PlanDriver(folder, block_size=16, attention_backend=backend)
+    assert isinstance(driver.model.decoder, Decoder)
+    rows: list[int] = []
+    mlp = driver.model.decoder.layers[-1].mlp
+
+    def counted(x_TC: Tensor) -> Tensor:
+        rows.append(len(x_TC))
+        return mlp(x_TC)
+
+    driver.model.decoder.layers[-1].mlp = counted  # type: ignore[assignment]
+    long, other = driver.add(list(range(3, 203))), driver.add(list(range(5, 95)))
+    scored = driver.add(list(range(7, 97)), SamplingParams(temperature=0.0, seed=0, prompt_logprobs=0))
+    driver.step([(long, 100)])
+    driver.step([(long, 100), (other, 90)])
+    driver.step([(scored, 90)])
+    assert rows == [0, 2, 90]

@@ -55,9 +55,14 @@ class TransformersDecoder:
         return sum(p.numel() * p.element_size() for p in self._model.parameters())
 
     def forward(
-        self, tokens_T: Tensor, positions_T: Tensor, prompt_lens_T: Tensor, attention: Attention
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        prompt_lens_T: Tensor,
+        attention: Attention,
+        rows_S: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [T, C]; keys and values go to the pages on the way."""
+        """Hidden states [T, C], or [S, C] of ``rows_S``; keys and values go to the pages on the way."""
         cos, sin = (x.expand(len(tokens_T), 1, -1) for x in (self._cos, self._sin))
 
         def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
@@ -71,7 +76,7 @@ class TransformersDecoder:
                 input_ids=tokens_T.long()[None], position_ids=positions_T[None], use_cache=False
             )
         hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        return hidden if rows_S is None else hidden[rows_S]
 
     def logits(self, hidden_RC: Tensor) -> Tensor:
         """Next-token logits [R, V] of the given rows of ``forward``'s result."""

@@ -48,8 +48,14 @@ class SelfAttention:
         self._order = None if rope is None else channel_order(c.head_dim, rope.rotary_dim, interleaved)
 
     def __call__(
-        self, x_TC: Tensor, positions_T: Tensor, angles: tuple[Tensor, Tensor], attention: Attention
+        self,
+        x_TC: Tensor,
+        positions_T: Tensor,
+        angles: tuple[Tensor, Tensor],
+        attention: Attention,
+        rows_S: Tensor | None,
     ) -> Tensor:
+        """[T, C], or [S, C] of ``rows_S``; the keys and values of all are written."""
         heads, kv_heads = self._heads, self._kv_heads
         qkv_TND = self.qkv(x_TC).view(-1, heads + 2 * kv_heads, self._head_dim)
         if self.qk_norms is not None:
@@ -60,7 +66,7 @@ class SelfAttention:
         if self._sharpening is not None:
             qkv_TND[:, :heads].mul_(_sharpness(self._sharpening, positions_T)[:, None, None])
         q_TQD = attention.write_kv(self._index, qkv_TND, *angles)
-        attended = attention.attend(self._index, q_TQD, self.sinks)
+        attended = attention.attend(self._index, q_TQD, self.sinks, rows_S)
         return self.output(attended.view(-1, heads * self._head_dim))
 
     def _normalize(self, norm: Norm, x_TND: Tensor) -> None:

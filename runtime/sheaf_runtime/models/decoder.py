@@ -67,10 +67,14 @@ class DecoderLayer:
         positions_T: Tensor,
         angles: Angles,
         attention: Attention,
+        rows_S: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """(x, residual) of the next layer, whose first norm adds them; the first layer has no residual."""
+        """(x, residual) of the next layer, whose first norm adds them; the first layer has no residual.
+        With ``rows_S`` only of these, [S, C] each."""
         normed, residual_TC = self.input_norm(x_TC, residual_TC)
-        attended = self.attention(normed, positions_T, angles, attention)
+        attended = self.attention(normed, positions_T, angles, attention, rows_S)
+        if rows_S is not None:
+            normed, residual_TC = normed[rows_S], residual_TC[rows_S]
         if self._parallel:
             return attended + self.mlp(normed), residual_TC
         attended = self._scaled(self.attention_out_norm(attended)[0])
@@ -143,9 +147,15 @@ class Decoder:
         )
 
     def forward(
-        self, tokens_T: Tensor, positions_T: Tensor, prompt_lens_T: Tensor, attention: Attention
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        prompt_lens_T: Tensor,
+        attention: Attention,
+        rows_S: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states [T, C] after the final norm; keys and values go to the pages on the way.
+        """Hidden states [T, C] after the final norm, or [S, C] of ``rows_S``; keys and values of all go to
+        the pages on the way.
 
         ``prompt_lens_T`` is the length of each token's prompt.
         """
@@ -154,13 +164,15 @@ class Decoder:
             x_TC = x_TC * self._embedding_multiplier
         angles = [rope(positions_T, prompt_lens_T) for rope in self.ropes]
 
-        def layers(x_TC: Tensor, angles: list[Angles]) -> Tensor:
+        def layers(x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
             residual_TC = None
             for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
-                x_TC, residual_TC = layer(x_TC, residual_TC, positions_T, angles[rope], attention)
+                # Behind the last layer's keys and values, rows that nobody reads are not computed.
+                wanted_S = rows_S if layer is self.layers[-1] else None
+                x_TC, residual_TC = layer(x_TC, residual_TC, positions_T, angles[rope], attention, wanted_S)
             return self.final_norm(x_TC, residual_TC)[0]
 
-        return attention.run(layers, x_TC, angles)
+        return attention.run(layers, x_TC, angles, rows_S)
 
     def logits(self, hidden_RC: Tensor) -> Tensor:
         """Next-token logits [R, V] of the given rows of ``forward``'s result."""

@@ -28,22 +28,26 @@ PACK_FOR_ROWS = 512
 
 # Cosines and sines of each token's position, [T, 1, D] in float32.
 Angles = tuple[Tensor, Tensor]
-Layers = Callable[[Tensor, list[Angles]], Tensor]
+# From x [T, C], the angles and the rows whose hidden states are wanted (None: all) to these, [S, C].
+Layers = Callable[[Tensor, list[Angles], Tensor | None], Tensor]
 
 
 class Attention(Protocol):
     """What a model needs of the worker: paged attention over all requests of the step."""
 
-    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
-        """``layers(x_TC, angles)``, or what a recording of it gives; good until the next step."""
+    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
+        """``layers(x_TC, angles, rows_S)``, or what a recording of it gives; good until the next step."""
         ...
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         """Rotate q and k, store k and v in the layer's pages, return the rotated q [T, Q, D]."""
         ...
 
-    def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor:
-        """Causal attention of rotated queries over what the pages hold: [T, Q, D].
+    def attend(
+        self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None, rows_S: Tensor | None = None
+    ) -> Tensor:
+        """Causal attention of rotated queries over what the pages hold: [T, Q, D], or [S, Q, D] of
+        ``rows_S``, which are those that ``run`` was given.
 
         ``sinks_Q``: a score of each head that takes part in the softmax and adds nothing.
         """

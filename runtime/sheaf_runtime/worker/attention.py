@@ -77,9 +77,9 @@ class TorchAttention:
         self._group_of = layout.group_of
         self._groups = [_Group(group.window, torch.empty(0), []) for group in layout.groups]
 
-    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
+    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
         self._started()
-        return layers(x_TC, angles)
+        return layers(x_TC, angles, rows_S)
 
     def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None:
         self._started = started
@@ -98,12 +98,14 @@ class TorchAttention:
         values.index_copy_(0, written, qkv_TND[:, -self._kv_heads :].reshape(-1, self._head_dim))
         return qk[:, : -self._kv_heads]
 
-    def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor:
+    def attend(
+        self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None, rows_S: Tensor | None = None
+    ) -> Tensor:
         keys, values = self._pages[layer]
         out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
         for part in self._groups[self._group_of[layer]].parts:
             self._attend_part(part, q_TQD, keys, values, sinks_Q, out_TQD)
-        return out_TQD
+        return out_TQD if rows_S is None else out_TQD[rows_S]
 
     def _attend_part(
         self,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from sheaf_kernels.cpu.build import UnavailableError
 from sheaf_kernels.cpu.elementwise import activate, clamped_swiglu, head_norm, rms_norm
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sheaf_runtime.models.config import AttentionConfig
 from sheaf_runtime.models.layers import Angles, Layers, Ops, PackedLinear, pack_with_onednn
-from sheaf_runtime.worker.batch import StepInputs
+from sheaf_runtime.worker.batch import GroupInputs, Int64, StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ class CpuAttention:
         self._group_size = config.num_heads // config.num_kv_heads
         self._group_of = layout.group_of
         self._windows = [group.window or 0 for group in layout.groups]
+        self._groups: tuple[GroupInputs, ...] = ()
         self._plans: list[Plan] = []
+        self._narrow_plans: list[Plan] = []  # of the rows that ``run`` was given
         self._slots: list[Tensor] = []
         self._halves: dict[int, Angles] = {}
         self._recordings: dict[int, _Recording] = {}
@@ -88,9 +91,14 @@ class CpuAttention:
 
     def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None:
         self._started = started
-        _, kv_heads, _, head_dim = self._caches[0][0].shape
+        self._groups = inputs.groups
         self._slots = [torch.from_numpy(group.slot_mapping_T) for group in inputs.groups]
-        self._plans = [
+        self._plans = self._make_plans(inputs.groups)
+        self._halves = {}
+
+    def _make_plans(self, groups: Sequence[GroupInputs]) -> list[Plan]:
+        _, kv_heads, _, head_dim = self._caches[0][0].shape
+        return [
             make_plan(
                 group.block_table_RP,
                 group.query_start,
@@ -100,15 +108,17 @@ class CpuAttention:
                 head_dim=head_dim,
                 window=window,
             )
-            for group, window in zip(inputs.groups, self._windows, strict=True)
+            for group, window in zip(groups, self._windows, strict=True)
         ]
-        self._halves = {}
 
-    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
+    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
         rows = len(x_TC)
         if rows > RECORDED_ROWS or not self._record:
+            if rows_S is not None and len(rows_S):
+                groups = [_narrowed(group, rows_S.numpy()) for group in self._groups]
+                self._narrow_plans = self._make_plans(groups)
             self._started()
-            return layers(x_TC, angles)
+            return layers(x_TC, angles, rows_S)
         recording = self._recordings.get(rows)
         if recording is None:
             try:
@@ -116,8 +126,7 @@ class CpuAttention:
             except CannotRecordError as error:
                 logger.info("small steps are not recorded: the model needs %s", error)
                 self._record = False
-                self._started()
-                return layers(x_TC, angles)
+                return self.run(layers, x_TC, angles, rows_S)
         else:
             recording.x_TC.copy_(x_TC)
             for mine, given in zip(recording.angles, angles, strict=True):
@@ -128,7 +137,7 @@ class CpuAttention:
             self._plans = [old.follow(new) for old, new in zip(recording.plans, self._plans, strict=True)]
         self._started()
         recording.program.run()
-        return recording.hidden_TC
+        return recording.hidden_TC if rows_S is None else recording.hidden_TC[rows_S]
 
     def _made(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> _Recording:
         halves = [_half_angles(*given) for given in angles]
@@ -136,7 +145,7 @@ class CpuAttention:
         program, x_TC = Program(self._memory), x_TC.clone()
         self._slots = [slots.clone() for slots in self._slots]
         with program.record():
-            hidden_TC = layers(x_TC, angles)
+            hidden_TC = layers(x_TC, angles, None)
         return _Recording(program, x_TC, halves, self._slots, self._plans, hidden_TC)
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
@@ -148,11 +157,30 @@ class CpuAttention:
             qkv_TND = qkv_TND.contiguous()
         return rope_kv_write(qkv_TND, *halves, slots_T, *self._caches[layer])
 
-    def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor:
-        plan = self._plans[self._group_of[layer]]
+    def attend(
+        self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None, rows_S: Tensor | None = None
+    ) -> Tensor:
+        plans = self._plans
+        if rows_S is not None:
+            q_TQD, plans = q_TQD[rows_S], self._narrow_plans
+            if not len(rows_S):
+                return q_TQD
+        plan = plans[self._group_of[layer]]
         return paged_attention(
             q_TQD, *self._caches[layer], plan, self._scale, softcap=self._softcap, sinks_Q=sinks_Q
         )
+
+
+def _narrowed(group: GroupInputs, rows_S: Int64) -> GroupInputs:
+    """Each of these rows as a request of one token."""
+    owner = np.searchsorted(group.query_start, rows_S, side="right") - 1
+    later = group.query_start[owner + 1] - 1 - rows_S
+    return replace(
+        group,
+        query_start=np.arange(len(rows_S) + 1),
+        context_len=group.context_len[owner] - later,
+        block_table_RP=group.block_table_RP[owner],
+    )
 
 
 def _half_angles(cos_T1D: Tensor, sin_T1D: Tensor) -> Angles:

@@ -42,7 +42,12 @@ class Model(Protocol):
     @property
     def config(self) -> DecoderConfig: ...
     def forward(
-        self, tokens_T: Tensor, positions_T: Tensor, prompt_lens_T: Tensor, attention: Attention
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        prompt_lens_T: Tensor,
+        attention: Attention,
+        rows_S: Tensor | None = None,
     ) -> Tensor: ...
     def logits(self, hidden_RC: Tensor) -> Tensor: ...
 

@@ -81,7 +81,8 @@ class Runner:
         self._targets: SampleTargets | None = None
         self._logits_SV: Tensor | None = None
         self._to_score: list[ScoreTarget] = []
-        self._hidden_TC: Tensor | None = None
+        self._hidden_TC: Tensor | None = None  # of the targets' rows alone where it is narrowed
+        self._narrowed = False
         self._pooled: Pooled | None = None
 
     @torch.inference_mode()
@@ -97,8 +98,14 @@ class Runner:
             return
         inputs, targets, self._to_score, to_pool = self._batch.step_inputs(plan.scheduled)
         self._attention.prepare(inputs, started)
+        every = self._to_score or to_pool or len(targets.requests) == len(inputs.tokens_T)
+        self._narrowed = not every
         self._hidden_TC = self._decoder.forward(
-            inputs.tokens_T, inputs.positions_T, inputs.prompt_lens_T, self._attention
+            inputs.tokens_T,
+            inputs.positions_T,
+            inputs.prompt_lens_T,
+            self._attention,
+            targets.logit_rows_S if self._narrowed else None,
         )
         if targets.requests:
             self._targets = targets
@@ -110,8 +117,9 @@ class Runner:
     def _logits_of(self, targets: SampleTargets) -> Tensor:
         assert self._hidden_TC is not None
         hidden_TC = self._hidden_TC
-        every = len(targets.requests) == len(hidden_TC)  # each has one token, so they are in order
-        return self._decoder.logits(hidden_TC if every else hidden_TC[targets.logit_rows_S])
+        # Where each request has one token, they are in order.
+        mine = self._narrowed or len(targets.requests) == len(hidden_TC)
+        return self._decoder.logits(hidden_TC if mine else hidden_TC[targets.logit_rows_S])
 
     @property
     def logits(self) -> Tensor | None:

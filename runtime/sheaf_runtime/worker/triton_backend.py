@@ -98,9 +98,9 @@ class TritonAttention:
         }
         self._steps: dict[tuple[int, int | None], _Step] = {}
 
-    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> Tensor:
+    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
         self._started()
-        return layers(x_TC, angles)
+        return layers(x_TC, angles, rows_S)
 
     def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None:
         self._started = started
@@ -132,14 +132,16 @@ class TritonAttention:
         rope_kv_write(q_TQD, k_TKD, v_TKD, cos_TH, sin_TH, slots_T, *self._caches[layer])
         return q_TQD
 
-    def attend(self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None) -> Tensor:
+    def attend(
+        self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None, rows_S: Tensor | None = None
+    ) -> Tensor:
         out_TQD = torch.empty(q_TQD.shape, dtype=q_TQD.dtype, device=q_TQD.device)
         group = self._group_of[layer]
         step, table_SM = self._steps[self._reach_of[group]], self._block_tables[group]
         args = (q_TQD, *self._caches[layer], table_SM, step.query_start, step.context_len_S)
         for plan in step.plans:
             paged_attention(*args, self._scale, out_TQD, plan, softcap=self._softcap, sinks_Q=sinks_Q)
-        return out_TQD
+        return out_TQD if rows_S is None else out_TQD[rows_S]
 
     def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)

@@ -237,6 +237,13 @@ def test_a_wrong_configuration_is_refused(tmp_path):
         assert "block_siz" in process.stderr.read().decode()
 
 
+def test_without_a_configuration_it_ends_quietly():
+    """The API process has ended before it knew which model to load."""
+    command = [sys.executable, "-m", "sheaf_runtime.engine", "--socket", "0"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_a_failure_in_the_loop_is_told_and_ends_the_process(monkeypatch, tmp_path, capfd):
     class Breaks(CheckedExecutor):
         def collect(self):

@@ -181,7 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=int)
     listener = parser.parse_args().socket
-    config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
+    if not (line := sys.stdin.buffer.readline()):
+        return
+    config = msgspec.json.decode(line, type=EngineConfig)
     faults = msgspec.json.decode(os.environ.get("FAKE_CORE", "{}"), type=Faults)
     with socket.socket(fileno=os.dup(listener)) as duplicate:
         address = duplicate.getsockname()

@@ -9,6 +9,7 @@ Exit codes: 0 told to end, 1 failed, 2 wrong configuration.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import logging
@@ -47,8 +48,15 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="engine: %(message)s")
+    # Read by libgomp when torch is imported. Its own default spins for milliseconds between operations, which
+    # ruins everybody on a machine that is shared; this covers the gaps within a step.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    imports = threading.Thread(target=_import_worker, daemon=True)
+    imports.start()
 
     line = sys.stdin.buffer.readline()
+    if not line:  # the API process has ended before there was a model
+        return 0
     try:
         config = msgspec.json.decode(line, type=EngineConfig)
     except msgspec.DecodeError as error:
@@ -58,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     threading.Thread(target=_obey_stdin, args=(watched,), daemon=True).start()
     channel = Channel(listener)
     try:
+        imports.join()
         return _serve(config, channel, watched)
     finally:
         channel.close()
@@ -68,9 +77,6 @@ def _serve(config: EngineConfig, channel: Channel, watched: _Watched) -> int:
     server = None
     try:
         check_config(config)
-        # Read by libgomp when torch is imported. Its own default spins for milliseconds between operations,
-        # which ruins everybody on a machine that is shared; this covers the gaps within a step.
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
         # Imported late: it takes seconds, and the socket must be there at once.
         from sheaf_runtime.worker.local import LocalExecutor
 
@@ -92,6 +98,12 @@ def _serve(config: EngineConfig, channel: Channel, watched: _Watched) -> int:
         channel.fail(server.clients if server else set(), message)
         return 2 if misconfigured else 1
     return 0
+
+
+def _import_worker() -> None:
+    """What takes longest to start, while the configuration is still awaited."""
+    with contextlib.suppress(Exception):  # _serve meets it again, and tells
+        import sheaf_runtime.worker.local  # noqa: F401
 
 
 def _die_with_parent() -> None:

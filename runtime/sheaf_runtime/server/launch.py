@@ -9,6 +9,7 @@ import sys
 from sheaf_runtime.flags.parser import OptionError
 from sheaf_runtime.hub.errors import HubError
 from sheaf_runtime.hub.name import Order, hub_name
+from sheaf_runtime.server.core_process import CoreProcess
 from sheaf_runtime.server.keys import ApiKeys, KeyFileError
 from sheaf_runtime.server.model_folder import ModelFolderError, check_folder
 from sheaf_runtime.server.options import parse
@@ -46,15 +47,17 @@ def main(argv: list[str], core_command: list[str] | None = None) -> int:
     except OSError as error:
         place = f"{server.host} port {server.port}"
         return _refuse(f"cannot listen on {place}: {error.strerror}; choose another --host or --port")
-    # Imported only now: probes can connect while this takes its half second.
     import uvloop
 
-    from sheaf_runtime.server.run import serve
+    async def run() -> int:
+        core = await CoreProcess.start(core_command)
+        # Imported only now: while this takes its second, the core imports its own, and probes can connect.
+        from sheaf_runtime.server.run import serve
 
-    order = Order(model=name, revision=server.revision, token=server.hf_token) if name else None
-    return uvloop.run(
-        serve(engine, server, sock, order=order, certificate=certificate, core_command=core_command)
-    )
+        order = Order(model=name, revision=server.revision, token=server.hf_token) if name else None
+        return await serve(engine, server, sock, core, order=order, certificate=certificate)
+
+    return uvloop.run(run())
 
 
 def _bind(host: str, port: int) -> socket.socket:

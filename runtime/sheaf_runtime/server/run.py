@@ -44,15 +44,15 @@ async def serve(
     engine: EngineConfig,
     server: ServerConfig,
     sock: socket.socket,
+    core: CoreProcess,
     *,
     order: Order | None = None,
     certificate: Certificate | None = None,
-    core_command: list[str] | None = None,
 ) -> int:
     """Serves on ``sock`` until a signal or the loss of the engine; the exit status. ``order`` is what has to
-    be had from the hub first."""
+    be had from the hub before ``core`` can be told what to load."""
     traces = Traces(server.otlp_traces_endpoint) if server.otlp_traces_endpoint else None
-    status = await Server(Service(engine, server, traces), order, certificate, core_command).run(sock)
+    status = await Server(Service(engine, server, traces), core, order, certificate).run(sock)
     if traces is not None:
         traces.close()
     return status
@@ -62,16 +62,15 @@ class Server:
     def __init__(
         self,
         service: Service,
+        core: CoreProcess,
         order: Order | None,
         certificate: Certificate | None,
-        core_command: list[str] | None,
     ) -> None:
         self._config = service.server_config
         self._service = service
         self._order = order
         self._http = HttpServer(create_app(self._service), certificate)
-        self._core_command = core_command
-        self._core: CoreProcess | None = None
+        self._core = core
         self._client: EngineClient | None = None
         self._stop = asyncio.Event()  # a signal, or the engine is lost
         self._signals: list[signal.Signals] = []
@@ -90,7 +89,7 @@ class Server:
         logger.info("listening on %s://%s:%d, loading %s", scheme, host, port, model)
         if await self._obtain():
             with zmq.Context() as context:
-                await self._start_core(context)
+                await self._configure_core(context)
                 tasks = [asyncio.create_task(self._watch_core()), asyncio.create_task(self._load_folder())]
                 await self._stop.wait()
                 await self._finish()
@@ -98,6 +97,7 @@ class Server:
                 await self._stop_core()
         else:
             await self._finish()
+            await self._core.stop(patience=0)
         failure = self._service.lifecycle.failure
         logger.info("exit status %d%s", self._exit_status, f": {failure}" if failure else "")
         for threads in (self._service.tokenizing, self._service.tokenizing_large):
@@ -129,24 +129,22 @@ class Server:
         await _cancel(stop, *([] if done else [download]))
         return download.result() if done else None
 
-    async def _start_core(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        with socket.socket(socket.AF_UNIX) as listener:
-            # Its name is there for less than a millisecond, whatever ends this process later.
-            with _folder_for_a_socket() as folder:
-                listener.bind(f"{folder}/core")
-                listener.listen()
-                self._client = EngineClient(
-                    context,
-                    f"ipc://{folder}/core",
-                    stall_timeout=self._config.stall_timeout,
-                    on_ready=self._on_ready,
-                    on_stats=self._service.metrics.on_stats,
-                    on_failure=self._on_failure,
-                    on_stall=self._on_stall,
-                )
-            self._service.attach(self._client)
-            config = self._service.engine_config
-            self._core = await CoreProcess.start(config, listener.fileno(), self._core_command)
+    async def _configure_core(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        # The socket's name is there for less than a millisecond, whatever ends this process later.
+        with _folder_for_a_socket() as folder:
+            self._core.listener.bind(f"{folder}/core")
+            self._core.listener.listen()
+            self._client = EngineClient(
+                context,
+                f"ipc://{folder}/core",
+                stall_timeout=self._config.stall_timeout,
+                on_ready=self._on_ready,
+                on_stats=self._service.metrics.on_stats,
+                on_failure=self._on_failure,
+                on_stall=self._core.ask_state,
+            )
+        self._service.attach(self._client)
+        await self._core.configure(self._service.engine_config)
 
     async def _load_folder(self) -> None:
         """Reads the tokenizer in a thread, while the core loads the weights."""
@@ -179,8 +177,7 @@ class Server:
 
     def _on_signal(self, signum: signal.Signals) -> None:
         if self._signals:
-            if self._core is not None:
-                self._core.kill()
+            self._core.kill()
             os._exit(128 + signum)
         self._signals.append(signum)
         logger.info("%s: draining", signal.Signals(signum).name)
@@ -193,12 +190,7 @@ class Server:
             self._exit_status = ENGINE_LOST
             self._stop.set()
 
-    def _on_stall(self) -> None:
-        if self._core is not None:
-            self._core.ask_state()
-
     async def _watch_core(self) -> None:
-        assert self._core is not None
         assert self._client is not None
         status = await self._core.wait()
         if status in (-signal.SIGTERM, -signal.SIGINT) and not self._loaded:
@@ -222,7 +214,6 @@ class Server:
         await self._http.stop()
 
     async def _stop_core(self) -> None:
-        assert self._core is not None
         assert self._client is not None
         healthy = self._loaded and self._service.lifecycle.failure is None
         await self._core.stop(patience=CORE_EXIT_SECONDS if healthy else 0)

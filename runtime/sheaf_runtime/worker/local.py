@@ -31,6 +31,7 @@ from sheaf_runtime.worker.warmup import warm_up_plans
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+CPU_WARM_UP_TOKENS, CPU_WARM_UP_SEQS = 96, 2
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,15 @@ class LocalExecutor:
     def warm_up(self) -> None:
         """Run the shapes that matter once; needs an idle executor."""
         assert not self._launched
+        config = self._config
+        if self._thread is not None:  # no shape is compiled for or measured: a few rows warm up everything
+            config = msgspec.structs.replace(
+                config,
+                max_num_batched_tokens=min(config.max_num_batched_tokens, CPU_WARM_UP_TOKENS),
+                max_num_seqs=min(config.max_num_seqs, CPU_WARM_UP_SEQS),
+            )
         for plan in warm_up_plans(
-            self._config,
+            config,
             self.info.max_model_len,
             self.info.num_blocks,
             len(self.info.kv_groups),

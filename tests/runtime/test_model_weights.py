@@ -284,3 +284,10 @@ def test_the_tokenizers_end_token_counts_too(folder: Path) -> None:
     assert load(folder).eos_token_ids == (0, 2)  # <|im_end|> is what the tokenizer names
     (folder / "tokenizer.json").unlink()
     assert load(folder).eos_token_ids == (0,)
+
+
+def test_nothing_is_as_long_as_the_context(folder: Path) -> None:
+    """Llama 4 has ten million positions; a table of their angles alone would be 10 GB."""
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 10**12}))
+    assert load(folder).max_model_len == 10**12

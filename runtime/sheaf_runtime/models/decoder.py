@@ -113,7 +113,6 @@ class Decoder:
         self,
         config: ModelConfig,
         *,
-        max_position: int,
         dtype: torch.dtype,
         device: torch.device,
         ops: Ops = TORCH_OPS,
@@ -139,7 +138,7 @@ class Decoder:
             tied = config.tie_word_embeddings
             self.output = Output(self.embedding if tied else torch.empty_like(self.embedding))
         distinct = list(dict.fromkeys(layer.rope for layer in config.layers))
-        self.ropes = [Rope(rope, config.attention.head_dim, max_position, device) for rope in distinct]
+        self.ropes = [Rope(rope, config.attention.head_dim, device) for rope in distinct]
         self._rope_of_layer = [distinct.index(layer.rope) for layer in config.layers]
         multiplier = torch.tensor(config.embedding_multiplier)
         self._embedding_multiplier = float(

@@ -1,4 +1,4 @@
-"""Rotary position embedding: its variants as one table of angles, and its parameters in ``config.json``.
+"""Rotary position embedding: its variants as one table of frequencies, and its parameters in ``config.json``.
 
 Every variant is the rotation of channel d with channel d + D/2 by the angle ``position * frequency[d]``.
 Where a checkpoint pairs neighbouring channels, or rotates a part of them only, the channels of its query and
@@ -168,39 +168,41 @@ def _yarn_pair(config: RopeConfig, turns: float) -> float:
 
 
 class Rope:
-    """Cosines and sines of every position up to ``max_position``, one row each, in float32.
+    """Cosines and sines of a step's positions, computed anew: a table of all positions would take gigabytes
+    for contexts of millions of tokens, and reading it not much less time.
 
-    Where the frequencies ``switch`` with the length, the rows of long sequences follow those of short ones.
+    Where the frequencies ``switch`` with the length, long sequences have a row of their own.
     """
 
-    def __init__(
-        self, config: RopeConfig | None, head_dim: int, max_position: int, device: torch.device
-    ) -> None:
+    def __init__(self, config: RopeConfig | None, head_dim: int, device: torch.device) -> None:
         """``config`` None: positions are not embedded, all angles are 0."""
-        tables = [torch.zeros(0)] if config is None else [rope_frequencies(config)]
+        rows = [torch.zeros(0)] if config is None else [rope_frequencies(config)]
         if config is not None and config.switch is not None:
-            tables.append(rope_frequencies(config, long=True))
-        positions = torch.arange(max_position, dtype=torch.float32)[:, None]
-        angles = torch.cat([positions * _padded(inv_freq, head_dim // 2) for inv_freq in tables])
-        scale = 1.0 if config is None else config.attention_factor
-        # Only what is rotated is scaled.
-        scales = _padded(torch.full((len(tables[0]),), scale), head_dim // 2, 1.0)
-        cos, sin = angles.cos() * scales, angles.sin() * scales
-        self._cos = torch.cat((cos, cos), dim=-1).unsqueeze(1).to(device)
-        self._sin = torch.cat((-sin, sin), dim=-1).unsqueeze(1).to(device)
+            rows.append(rope_frequencies(config, long=True))
+        half = torch.stack([_padded(inv_freq, head_dim // 2) for inv_freq in rows])
+        # Turned backwards in the first half: cosines are the same, sines have the other sign.
+        self._inv_freq_XD = torch.cat((-half, half), dim=-1).to(device)
         self._switch = None if config is None else config.switch
-        self._max_position = max_position
+        self._scale_D: Tensor | None = None
+        if config is not None and config.attention_factor != 1.0:  # only what is rotated is scaled
+            scale = _padded(torch.full((len(rows[0]),), config.attention_factor), head_dim // 2, 1.0)
+            self._scale_D = torch.cat((scale, scale)).to(device)
 
     def __call__(self, positions_T: Tensor, prompt_lens_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin as ``rotate`` wants them, [T, 1, D] each: both halves, sin negative in the first.
+        """cos and sin as ``rotate`` wants them, [T, 1, D] in float32: both halves, sin negative in the first.
 
         A sequence's length, which decides about long frequencies, is its prompt's, and grows with what is
         generated: what was computed before is not computed again.
         """
+        inv_freq = self._inv_freq_XD[0]
         if self._switch is not None:
-            long = torch.maximum(positions_T + 1, prompt_lens_T) > self._switch
-            positions_T = positions_T + self._max_position * long
-        return self._cos[positions_T], self._sin[positions_T]
+            long_T = torch.maximum(positions_T + 1, prompt_lens_T) > self._switch
+            inv_freq = self._inv_freq_XD[long_T.long()].unsqueeze(1)
+        angles_T1D = positions_T.float()[:, None, None] * inv_freq
+        cos_T1D, sin_T1D = angles_T1D.cos(), angles_T1D.sin()
+        if self._scale_D is not None:
+            cos_T1D, sin_T1D = cos_T1D * self._scale_D, sin_T1D * self._scale_D
+        return cos_T1D, sin_T1D
 
 
 def _padded(values: Tensor, length: int, fill: float = 0.0) -> Tensor:

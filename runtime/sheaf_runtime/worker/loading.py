@@ -147,7 +147,6 @@ def _load_native(
     head = pooling is None or pooling.needs_head
     decoder = Decoder(
         untie_if_different(model_config, checkpoint) if head else model_config,
-        max_position=max_model_len,
         dtype=dtype,
         device=device,
         ops=make_ops(backend),

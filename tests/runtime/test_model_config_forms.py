@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sheaf_runtime.models.config import ModelConfig, Sharpening
 from sheaf_runtime.models.errors import UnsupportedModelError
+from sheaf_runtime.models.overrides import overridden
 from sheaf_runtime.models.parse import parse_model_config
 
 SIZES: dict[str, Any] = {
@@ -60,6 +61,46 @@ def test_either_name_of_the_rope_type(scaling: dict[str, Any]) -> None:
     rope = parse("LlamaForCausalLM", rope_scaling=scaling, rope_theta=1e5).layers[0].rope
     assert rope is not None
     assert (rope.kind, rope.factor, rope.theta) == ("linear", 8.0, 1e5)
+
+
+def test_a_factor_without_a_type_is_refused() -> None:
+    """runpod-workers/worker-vllm#257."""
+    with pytest.raises(UnsupportedModelError, match=r"by the factor 2\.0, and no rope_type says how"):
+        parse("LlamaForCausalLM", rope_scaling={"factor": 2.0})
+    assert parse("LlamaForCausalLM", rope_scaling={}) == parse("LlamaForCausalLM", rope_scaling=None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "theta", "factor"),
+    [
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "linear", 5e5, 4.0),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0, "rope_theta": 7.0}}, "linear", 7.0, 4.0),
+        ({"rope_theta": 1e6}, "linear", 1e6, 2.0),
+        ({"rope_scaling": None}, "default", 5e5, 1.0),
+        ({"rope_parameters": {"rope_theta": 9.0}}, "default", 9.0, 1.0),
+    ],
+)
+def test_overrides_in_older_words_beat_the_newer_ones_of_the_file(
+    overrides: dict[str, Any], kind: str, theta: float, factor: float
+) -> None:
+    """sgl-project/sglang#22739: as Qwen's model cards say to have YaRN, on a file by transformers 5."""
+    parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}
+    raw = {"architectures": ["Qwen3ForCausalLM"], **SIZES, "rope_parameters": parameters}
+    rope = parse_model_config(overridden(raw, overrides), {}).layers[0].rope
+    assert rope is not None
+    assert (rope.kind, rope.theta, rope.factor) == (kind, theta, factor)
+
+
+def test_overrides_in_older_words_cannot_tell_types_of_layers_apart() -> None:
+    raw = {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}
+    with pytest.raises(UnsupportedModelError, match=r"--hf-overrides: rope_theta: .*override rope_p"):
+        overridden(raw, {"rope_theta": 2.0})
+
+
+def test_sizes_that_are_null_follow_from_others() -> None:
+    """llm-d/llm-d-benchmark#426, modular/modular#6665: in published files, and transformers reads them."""
+    attention = parse("MixtralForCausalLM", head_dim=None, num_key_value_heads=None).attention
+    assert (attention.head_dim, attention.num_kv_heads) == (16, 4)
 
 
 def test_yarn_that_was_added_to_a_config_of_the_first_length() -> None:

@@ -73,6 +73,10 @@ def parse_rope(given: Mapping[str, Any], *, head_dim: int, max_position: int) ->
         raise UnsupportedModelError(
             f"unsupported rope type {named!r}; implemented are {', '.join(ROPE_KINDS)}"
         )
+    if not (given.get("rope_type") or given.get("type")) and (given.get("factor") or 1.0) != 1.0:
+        raise UnsupportedModelError(
+            f"config.json stretches positions by the factor {given['factor']}, and no rope_type says how"
+        )
     if given.get("llama_4_scaling_beta"):
         raise UnsupportedModelError(
             "llama_4_scaling_beta, which sharpens queries, is implemented for Ministral3ForCausalLM only"

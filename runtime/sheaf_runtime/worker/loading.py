@@ -22,6 +22,7 @@ from sheaf_runtime.models.decoder import Decoder
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.gguf_checkpoint import GGUFCheckpoint
 from sheaf_runtime.models.layers import Attention
+from sheaf_runtime.models.overrides import overridden
 from sheaf_runtime.models.parse import is_native, load_model_config, read_config
 from sheaf_runtime.models.weights import load_weights, untie_if_different
 from sheaf_runtime.pooling.folder import causal_architectures, read_pooling
@@ -101,7 +102,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         )
     started = time.perf_counter()
     device = resolve_device(config.device)
-    raw = read_config(folder) | config.hf_overrides
+    raw = overridden(read_config(folder), config.hf_overrides)
     pooling = read_pooling(folder, raw, config.runner, config.convert, config.pooler_config)
     if pooling is not None:
         raw = raw | {"architectures": causal_architectures(raw.get("architectures"))}

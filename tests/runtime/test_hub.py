@@ -465,6 +465,18 @@ def test_a_file_of_another_size(hub: LocalHub, files: dict[str, bytes], tmp_path
     assert weights.read_bytes() == files[TWO[0]]
 
 
+def test_a_file_of_the_right_size_with_other_bytes(
+    hub: LocalHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A mirror or a disk on the way that changes a byte: the hub says the SHA-256 of each large file."""
+    hub.answers[f"/store/org/model/{hub.repos['org/model'].find('main')}/{TWO[1]}"] = (200, {}, b"3" * 1000)
+    (altered,) = ask(hub.url, tmp_path, {"repo": "org/model"})
+    hub.answers.clear()
+    assert f"{TWO[1]} of org/model came with other bytes than {hub.url} says" in altered
+    (folder,) = ask(hub.url, tmp_path, {"repo": "org/model"})
+    assert [(Path(folder) / name).read_bytes() for name in TWO] == [files[name] for name in TWO]
+
+
 def test_names_revisions_and_tokens_as_people_have_them(
     hub: LocalHub, files: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import logging
 import re
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -21,6 +23,7 @@ from huggingface_hub import (
     snapshot_download,
 )
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, HfHubHTTPError
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
 from sheaf_runtime.hub.errors import HubError
@@ -33,7 +36,10 @@ from sheaf_runtime.version import __version__
 
 logger = logging.getLogger(__name__)
 PAUSES = (1, 2, 4, 8)  # seconds
+HASHING = 4  # files at a time
+Blob = tuple[str, int]  # a file's name in the cache, and when it was written
 MODULES = "[0-9]*_*/config.json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _VISIBLE = re.compile(r"[!-~]+")  # what a header can say; the library's complaint would show the token
 
 
@@ -80,6 +86,7 @@ class _Download:
         api = HfApi(token=self._order.token, library_name="sheaf", library_version=__version__)
         offline = constants.is_offline_mode()
         revision = api.resolve_revision(self._repo, revision=self._order.revision, local_files_only=offline)
+        before = _blobs(self._repo)
         folder = self._fetch(revision, [*SMALL, MODULES], Silence)
         listing = _listing(self._repo, revision, folder)
         file, wanted = self._choose(listing, folder)
@@ -88,6 +95,7 @@ class _Download:
             self._fetch_weights(revision, folder, missing, listing)
         if missing := _missing(wanted, folder, listing):
             raise HubError(self._words.incomplete(missing))
+        self._check_hashes(folder, wanted, before)
         logger.info("%s at commit %s is in %s", self._repo, revision.resolved, folder)
         return folder if file is None else folder / file
 
@@ -102,6 +110,18 @@ class _Download:
             if listing.whole:
                 raise HubError(f"{error}: the repository itself is incomplete") from error
             raise HubError(self._words.incomplete(error.missing)) from error
+
+    def _check_hashes(self, folder: Path, wanted: Iterable[str], before: Container[Blob]) -> None:
+        """Of what has come now: large files are kept under the SHA-256 that the hub says they have, which its
+        library does not look at. Raises ``HubError``, and has others fetched again the next time."""
+        new = [path for path in map(folder.joinpath, wanted) if _blob(path) not in before]
+        new = [path for path in new if _SHA256.fullmatch(path.resolve().name)]
+        with ThreadPoolExecutor(HASHING) as threads:
+            hashes = threads.map(_sha256, new)
+        wrong = [path for path, sha256 in zip(new, hashes, strict=True) if path.resolve().name != sha256]
+        if wrong:
+            _clear(wrong)
+            raise HubError(self._words.altered([path.relative_to(folder).as_posix() for path in wrong]))
 
     def _fetch_weights(
         self, revision: ResolvedRevision, folder: Path, missing: list[str], listing: Listing
@@ -163,6 +183,22 @@ def _missing(wanted: Iterable[str], folder: Path, listing: Listing) -> list[str]
         return path.is_file() and path.stat().st_size == listing.sizes[name]
 
     return [name for name in wanted if not there(name)]
+
+
+def _blobs(repo: str) -> frozenset[Blob]:
+    """What the cache has of it, of whatever commit."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    return frozenset(map(_blob, folder.glob("*")))
+
+
+def _blob(path: Path) -> Blob:
+    real = path.resolve()
+    return real.name, real.stat().st_mtime_ns
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _clear(paths: Iterable[Path]) -> None:

@@ -53,6 +53,12 @@ class Words:
             "are free; make room, or set HF_HOME to a folder on a larger disk"
         )
 
+    def altered(self, names: Sequence[str]) -> str:
+        return (
+            f"{', '.join(names[:_SHOWN])} of {self.repo} came with other bytes than {self._hub} says "
+            "(SHA-256); start again, and see what proxy or mirror answers in its place"
+        )
+
     @property
     def _hub(self) -> str:
         return constants.ENDPOINT

@@ -23,6 +23,7 @@ def create_app(service: Service) -> App:
         description="OpenAI-compatible LLM serving",
         redirect_slashes=False,
     )
+    app.state.context = lambda: service.max_model_len or 0  # for ``JsonRequest``
     install_error_handlers(app)
     for routes in (
         completion_routes,

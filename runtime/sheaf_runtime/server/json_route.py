@@ -23,13 +23,14 @@ class JsonRequest(Request):
         for more values than can be read while others wait."""
         if not hasattr(self, "_json"):
             body = await self.body()
-            self._json = orjson.loads(body) if len(body) <= LARGE else await _large(body)
+            large = len(body) > LARGE
+            self._json = await _large(body, self.app.state.context()) if large else orjson.loads(body)
         return self._json
 
 
-async def _large(body: bytes) -> Any:
+async def _large(body: bytes, context: int) -> Any:
     """Between its steps, others have their turn."""
-    if may_be_too_many(body) and (problem := await asyncio.to_thread(too_many, body)):
+    if may_be_too_many(body, context) and (problem := await asyncio.to_thread(too_many, body, context)):
         raise ApiError(400, f"the JSON of the body has {problem}")
     await asyncio.sleep(0)
     gc.disable()  # it would look at all of the new values again and again, and none of them is garbage

@@ -29,33 +29,39 @@ MOST_CUT = 2**20
 async def encode(
     service: Service, text: str, *, add_special_tokens: bool, param: str, keep: int | None = None
 ) -> list[int]:
-    """Token ids of a text. Raises ``ApiError`` 400 at once for one that cannot fit the context, and where
-    only some of its tokens are kept (``keep``) for one that is much longer than that."""
+    """Token ids of a text, of which all have to fit the context, or only some are kept (``keep``).
+
+    Raises ``ApiError`` 400 at once for a text that is too long for that."""
     tokenizer = service.folder.tokenizer
-    limit = service.max_model_len
-    if limit is not None and keep is None:
-        least = len(text) // tokenizer.longest_token
-        refuse(refuse_length(limit, least, 1, param=param, at_least=True))
-    elif len(text) > (most := _most_cut(service)):
-        raise ApiError(
-            400, f"{param}: {len(text)} characters are too many to be cut; send at most {most}", param=param
-        )
+    _check_size(service, len(text), param, cut=keep is not None)
     return await _ids(
         service, len(text), lambda: tokenizer.encoding(text, add_special_tokens=add_special_tokens)
     )
 
 
-def _most_cut(service: Service) -> int:
-    return max(MOST_CUT, (service.max_model_len or 0) * service.folder.tokenizer.longest_token)
-
-
 async def encode_pair(service: Service, first: str, second: str, *, param: str) -> list[int]:
-    """Of two texts as one. Raises ``ApiError`` 400 for such as ``encode`` would not cut."""
+    """Of two texts as one, which may be cut later. Raises ``ApiError`` 400 as ``encode`` does."""
     size = len(first) + len(second)
-    if size > (most := _most_cut(service)):
-        raise ApiError(400, f"{param}: {size} characters are too many; send at most {most}", param=param)
+    _check_size(service, size, param, cut=True)
     tokenizer = service.folder.tokenizer
     return await _ids(service, size, lambda: tokenizer.encoding_of_pair(first, second))
+
+
+def _check_size(service: Service, characters: int, param: str, *, cut: bool) -> None:
+    """Before a text is tokenized. Raises ``ApiError`` 400 for one that cannot fit the context, and where it
+    may be ``cut`` for one that is much longer than that."""
+    limit = service.max_model_len
+    if limit is not None and not cut:
+        least = characters // service.folder.tokenizer.longest_token
+        refuse(refuse_length(limit, least, 1, param=param, at_least=True))
+    elif characters > (most := _most_cut(service)):
+        raise ApiError(
+            400, f"{param}: {characters} characters are too many to be cut; send at most {most}", param=param
+        )
+
+
+def _most_cut(service: Service) -> int:
+    return max(MOST_CUT, (service.max_model_len or 0) * service.folder.tokenizer.longest_token)
 
 
 async def _ids(service: Service, size: int, work: Callable[[], Encoding]) -> list[int]:

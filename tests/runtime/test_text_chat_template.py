@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from model_folders import CHAT_TEMPLATE, byte_fallback, byte_level, write_folder
+from sheaf_runtime.server.messages import Message as ServerMessage
 from sheaf_runtime.text import ChatTemplate, ChatTemplateError, Tokenizer, TokenizerError, left_out
 from transformers import PreTrainedTokenizerFast
 
@@ -269,3 +270,36 @@ def test_words_that_a_template_rewrites_are_not_left_out() -> None:
     render = ChatTemplate(takes_out).render
     assert render(messages) == "<system><user>HELLO  YOU<think></think>"
     assert left_out(messages, render(messages), render) is None
+
+
+# As Qwen3-Coder's and GLM's templates do; Qwen3's take any value.
+WALKS = (
+    "{% for m in messages %}{{ m['content'] }}{% for c in m.tool_calls or [] %}"
+    "{% for k, v in c.function.arguments.items() %}<{{ k }}>{{ v }}{% endfor %}{% endfor %}{% endfor %}"
+)
+WRITES = WALKS.replace(
+    "{% for k, v in c.function.arguments.items() %}<{{ k }}>{{ v }}{% endfor %}",
+    "{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}",
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "arguments", "expected"),
+    [
+        (WALKS, '{"a": 1}', "<a>1"),
+        (WALKS, '{"cmd": "ls', '<arguments>{"cmd": "ls'),
+        (WALKS, '["a"]', '<arguments>["a"]'),
+        (WALKS, '"a"', '<arguments>"a"'),
+        (WALKS, "", ""),
+        (WALKS, " \n", ""),
+        (WRITES, '{"cmd": "ls', '{"cmd": "ls'),
+        (WRITES, '["a"]', '["a"]'),
+        (WRITES, "", "{}"),
+    ],
+)
+def test_arguments_that_are_no_object(template: str, arguments: str, expected: str) -> None:
+    """vllm#48922, #19419, sglang#28035: a call that a model got wrong, or was cut off in, is in the chat for
+    ever; each later turn was refused."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    message = ServerMessage.model_validate({"role": "assistant", "content": "x", "tool_calls": [call]})
+    assert ChatTemplate(template).render([message.for_template()]) == f"x{expected}"

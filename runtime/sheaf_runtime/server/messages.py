@@ -29,14 +29,24 @@ class ToolCall(BaseModel):
     function: CalledFunction
 
     def for_template(self) -> dict[str, Any]:
-        """Templates expect the arguments as an object. What a model got wrong stays text."""
+        """Templates expect the arguments as an object."""
         arguments = self.function.arguments or {}
         if isinstance(arguments, str):
-            with contextlib.suppress(ValueError, RecursionError):
-                arguments = json.loads(arguments)
+            arguments = _object_or_text(arguments)
         function = {"name": self.function.name, "arguments": arguments}
         call = {"type": self.type, "function": function}
         return call if self.id is None else {"id": self.id, **call}
+
+
+def _object_or_text(arguments: str) -> dict[str, Any] | str:
+    """What is no object, because a model got it wrong or was cut off in it, stays text."""
+    if not arguments.strip():
+        return {}
+    with contextlib.suppress(ValueError, RecursionError):
+        read = json.loads(arguments)
+        if isinstance(read, dict):
+            return read
+    return arguments
 
 
 # Those of the API. A template may know more, such as Granite's "document" and Llama 3's "ipython".

@@ -51,7 +51,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         self._in_parts = False
         self._in_parts = self._reads_parts()
-        self._arguments_as_text = self._writes_arguments_itself()
+        self._arguments_as_text, self._arguments_as_object = self._forms_of_arguments()
         self._short_ids = self._refuses_long_ids()
         self._knows_developer = "developer" in source
         self._for_tools = None if for_tools is None else ChatTemplate(for_tools, special_tokens)
@@ -130,6 +130,11 @@ class ChatTemplate:
                 **message,
                 "tool_calls": [_with_text_arguments(call) for call in message["tool_calls"]],
             }
+        elif self._arguments_as_object and "tool_calls" in message:
+            message = {
+                **message,
+                "tool_calls": [_with_object_arguments(call) for call in message["tool_calls"]],
+            }
         return _with_short_ids(message) if self._short_ids else message
 
     def _reads_parts(self) -> bool:
@@ -143,8 +148,9 @@ class ChatTemplate:
 
         return not seen(_MARK) and seen(_parts(_MARK))
 
-    def _writes_arguments_itself(self) -> bool:
-        """Whether it wants the arguments of a call as JSON text: it then writes an object as Python does."""
+    def _forms_of_arguments(self) -> tuple[bool, bool]:
+        """Whether it wants the arguments of a call as JSON text, because it would write an object as Python
+        does; and whether it wants an object, because it walks through its fields."""
         call = {"id": "123456789", "type": "function", "function": {"name": "f", "arguments": {_MARK: 1}}}
         user: Message = {"role": "user", "content": "a"}
         called = {"role": "assistant", "content": ""}
@@ -155,10 +161,9 @@ class ChatTemplate:
             except ChatTemplateError:
                 return ""
 
-        as_object = written(call)
-        if f"{{'{_MARK}'" in as_object:
-            return True
-        return not as_object and _MARK in written(_with_text_arguments(call))
+        as_object, as_text = written(call), written(_with_text_arguments(call))
+        only_text = f"{{'{_MARK}'" in as_object or (not as_object and _MARK in as_text)
+        return only_text, _MARK in as_object and _MARK not in as_text
 
     def _refuses_long_ids(self) -> bool:
         """Whether ids of calls must be nine letters and digits, as Mistral's templates have it: ids of other
@@ -235,6 +240,14 @@ def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     arguments = function["arguments"]
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": {**function, "arguments": text}}
+
+
+def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Text that is no object becomes the one field of one: its words are in the prompt, the chat goes on."""
+    function = call["function"]
+    arguments = function["arguments"]
+    fields = {"arguments": arguments} if isinstance(arguments, str) else arguments
+    return {**call, "function": {**function, "arguments": fields}}
 
 
 def left_out(

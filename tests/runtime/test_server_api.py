@@ -498,6 +498,8 @@ def test_unknown_model(client: openai.OpenAI) -> None:
         client.completions.create(model="nope", prompt="a")
     assert refused.value.code == "model_not_found"
     assert refused.value.param == "model"
+    # As in vLLM: clients that are set up for one server leave the field empty.
+    assert client.completions.create(model="", prompt="a", max_tokens=1).model == MODEL
 
 
 def test_context_overflow_names_the_numbers(client: openai.OpenAI) -> None:

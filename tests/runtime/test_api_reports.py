@@ -14,6 +14,7 @@ import pytest
 from serving import Served, serving
 
 FLAGS = ("--dtype", "float32", "--num-gpu-blocks-override", "300", "--max-num-seqs", "8")
+FLAGS += ("--trust-request-chat-template",)
 CHAT = [{"role": "user", "content": "pages"}]
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
@@ -115,3 +116,62 @@ def test_fields_that_clients_require(served: Served) -> None:
     assert message["refusal"] is None
     made = post(served, COMPLETIONS, prompt="pages", max_tokens=4, logprobs=0).json()["choices"][0]
     assert made["logprobs"]["text_offset"][0] == 0
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_demanded_call_that_is_cut_off(served: Served, stream: bool, tokens: int) -> None:
+    """vllm#53255: ``tool_calls`` as the reason, and none there."""
+    body = {"messages": CHAT, "tools": [TOOL], "tool_choice": "required", "max_tokens": tokens}
+    answer = post(served, CHATS, **body, stream=stream)
+    choices = [e["choices"][0] for e in events(answer)] if stream else answer.json()["choices"]
+    assert choices[-1]["finish_reason"] == "length"
+    for choice in choices:
+        said = choice["delta"] if stream else choice["message"]
+        assert said.get("tool_calls") != []
+
+
+RAISES = "{{ raise_exception('effort ' ~ reasoning_effort ~ ' is unknown; take low') }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "words"),
+    [
+        (RAISES, {"reasoning_effort": "high"}, "effort high is unknown; take low"),  # vllm#54017
+        ("{{ tools[0].nothing | tojson }}", {"tools": [TOOL]}, "not JSON serializable"),  # sglang#20700
+        ("{{ messages[0].content / 2 }}", {}, "cannot render"),
+        ("{% for i in range(10**9) %}{{ i }}{% endfor %}", {}, "Range too big"),
+    ],
+)
+def test_what_a_template_refuses_is_a_400(
+    served: Served, template: str, fields: dict[str, Any], words: str
+) -> None:
+    answer = post(served, CHATS, messages=CHAT, chat_template=template, max_tokens=1, **fields)
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+def test_no_calls_in_an_earlier_message(served: Served) -> None:
+    """vllm#13978: templates look at the first of ``tool_calls``; llama.cpp and clients send an empty list."""
+    each = "{% if 'tool_calls' in m %}{{ m.tool_calls[0].id + '' }}{% endif %}"
+    first = "{% for m in messages %}" + each + "{% endfor %}"
+    messages = [*CHAT, {"role": "assistant", "content": "b", "tool_calls": []}, *CHAT]
+    answer = post(served, CHATS, messages=messages, chat_template=first + "{{ messages }}", max_tokens=1)
+    assert answer.status_code == 200, answer.text
+
+
+def test_null_in_every_field(served: Served) -> None:
+    """ChatDev#344, and clients that write out what they do not set: null is as if it were not there."""
+    schema = httpx.get(f"{served.url}/openapi.json").json()["components"]["schemas"]
+    for path, name, asked in (
+        (COMPLETIONS, "CompletionRequest", {"prompt": "pages"}),
+        (CHATS, "ChatCompletionRequest", {"messages": CHAT}),
+    ):
+        nulls = dict.fromkeys(schema[name]["properties"])
+        plain = {**asked, "max_tokens": 3, "temperature": 0}
+        answer = post(served, path, **{**nulls, **plain})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"] == post(served, path, **plain).json()["choices"]

@@ -1,4 +1,5 @@
-"""Compiles grammars beside the engine's steps, each once: tried out in another process, then in a thread."""
+"""Compiles grammars beside the engine's steps, each once: tried out in another process, then in a thread,
+both at low priority."""
 
 from __future__ import annotations
 
@@ -19,13 +20,14 @@ import msgspec
 from sheaf_runtime.gguf.folder import open_folder
 from sheaf_runtime.grammar.errors import GrammarError
 from sheaf_runtime.grammar.recipe import Recipe
-from sheaf_runtime.grammar.rehearsal import Verdict
+from sheaf_runtime.grammar.rehearsal import OVER, Verdict
 from sheaf_runtime.grammar.vocabulary import Vocabulary
+from sheaf_runtime.priority import make_way
 from sheaf_runtime.protocol.grammar import Grammar
 from sheaf_runtime.text.tokenizer import Tokenizer
 
-COMPILE_SECONDS = 10.0
-START_SECONDS = 60.0
+COMPILE_SECONDS = 10.0  # of the processor
+ANSWER_SECONDS = 60.0  # by the clock: others may have the processor meanwhile
 CACHE_BYTES = 512 * 2**20
 WORKERS = 2  # one grammar that takes its time does not hold up the next
 
@@ -51,13 +53,16 @@ class Compiler:
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self._folder, self._size, self._eos = folder, vocab_size, eos_token_ids
-        self._seconds, self._cache_bytes = compile_seconds, cache_bytes
+        self._cache_bytes = cache_bytes
         self._cache: OrderedDict[tuple[str, ...], Future[Any]] = OrderedDict()
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="sheaf-grammar")
+        self._compiling = ThreadPoolExecutor(1, "sheaf-compile", make_way)  # without the interpreter's lock
         self._lock = threading.Lock()
         self._rehearsals: queue.SimpleQueue[_Rehearsal] = queue.SimpleQueue()
         for _ in range(WORKERS):
-            self._rehearsals.put(_Rehearsal([folder, str(vocab_size), *map(str, eos_token_ids)]))
+            self._rehearsals.put(
+                _Rehearsal(compile_seconds, [folder, str(vocab_size), *map(str, eos_token_ids)])
+            )
         self.counters = GrammarCounters()
 
     @cached_property
@@ -89,13 +94,13 @@ class Compiler:
         began = time.perf_counter()
         rehearsal = self._rehearsals.get()
         try:
-            verdict = rehearsal.judge(grammar, self._seconds)
+            verdict = rehearsal.judge(grammar)
             if verdict.problem is not None:
                 raise GrammarError(verdict.problem)
             recipe = Recipe(verdict.text, verdict.is_tag)
             with self._lock:  # of the vocabulary, which is made once
                 compiler = self.vocabulary.compiler(grammar)
-            compiled = recipe.compile(compiler)
+            compiled = self._compiling.submit(recipe.compile, compiler).result()
         except BaseException:
             self.counters.refused += 1
             raise
@@ -106,7 +111,8 @@ class Compiler:
         return compiled
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._pool, self._compiling):
+            threads.shutdown(wait=False, cancel_futures=True)
         while not self._rehearsals.empty():
             self._rehearsals.get().end()
 
@@ -114,11 +120,12 @@ class Compiler:
 class _Rehearsal:
     """One such process, started when it is needed and ended when it does not answer."""
 
-    def __init__(self, arguments: list[str]) -> None:
-        self._arguments = arguments
+    def __init__(self, seconds: float, arguments: list[str]) -> None:
+        """``seconds`` of the processor that a grammar may take."""
+        self._seconds, self._arguments = seconds, arguments
         self._process: subprocess.Popen[bytes] | None = None
 
-    def judge(self, grammar: Grammar, seconds: float) -> Verdict:
+    def judge(self, grammar: Grammar) -> Verdict:
         if self._process is None:
             started = self._start()
             if started.problem is not None:
@@ -130,30 +137,31 @@ class _Rehearsal:
         try:
             self._process.stdin.write(len(frame).to_bytes(4, "little") + frame)
             self._process.stdin.flush()
-            return self._answer(seconds)
-        except TimeoutError:
-            self.end()
-            return Verdict(problem=f"takes longer than {seconds:g} s to compile; make it smaller")
-        except (EOFError, OSError):
-            self.end()
+            return self._answer()
+        except (TimeoutError, EOFError, OSError) as error:
+            if self.end() == -OVER or isinstance(error, TimeoutError):
+                return Verdict(problem=f"takes longer than {self._seconds:g} s to compile; make it smaller")
             return Verdict(
                 problem="cannot be compiled: it is too large, or nested too deeply; make it smaller"
             )
 
     def _start(self) -> Verdict:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sheaf_runtime.grammar.rehearsal", *self._arguments],
+            [
+                *(sys.executable, "-P", "-m", "sheaf_runtime.grammar.rehearsal"),
+                *(str(self._seconds), *self._arguments),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the library's warnings about what is judged here
         )
         try:
-            return self._answer(START_SECONDS)
+            return self._answer()
         except (TimeoutError, EOFError) as error:
             return Verdict(problem=f"structured output is not available: {type(error).__name__}")
 
-    def _answer(self, seconds: float) -> Verdict:
-        deadline = time.monotonic() + seconds
+    def _answer(self) -> Verdict:
+        deadline = time.monotonic() + ANSWER_SECONDS
         head = self._take(4, deadline)
         return msgspec.msgpack.decode(self._take(int.from_bytes(head, "little"), deadline), type=Verdict)
 
@@ -171,11 +179,14 @@ class _Rehearsal:
             taken += piece
         return taken
 
-    def end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+    def end(self) -> int | None:
+        """What it ended by, if that was before: its status as ``Popen`` has it."""
+        if self._process is None:
+            return None
+        process, self._process = self._process, None
+        process.kill()
+        process.communicate()
+        return process.returncode
 
 
 def _size(text: str, future: Future[Any]) -> int:

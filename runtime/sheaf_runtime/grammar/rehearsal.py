@@ -1,8 +1,10 @@
-"""A process that tries grammars out: ``python -m sheaf_runtime.grammar.rehearsal FOLDER VOCAB_SIZE EOS...``.
+"""A process that tries grammars out:
+``python -m sheaf_runtime.grammar.rehearsal SECONDS FOLDER VOCAB_SIZE EOS...``.
 
 A grammar may need for ever, use up the memory or end the process that compiles it, and native code cannot be
-interrupted. So each is compiled here first, where time and memory are limited; the engine compiles only what
-has passed. Frames in both directions are length (4 bytes) and MessagePack.
+interrupted. So each is compiled here first, at low priority, where time and memory are limited; the engine
+compiles only what has passed. One that takes more than SECONDS of the processor ends the process by ``OVER``.
+Frames in both directions are length (4 bytes) and MessagePack.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from sheaf_runtime.grammar.errors import GrammarError
 from sheaf_runtime.grammar.matcher import Matcher
 from sheaf_runtime.grammar.recipe import recipe_of, words
 from sheaf_runtime.grammar.vocabulary import Vocabulary
+from sheaf_runtime.priority import make_way
 from sheaf_runtime.protocol.grammar import Grammar
 from sheaf_runtime.text.tokenizer import Tokenizer
 
 PR_SET_PDEATHSIG = 1
 MEMORY = 4 * 2**30  # of address space
 MAX_COMPILED = 64 * 2**20  # bytes
+OVER = signal.SIGPROF
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -40,7 +44,7 @@ class Verdict(msgspec.Struct, frozen=True):
 def main(argv: list[str]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     sys.modules["torch"] = None  # type: ignore[assignment]  # the binding looks for it and would load it
-    folder, size, *eos = argv
+    seconds, folder, size, *eos = argv
     decode = msgspec.msgpack.Decoder(Grammar).decode
     try:
         vocabulary = Vocabulary(Tokenizer.from_folder(open_folder(folder)), int(size), tuple(map(int, eos)))
@@ -49,9 +53,11 @@ def main(argv: list[str]) -> None:
     except GrammarError as error:
         broken = str(error)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    make_way()  # only now: the first grammar need not wait for all of the start that long
     _write(Verdict(problem=broken))
     while frame := _read():
         grammar = decode(frame)
+        signal.setitimer(signal.ITIMER_PROF, float(seconds))
         try:
             recipe = recipe_of(grammar)
             compiled = recipe.compile(vocabulary.compiler(grammar))
@@ -67,6 +73,7 @@ def main(argv: list[str]) -> None:
             verdict = Verdict(problem="needs too much memory; make it smaller")
         except Exception as error:  # the library raises several kinds
             verdict = Verdict(problem=words(error))
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _write(verdict)
 
 

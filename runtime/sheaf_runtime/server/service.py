@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from sheaf_runtime.config import EngineConfig, ServerConfig
+from sheaf_runtime.priority import make_way
 from sheaf_runtime.protocol.messages import EngineReady
 from sheaf_runtime.server.body import Bodies
 from sheaf_runtime.server.client import EngineClient
@@ -21,7 +20,6 @@ from sheaf_runtime.server.tracing import Traces
 # Of a core, for large bodies and for refusals each, while the engine works. On a CPU every core computes;
 # beside an accelerator one is this process's own.
 SHARE_BESIDE_CPU, SHARE_BESIDE_ACCELERATOR = 0.04, 0.25
-LOW_PRIORITY = 10  # what the kernel gives a tenth of the time that a computing thread gets
 
 
 class Service:
@@ -42,7 +40,7 @@ class Service:
         self.metrics = Metrics(self.model_names[0])
         self.metrics.draining = lambda: self.lifecycle.draining
         self.tokenizing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "tokenize")
-        self.tokenizing_large = ThreadPoolExecutor(1, "tokenize-large", _make_way)
+        self.tokenizing_large = ThreadPoolExecutor(1, "tokenize-large", make_way)
         self.bodies = Bodies(
             Pace(self._busy, self._share), Pace(self._busy, self._share), server.max_body_size
         )
@@ -123,9 +121,3 @@ class Service:
                 code="model_not_found",
             )
         return name
-
-
-def _make_way() -> None:
-    """Of this thread only, which Linux knows. Nothing may run in it that keeps the interpreter's lock."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)

@@ -211,6 +211,7 @@ def sampling_timing(device: str = "cuda") -> list[dict[str, Any]]:
                 torch.full((rows,), temperature, device=device),
                 torch.full((rows,), top_k, dtype=torch.int32, device=device),
                 torch.full((rows,), top_p, dtype=torch.float64, device=device),
+                torch.full((rows,), -torch.inf, device=device),
             )
             times = device_times([partial(sample, logits, *args, uniform)])
             result.append({"rows": rows, "vocab": vocab, "parameters": name, **summary(times)})

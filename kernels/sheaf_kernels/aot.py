@@ -29,7 +29,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sheaf_kernels import adjust, paged_attention, rms_norm, rope_kv_write, sample, split_kv, swiglu
+from sheaf_kernels import paged_attention, rms_norm, rope_kv_write, sample, split_kv, swiglu
 from sheaf_kernels.numerics import INTERPRETED, LOG2_E, next_power_of_2
 
 ARCHS = (80, 90, 100)
@@ -215,47 +215,47 @@ def row_variants() -> Iterator[Variant]:
 
 
 def sample_variants() -> Iterator[Variant]:
-    for dtype, vocab in product(POINTER, (32000, 49152, 128256, 151936)):
-        chunked = {"V": vocab, "C": triton.cdiv(vocab, sample.CHUNK_V), "CHUNK_V": sample.CHUNK_V}
-        yield Variant(
-            sample.chunk_kernel, f"{SHORT[dtype]} V{vocab}",
-            {
-                "logits_ptr": POINTER[dtype], "temperature_ptr": "*fp32",
-                "best_ptr": "*fp32", "first_ptr": "*i32", "mass_ptr": "*fp32", "logits_stride": "i32",
-            },
-            {**chunked, "num_warps": 4},
-            dtype == torch.bfloat16 and vocab == 128256,
-        )  # fmt: skip
-        yield Variant(
-            sample.sample_kernel, f"{SHORT[dtype]} V{vocab}",
-            {
-                "logits_ptr": POINTER[dtype], "temperature_ptr": "*fp32", "top_k_ptr": "*i32",
-                "top_p_ptr": "*fp64", "uniform_ptr": "*fp64",
-                "best_ptr": "*fp32", "first_ptr": "*i32", "mass_ptr": "*fp32",
-                "token_ptr": "*i64", "logits_stride": "i32",
-            },
-            {
-                **chunked, "BLOCK_C": next_power_of_2(chunked["C"]), "BLOCK_V": sample.MAX_BLOCK_V,
-                "BITS": sample.DIGIT_BITS, "num_warps": sample.NUM_WARPS,
-            },
-            dtype == torch.bfloat16 and vocab == 128256,
-        )  # fmt: skip
-
-
-def adjust_variants() -> Iterator[Variant]:
-    for dtype, vocab in product(POINTER, (32000, 49152, 128256, 151936)):
-        yield Variant(
-            adjust.adjust_kernel, f"{SHORT[dtype]} V{vocab}",
-            {
-                "logits_ptr": POINTER[dtype], "history_ptr": "*i32", "bias_ptr": "*fp32",
-                **dict.fromkeys(("rows_ptr", "flags_ptr", "mask_ptr", "bits_ptr"), "*i32"),
-                **dict.fromkeys(("repetition_ptr", "frequency_ptr", "presence_ptr", "out_ptr"), "*fp32"),
-                "logits_stride": "i32", "bits_stride": "i32",
-            },
-            {"V": vocab, "BLOCK_V": adjust.BLOCK_V, "num_warps": 4},
-            dtype == torch.bfloat16 and vocab == 128256,
-            unaligned=("bits_stride",),
-        )  # fmt: skip
+    for dtype, vocab in product(POINTER, (32000, 49152, 128256, 151936, 262144)):
+        chunks = triton.cdiv(vocab, sample.CHUNK_V)
+        groups = chunks * (sample.CHUNK_V // sample.GROUP_V)
+        shape = {"V": vocab, "C": chunks, "CHUNK_V": sample.CHUNK_V, "GROUP_V": sample.GROUP_V}
+        main, p = dtype == torch.bfloat16 and vocab == 128256, POINTER[dtype]
+        summaries = {"best_ptr": "*fp32", "first_ptr": "*i32", "mass_ptr": "*fp32", "group_best_ptr": "*fp32"}
+        # What is not there is a pointer to something that is.
+        for wishes, drawn in product((False, True), repeat=2):
+            wished = {
+                **dict.fromkeys(("history_ptr", "rows_ptr", "flags_ptr", "mask_ptr", "bits_ptr"), "*i32"),
+                **dict.fromkeys(("repetition_ptr", "frequency_ptr", "presence_ptr"), "*fp32"),
+                **dict.fromkeys(("bias_ptr", "adjusted_ptr"), "*fp32"),
+            }
+            yield Variant(
+                sample.survey_kernel,
+                f"{SHORT[dtype]} V{vocab}{' with wishes' if wishes else ''}{'' if drawn else ' greedy'}",
+                {
+                    "logits_ptr": p, "temperature_ptr": "*fp32",
+                    **(wished if wishes else dict.fromkeys(wished, p)), **summaries,
+                    "logits_stride": "i32", "bits_stride": "i32",
+                },
+                {**shape, "WISHES": wishes, "DRAWN": drawn, "num_warps": sample.SURVEY_WARPS},
+                main and wishes and drawn,
+                unaligned=("bits_stride",),
+            )  # fmt: skip
+        names = ("temperature_ptr", "top_k_ptr", "top_p_ptr", "margin_ptr", "uniform_ptr")
+        for drawn in (False, True):
+            parameters = ("*fp32", "*i32", "*fp64", "*fp32", "*fp64") if drawn else (p,) * 5
+            yield Variant(
+                sample.choose_kernel, f"{SHORT[dtype]} V{vocab}{'' if drawn else ' greedy'}",
+                {
+                    "logits_ptr": p, **dict(zip(names, parameters, strict=True)), **summaries,
+                    "listed_ptr": "*i32", "ids_ptr": "*i32", "token_ptr": "*i64", "logits_stride": "i32",
+                },
+                {
+                    **shape, "FLOOR_BIT": sample.FLOOR_BIT, "BLOCK_C": next_power_of_2(chunks),
+                    "BLOCK_G": next_power_of_2(groups), "BLOCK": sample.BLOCK_N, "BITS": sample.DIGIT_BITS,
+                    "DRAWN": drawn, "num_warps": sample.choose_warps(drawn),
+                },
+                main and drawn,
+            )  # fmt: skip
 
 
 def all_variants() -> list[Variant]:
@@ -264,7 +264,6 @@ def all_variants() -> list[Variant]:
         *split_kv_variants(),
         *rope_kv_write_variants(),
         *row_variants(),
-        *adjust_variants(),
         *sample_variants(),
     ]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sheaf_kernels import adjust, paged_attention, rms_norm, rope_kv_write, sample, swiglu
+from sheaf_kernels.checks import Checker
 from sheaf_kernels.split_kv import SplitPlan
 
 # (rtol, atol): |kernel - reference| <= atol + rtol * |reference|, for inputs of unit variance.
@@ -234,17 +235,30 @@ def check_sample(
     device: torch.device | str,
     op: ModuleType = sample,
     seed: int = 0,
+    wishes: adjust.Wishes | None = None,
 ) -> None:
     """Tokens must be equal, but where u or top_p lies within DRAW_TOLERANCE of a border between tokens."""
-    x = sample_inputs(rows, vocab, dtype, device, seed)
-    got, want = op.sample(*x), sample.sample_reference(*x)
-    wrong = [s for s in (got != want).nonzero().flatten().tolist() if not _is_rounding(int(got[s]), s, *x)]
+    logits, *draws = sample_inputs(rows, vocab, dtype, device, seed)
+    got, want = op.sample(logits, *draws, wishes), sample.sample_reference(logits, *draws, wishes)
+    seen = logits if wishes is None else adjust.adjust_reference(logits, wishes)
+    wrong = [
+        s
+        for s in (got != want).nonzero().flatten().tolist()
+        if not _is_rounding(int(got[s]), s, seen, *draws)
+    ]
     if wrong:
-        described = [(s, int(got[s]), int(want[s]), *(float(v[s]) for v in x[1:4])) for s in wrong[:5]]
+        described = [(s, int(got[s]), int(want[s]), *(float(v[s]) for v in draws[:4])) for s in wrong[:5]]
         raise AssertionError(
             f"sample: {len(wrong)} of {rows} rows differ; "
-            f"(row, got, want, temperature, top_k, top_p): {described}"
+            f"(row, got, want, temperature, top_k, top_p, margin): {described}"
         )
+    check_likeliest(logits, seen, op, wishes)
+
+
+def check_likeliest(logits: Tensor, seen: Tensor, op: ModuleType, wishes: adjust.Wishes | None) -> None:
+    got, want = op.likeliest(logits, wishes), seen.float().argmax(-1)
+    if not got.equal(want):
+        raise AssertionError(f"likeliest: {got.tolist()} instead of {want.tolist()}")
 
 
 # Share of the mass by which float32 sums over a vocabulary may differ from exact ones.
@@ -252,13 +266,20 @@ DRAW_TOLERANCE = 1e-5
 
 
 def _is_rounding(
-    token: int, s: int, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
+    token: int,
+    s: int,
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    margin: Tensor,
+    uniform: Tensor,
 ) -> bool:
     """Whether ``token`` is what row s draws with u and top_p off by no more than DRAW_TOLERANCE."""
     # Where nothing is filtered the order is another one, so 1 stays 1.
     for slack in (0.0, DRAW_TOLERANCE, -DRAW_TOLERANCE) if top_p[s] < 1 else (0.0,):
         order, mass = sample.distribution_reference(
-            logits[s], float(temperature[s]), int(top_k[s]), float(top_p[s]) + slack
+            logits[s], float(temperature[s]), int(top_k[s]), float(top_p[s]) + slack, float(margin[s])
         )
         total = mass.cumsum(-1) / mass.sum()
         for index in (order == token).nonzero().flatten().tolist():
@@ -270,16 +291,19 @@ def _is_rounding(
     return False
 
 
-# (temperature, top_k, top_p)
+_ALL = -torch.inf
+# (temperature, top_k, top_p, margin)
 SAMPLING = [
-    (0.0, 0, 1.0), (1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 1000000, 1.0), (1.0, 1, 1.0), (1.0, 3, 1.0),
-    (2.0, 5, 1.0), (1.0, 0, 0.5), (2.0, 0, 0.9), (0.7, 0, 1e-6), (2.0, 3, 0.6), (1.0, 5, 0.3), (2.0, 1, 0.5),
+    (0.0, 0, 1.0, _ALL), (1.0, 0, 1.0, _ALL), (0.5, 0, 1.0, _ALL), (2.0, 1000000, 1.0, _ALL),
+    (1.0, 1, 1.0, _ALL), (1.0, 3, 1.0, _ALL), (2.0, 5, 1.0, _ALL), (1.0, 0, 0.5, _ALL), (2.0, 0, 0.9, _ALL),
+    (0.7, 0, 1e-6, _ALL), (2.0, 3, 0.6, _ALL), (1.0, 5, 0.3, _ALL), (2.0, 1, 0.5, _ALL),
+    (1.0, 0, 1.0, -1.0), (2.0, 0, 1.0, 0.0), (1.0, 4, 1.0, -0.5), (1.0, 0, 0.8, -1.5), (3.0, 9, 0.7, -1.0),
 ]  # fmt: skip
 
 
 def sample_inputs(
     rows: int, vocab: int, dtype: torch.dtype, device: torch.device | str, seed: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Arguments of ``sample``: every entry of SAMPLING, on rows of which some are full of ties, some are
     negative throughout; some tokens are banned. Logits are close to each other, so that a wrong set of tokens
     draws a wrong token.
@@ -292,9 +316,10 @@ def sample_inputs(
     params = [SAMPLING[s % len(SAMPLING)] for s in range(rows)]
     return (
         logits.to(device, dtype),
-        torch.tensor([t for t, _, _ in params], dtype=torch.float32, device=device),
-        torch.tensor([k for _, k, _ in params], dtype=torch.int32, device=device),
-        torch.tensor([p for _, _, p in params], dtype=torch.float64, device=device),
+        torch.tensor([t for t, *_ in params], dtype=torch.float32, device=device),
+        torch.tensor([k for _, k, *_ in params], dtype=torch.int32, device=device),
+        torch.tensor([p for *_, p, _ in params], dtype=torch.float64, device=device),
+        torch.tensor([m for *_, m in params], dtype=torch.float32, device=device),
         torch.rand(rows, dtype=torch.float64, generator=gen).to(device),
     )
 
@@ -304,18 +329,23 @@ def check_adjust(
     vocab: int,
     dtype: torch.dtype,
     device: torch.device | str,
-    op: ModuleType = adjust,
+    op: ModuleType = sample,
     seed: int = 0,
 ) -> None:
-    x = adjust_inputs(rows, vocab, dtype, device, seed)
-    assert_close("adjust", op.adjust(*x), adjust.adjust_reference(*x))
+    """What the sampler's first launch makes of the logits, and the likeliest of that."""
+    logits, wishes = adjust_inputs(rows, vocab, dtype, device, seed)
+    check = Checker("adjust")
+    check.tensor("logits", logits, "S V", [dtype])
+    want = adjust.adjust_reference(logits, wishes)
+    assert_close("adjust", op.survey(check, logits, None, wishes).logits_SV, want)
+    check_likeliest(logits, want, op, wishes)
 
 
 def adjust_inputs(
     rows: int, vocab: int, dtype: torch.dtype, device: torch.device | str, seed: int = 0
-) -> tuple[Tensor, ...]:
-    """Arguments of ``adjust``: every mixture of bias, history and mask. Other rows of the buffers hold what
-    shows when it is read."""
+) -> tuple[Tensor, adjust.Wishes]:
+    """Logits and wishes: every mixture of bias, history and mask. Other rows of the buffers hold what shows
+    when it is read."""
     gen = torch.Generator().manual_seed(seed)
     flags, masked = torch.arange(rows, dtype=torch.int32) % 4, torch.arange(rows) // 4 % 2 == 0
     held = torch.randperm(rows + 3, generator=gen)[:rows].to(torch.int32)
@@ -329,8 +359,8 @@ def adjust_inputs(
     bias[held[flags & adjust.BIASED == 0]] = torch.nan
     mask = torch.where(masked, masked.cumsum(0) - 1, -1).flip(0).to(torch.int32)
     words = torch.randint(-(2**31), 2**31, (rows, -(-vocab // 32)), generator=gen, dtype=torch.int64)
+    logits = torch.randn(rows, vocab, generator=gen).to(dtype)
     made = (
-        torch.randn(rows, vocab, generator=gen).to(dtype),
         held,
         flags,
         history,
@@ -341,4 +371,4 @@ def adjust_inputs(
         mask,
         words.to(torch.int32),
     )
-    return tuple(tensor.to(device) for tensor in made)
+    return logits.to(device), adjust.Wishes(*(tensor.to(device) for tensor in made))

@@ -1,16 +1,19 @@
 """The kernel of penalties, biases and masks against its reference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sampler_rows import SamplerRows, packed
 from sheaf_kernels import adjust as kernel
-from sheaf_kernels.adjust import adjust
+from sheaf_kernels.checks import Checker
 from sheaf_kernels.parity import adjust_inputs, check_adjust
+from sheaf_kernels.sample import likeliest, survey
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker import adjust as torch_path
 from sheaf_runtime.worker.masks import TokenMasks
-from sheaf_runtime.worker.triton_backend import adjust_with_triton
+from sheaf_runtime.worker.triton_backend import wishes_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -20,13 +23,12 @@ def test_adjust_matches_the_reference(dtype: torch.dtype, vocab: int) -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    logits, *rest = adjust_inputs(3, 40, torch.float32, "cpu")
-    with pytest.raises(TypeError, match="adjust: rows must be int32, got int64"):
-        adjust(logits, rest[0].long(), *rest[1:])
-    with pytest.raises(ValueError, match=r"adjust: bits must have shape \[M, 2\]"):
-        adjust(logits, *rest[:-1], rest[-1][:, :1])
-    empty = [logits[:0], rest[0][:0], rest[1][:0], *rest[2:4], *(r[:0] for r in rest[4:8]), rest[8]]
-    assert adjust(*empty).shape == (0, 40)
+    logits, wishes = adjust_inputs(3, 40, torch.float32, "cpu")
+    with pytest.raises(TypeError, match="likeliest: rows must be int32, got int64"):
+        likeliest(logits, replace(wishes, rows_S=wishes.rows_S.long()))
+    with pytest.raises(ValueError, match=r"likeliest: bits must have shape \[M, 2\]"):
+        likeliest(logits, replace(wishes, bits_MW=wishes.bits_MW[:, :1]))
+    assert likeliest(logits[:0], wishes).shape == (0,)
 
 
 def test_the_backends_adjust_alike() -> None:
@@ -47,6 +49,9 @@ def test_the_backends_adjust_alike() -> None:
     for step, given in enumerate((None, masks, None, masks)):
         logits = torch.randn(len(wishes), 75, generator=torch.Generator().manual_seed(step))
         want = torch_path.adjust(logits.clone(), rows.adjustments(given))
-        got = adjust_with_triton(logits.clone(), rows.adjustments(given))
+        wanted, own = rows.adjustments(given), logits.clone()
+        check = Checker("adjust")
+        check.tensor("logits", own, "S V", [torch.float32])
+        got = survey(check, own, None, wishes_of(own, wanted)).logits_SV
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5)
         rows.take([4, 4, 9, 4, 40])

@@ -14,7 +14,17 @@ from types import ModuleType
 
 import pytest
 import torch
-from sheaf_kernels import adjust, paged_attention, paging, rms_norm, rope_kv_write, sample, split_kv, swiglu
+from sheaf_kernels import (
+    adjust,
+    paged_attention,
+    paging,
+    radix,
+    rms_norm,
+    rope_kv_write,
+    sample,
+    split_kv,
+    swiglu,
+)
 from sheaf_kernels.parity import (
     AttentionCase,
     RopeCase,
@@ -79,18 +89,42 @@ def adjusted(op: ModuleType) -> None:
 
 
 def sampled(op: ModuleType) -> None:
-    check_sample(26, 12, F32, "cpu", op, seed=1)
+    check_sample(18, 12, F32, "cpu", op, seed=1)
 
 
 def sampled_in_chunks(op: ModuleType) -> None:
-    size, op.CHUNK_V = op.CHUNK_V, 4
+    """Chunks, groups and passes of four tokens."""
+    sizes = op.CHUNK_V, op.BLOCK_N
+    op.CHUNK_V = op.BLOCK_N = 4
     try:
         check_sample(13, 11, F32, "cpu", op, seed=1)
         # Equal logits within a chunk, and in two.
         tied, zero = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0, 0.0]]), torch.zeros(1)
-        assert op.sample(tied, zero, zero.int(), zero.double() + 1, zero.double()).tolist() == [1]
+        assert op.sample(tied, zero, zero.int(), zero.double() + 1, zero, zero.double()).tolist() == [1]
     finally:
-        op.CHUNK_V = size
+        op.CHUNK_V, op.BLOCK_N = sizes
+
+
+def sampled_by_bits(op: ModuleType) -> None:
+    """Digits of one bit: many passes a search."""
+    bits, op.DIGIT_BITS = op.DIGIT_BITS, 1
+    try:
+        check_sample(7, 9, F32, "cpu", op, seed=1)
+    finally:
+        op.DIGIT_BITS = bits
+
+
+def reached(op: ModuleType) -> None:
+    """Half of the mass is the first of two equals: nothing more is kept."""
+    one = torch.ones(1)
+    args = (one, one.int() * 0, one.double() / 2, one * -torch.inf, one.double() * 0.9)
+    assert op.sample(torch.zeros(1, 2), *args).tolist() == [0]
+
+
+def not_numbers(op: ModuleType) -> None:
+    logits = torch.ones(4, 9)
+    logits[0, 8], logits[1], logits[2, 3] = torch.inf, -torch.inf, torch.nan
+    assert op.likeliest(logits).tolist() == [-1, -1, -1, 0]
 
 
 def mutate(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
@@ -181,12 +215,35 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("temperature forgotten", sample, sampled, "scale = _LOG2_E / temperature", "scale = _LOG2_E * (temperature / temperature)"),
     ("log2(e) forgotten", sample, sampled, "scale = _LOG2_E / temperature", "scale = 1.0 / temperature"),
     ("one more than k", sample, sampled, "(top_k - 1).to(tl.float64)", "top_k.to(tl.float64)"),
-    ("top-k lost to top-p", sample, sampled, "least = tl.maximum(least, low)", "least = low"),
-    ("negative logits in float order", sample, sampled, "(bits ^ ((bits >> 31) & 0x7FFFFFFF))", "bits"),
-    ("negative zero below zero", sample, sampled, "logit = tl.where(logit == 0.0, 0.0, logit)", "pass"),
-    ("ties to the highest id", sample, sampled, "(0xFFFFFFFF - v.to(tl.int64)).to(tl.uint64)", "(v.to(tl.int64)).to(tl.uint64)"),
-    ("always drawn by probability", sample, sampled, "if (top_k == V) & (top_p >= 1.0):", "if (top_k == V) & (top_p >= 2.0):"),
-    ("mass above forgotten", sample, sampled, "above += tl.sum(", "above += 0 * tl.sum("),
+    ("top-k lost to top-p", sample, sampled, "count, least, top_p * kept,", "count, least * 0, top_p * kept,"),
+    ("top-p lost to the draw", sample, sampled, "count, least, uniform * kept,", "count, least * 0, uniform * kept,"),
+    ("floor above the k-th", sample, sampled, "image(group_best_G), top_k, FLOOR_BIT", "image(group_best_G), top_k - 1, FLOOR_BIT"),
+    ("floor of top-p too high", sample, sampled, "tl.log2(V / spare) / scale", "tl.log2(V / spare) / scale * 0.2"),
+    ("floor of top-p for top-k too", sample, sampled, "    elif all_likely & (top_p < 1.0):", "    if all_likely & (top_p < 1.0):"),
+    ("min-p forgotten", sample, sampled, "floor = image(best + margin)", "floor = image(best - 1e30)"),
+    ("min-p's mass not taken", sample, sampled, "    elif not all_likely:", "    elif top_k > V:"),
+    ("min-p drawn by probability", sample, sampled, "ranked = (top_k < V) | (top_p < 1.0)", "ranked = (top_k < V) | (top_p < 2.0)"),
+    ("what equals the floor lost", sample, sampled, "(image(logit) >= floor), [", "(image(logit) > floor), ["),
+    ("groups that equal the floor lost", sample, sampled, "(image(group_best_G) >= floor)", "(image(group_best_G) > floor)"),
+    ("candidates over earlier ones", sample, sampled_in_chunks, "place = count + tl.cumsum(", "place = tl.cumsum("),
+    ("last groups not listed", sample, sampled_in_chunks, "range(0, groups, G)", "range(0, groups - 1, G)"),
+    ("groups of another chunk", sample, sampled_in_chunks, "group_best_ptr + to * GROUPS", "group_best_ptr + row * C * GROUPS"),
+    ("infinity chosen", sample, not_numbers, '(best == float("inf")) | ', ""),
+    ("banned rows chosen", sample, not_numbers, '(best == float("-inf")) | ', ""),
+    ("NaN overlooked", sample, not_numbers, "| (not numbers)", ""),
+    ("NaN of a chunk overlooked", sample, not_numbers, 'best = tl.where(numbers == 1, tl.max(logit, axis=0), float("nan"))', "best = tl.max(logit, axis=0)"),
+    ("negative logits in float order", radix, sampled, "-(bits & 0x7FFFFFFF)", "bits"),
+    ("negative zero below zero", radix, sampled, "-(bits & 0x7FFFFFFF)", "-(bits & 0x7FFFFFFF) - 1"),
+    ("ties to the highest id", radix, sampled, "(0xFFFFFFFF - v.to(tl.int64)).to(tl.uint64)", "(v.to(tl.int64)).to(tl.uint64)"),
+    ("order of ids forgotten", radix, sampled, "tl.where(by_value, image(logit).to(tl.int64) + 0x80000000, 0)", "image(logit).to(tl.int64) + 0x80000000"),
+    ("banned tokens counted", radix, sampled, "(i < n) & (mass > 0) & (key >= lo)", "(i < n) & (key >= lo)"),
+    ("padding counted", radix, sampled, "(i < n) & (mass > 0) & (key >= lo)", "(i >= 0) & (mass >= 0) & (key >= lo)"),
+    ("mass above forgotten", radix, sampled, "mass_above += tl.sum(", "mass_above += 0 * tl.sum("),
+    ("count above forgotten", radix, sampled_by_bits, "count_above += tl.sum(", "count_above += 0 * tl.sum("),
+    ("kept mass without its last token", radix, sampled, "return lo, mass_above + own", "return lo, mass_above"),
+    ("kept mass of the last token alone", radix, sampled, "return lo, mass_above + own", "return lo, own"),
+    ("reaching is not enough", radix, reached, "total_D >= target if REACH", "total_D > target if REACH"),
+    ("later passes lost", radix, sampled_in_chunks, "sums += tl.where(inside, mass, 0.0)", "sums = tl.where(inside, mass, 0.0)"),
     ("vocabulary chunk lost", sample, sampled_in_chunks, "best_C = tl.load(best_ptr + row * C + c, mask=c < C,", "best_C = tl.load(best_ptr + row * C + c, mask=c < C - 1,"),
     ("mass of a vocabulary chunk lost", sample, sampled_in_chunks, "mass_C = tl.load(mass_ptr + row * C + c, mask=c < C,", "mass_C = tl.load(mass_ptr + row * C + c, mask=c < C - 1,"),
     ("tie to the last chunk", sample, sampled_in_chunks, "tl.min(tl.where(best_C == best, first_C, V), axis=0)", "tl.max(tl.where(best_C == best, first_C, -1), axis=0)"),
@@ -232,6 +289,11 @@ def test_parity_check_kills(
             if not name.startswith("__"):
                 monkeypatch.setattr(paged_attention, name, vars(mutant)[name])
         mutant = paged_attention
+    if module in (radix, adjust):
+        for name in vars(sample).keys() & vars(mutant).keys():
+            if not name.startswith("__"):
+                monkeypatch.setattr(sample, name, vars(mutant)[name])
+        mutant = sample
     with pytest.raises(AssertionError):
         check(mutant)
 
@@ -245,12 +307,29 @@ def test_parity_check_kills(
         (paged_attention, windowed),
         (rope_kv_write, rope),
         (rms_norm, norm),
-        (adjust, adjusted),
+        (sample, adjusted),
         (sample, sampled),
         (sample, sampled_in_chunks),
+        (sample, sampled_by_bits),
+        (sample, reached),
+        (sample, not_numbers),
         (swiglu, gated),
     ],
-    ids=["decode", "prefill", "chunked", "windowed", "rope", "norm", "adjust", "sample", "chunks", "swiglu"],
+    ids=[
+        "decode",
+        "prefill",
+        "chunked",
+        "windowed",
+        "rope",
+        "norm",
+        "adjust",
+        "sample",
+        "chunks",
+        "bits",
+        "reached",
+        "not numbers",
+        "swiglu",
+    ],
 )
 def test_parity_check_passes_the_original(module: ModuleType, check: Callable[[ModuleType], None]) -> None:
     check(module)

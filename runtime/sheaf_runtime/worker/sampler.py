@@ -94,10 +94,15 @@ def likeliest(logits_SV: Tensor) -> tuple[Tensor, Tensor]:
 def keep_likely(logits_SV: Tensor, best_S: Tensor, rows: SamplingRows) -> None:
     """min-p: write -inf over what is less likely than ``min_p`` times the likeliest token of its row."""
     if (rows.min_p > 0).any():
-        with np.errstate(divide="ignore", invalid="ignore"):
-            below = rows.temperature * np.log(rows.min_p)  # NaN for greedy rows: nothing compares to it
-        least_S = best_S.float() + torch.from_numpy(below).to(logits_SV.device)
+        least_S = best_S.float() + torch.from_numpy(likely_margin(rows)).to(logits_SV.device)
         logits_SV.masked_fill_(logits_SV < least_S[:, None], -torch.inf)
+
+
+def likely_margin(rows: SamplingRows) -> npt.NDArray[np.float32]:
+    """min-p as a distance from the largest logit, 0 or less: whatever is further below is dropped."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        below: npt.NDArray[np.float32] = rows.temperature * np.log(rows.min_p)
+    return np.where(rows.temperature > 0, below, np.float32(-np.inf))
 
 
 def _select(rows: SamplingRows, chosen: npt.NDArray[np.intp]) -> SamplingRows:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from sheaf_kernels.adjust import BIASED, PENALISED, adjust
+from sheaf_kernels.adjust import BIASED, PENALISED, Wishes
 from sheaf_kernels.paged_attention import PLANS, allocate_plan, paged_attention
 from sheaf_kernels.rms_norm import rms_norm
 from sheaf_kernels.rope_kv_write import rope_kv_write
-from sheaf_kernels.sample import sample
+from sheaf_kernels.sample import likeliest, sample
 from sheaf_kernels.split_kv import SplitPlan
 from sheaf_kernels.swiglu import swiglu
 from torch import Tensor
@@ -31,7 +31,7 @@ from sheaf_runtime.worker.batch import GroupInputs, StepInputs
 from sheaf_runtime.worker.chunks import most_pieces
 from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.masks import packed_width
-from sheaf_runtime.worker.sampler import SamplingRows, greedy, keep_likely
+from sheaf_runtime.worker.sampler import SamplingRows, likely_margin
 
 
 def triton_ops() -> Ops:
@@ -147,21 +147,23 @@ class TritonAttention:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
 
 
-def adjust_with_triton(logits_SV: Tensor, wanted: Adjustments) -> Tensor:
-    """``worker.adjust.adjust`` in one launch; words of several tokens are banned behind it."""
+def wishes_of(logits_SV: Tensor, wanted: Adjustments) -> Wishes | None:
+    """``wanted`` on the device; None where nobody wants anything. Words of several tokens are banned already
+    in ``logits_SV``: a bias, a mask or a penalty brings none of them back."""
     if wanted.none:
-        return logits_SV
+        return None
 
     def there(array: npt.NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(array).to(logits_SV.device, non_blocking=True)
 
+    if wanted.bad_words is not None:
+        ban(logits_SV, wanted.mirror_RL.view(-1), wanted.bad_words)
     mask_S = np.full(len(wanted.rows_S), -1, np.int32)
     mask_S[wanted.masked] = np.arange(len(wanted.masked))
     bits_MW = wanted.bits_MW
     if bits_MW is None:
         bits_MW = np.zeros((1, packed_width(logits_SV.shape[1])), np.int32)
-    adjusted_SV = adjust(
-        logits_SV,
+    return Wishes(
         there(wanted.rows_S.astype(np.int32)),
         there((BIASED * wanted.biased_S + PENALISED * wanted.penalised_S).astype(np.int32)),
         wanted.history_RV,
@@ -172,22 +174,20 @@ def adjust_with_triton(logits_SV: Tensor, wanted: Adjustments) -> Tensor:
         there(mask_S),
         there(bits_MW),
     )
-    if wanted.bad_words is not None:
-        ban(adjusted_SV, wanted.mirror_RL.view(-1), wanted.bad_words)
-    return adjusted_SV
 
 
 def choose_with_triton(logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows | None) -> Tensor:
     """``worker.backend.choose_tokens`` without a visit to the host."""
-    logits_SV = adjust_with_triton(logits_SV, wanted)
+    wishes = wishes_of(logits_SV, wanted)
     if rows is None:
-        return greedy(logits_SV)
-    best_S = logits_SV.amax(dim=-1)
-    valid_S = best_S.isfinite()
-    logits_SV.masked_fill_(~valid_S[:, None], 0.0)
-    keep_likely(logits_SV, best_S.masked_fill(~valid_S, 0.0), rows)
-    vocab = logits_SV.shape[1]
-    parameters = (rows.temperature, np.minimum(rows.top_k, vocab).astype(np.int32), rows.top_p, rows.uniform)
+        return likeliest(logits_SV, wishes)
+    parameters = (
+        rows.temperature,
+        np.minimum(rows.top_k, logits_SV.shape[1]).astype(np.int32),
+        rows.top_p,
+        likely_margin(rows),
+        rows.uniform,
+    )
     device = logits_SV.device
-    tokens_S = sample(logits_SV, *(torch.from_numpy(p).to(device, non_blocking=True) for p in parameters))
-    return torch.where(valid_S, tokens_S, -1)
+    there = (torch.from_numpy(p).to(device, non_blocking=True) for p in parameters)
+    return sample(logits_SV, *there, wishes=wishes)

@@ -73,7 +73,7 @@ def environment(device: str = "cuda") -> dict[str, Any]:
 def kernel_cases() -> list[tuple[str, Callable[[Any, str], None]]]:
     """(name, check of a dtype on a device) of every kernel."""
     from sheaf_kernels import parity
-    from sheaf_kernels.parity import AttentionCase, RopeCase
+    from sheaf_kernels.parity import AttentionCase, ExpertsCase, RopeCase
 
     cases: list[tuple[str, Callable[[Any, str], None]]] = []
     # Groups of 1, 3, 4, 7 and 16 query heads; every head and page size.
@@ -110,6 +110,14 @@ def kernel_cases() -> list[tuple[str, Callable[[Any, str], None]]]:
         for name, check in (("adjust", parity.check_adjust), ("sample", parity.check_sample))
         for v in (300, 49152, 151936)
     ]
+    # One token and a chunk, of few large experts and of many small ones.
+    for tokens, count, top_k in ((1, 128, 8), (1, 8, 2), (300, 128, 8), (700, 8, 2)):
+        for side in (
+            ExpertsCase(tokens, top_k, count, 200, 136, scale="in", bias=True),
+            ExpertsCase(tokens, top_k, count, 136, 200, True, False, True, "out"),
+        ):
+            name = f"experts {side.scale} t{tokens} e{count}"
+            cases.append((name, lambda t, d, c=side: parity.check_experts(c, t, d)))
     return cases
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from sheaf_kernels.paged_attention import SHORT_ROWS, PlanKind, allocate_plan, paged_attention
+from sheaf_kernels.paged_attention import PLANS, PlanKind, allocate_plan, paged_attention, query_range
 from sheaf_kernels.sample import sample
 
 WARM_UP, TIMED = 10, 50
@@ -160,7 +160,8 @@ def memory_bound(
     dtype = torch.bfloat16
     step = make_step(batch, query, context, device, dtype, least_bytes=least)
     moved = attention_bytes(batch, query, context, step.num_pages, dtype.itemsize)
-    calls = attention_calls(step, "short" if query * Q_HEADS // KV_HEADS <= SHORT_ROWS else "long", device)
+    kind = next(kind for kind in PLANS if query <= query_range(kind, Q_HEADS // KV_HEADS)[1])
+    calls = attention_calls(step, kind, device)
     row: dict[str, Any] = {"batch": batch, "query": query, "context": context}
     for name, timed in (("eager", calls), ("graph", captured(calls))):
         times = summary(device_times(timed))

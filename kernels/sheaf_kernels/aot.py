@@ -4,7 +4,9 @@
 
 Prints registers per thread, bytes of local memory (spills) per thread and shared memory per block, as
 ``cuobjdump`` reads them from the compiled binary, and exits 1 when one is over its budget in
-``budgets.toml`` beside this file. ``--main`` keeps the shapes that most models have."""
+``budgets.toml`` beside this file, or when the machine code lacks an instruction that the kernel's speed rests
+on: products on tensor cores (those of warp groups on sm_90 where a tile has 64 rows), copies of 16 bytes into
+shared memory that no thread waits for. ``--main`` keeps the shapes that most models have."""
 
 from __future__ import annotations
 
@@ -29,13 +31,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sheaf_kernels import paged_attention, rms_norm, rope_kv_write, sample, split_kv, swiglu
+from sheaf_kernels import experts, paged_attention, rms_norm, rope_kv_write, sample, split_kv, swiglu
 from sheaf_kernels.numerics import INTERPRETED, LOG2_E, next_power_of_2
 
 ARCHS = (80, 90, 100)
 POINTER = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 BUDGETS = Path(__file__).with_name("budgets.toml")
+# As they stand in the listing of a binary.
+INSTRUCTIONS = {
+    "products on tensor cores": r"HMMA\.",
+    "products of warp groups": r"HGMMA\.",
+    "products in tensor memory": r"UTCHMMA",
+    "asynchronous copies of 16 bytes": r"LDGSTS\.\S*\.128",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Variant:
     unaligned: tuple[str, ...] = ()
     constants_for: Callable[[int], dict[str, Any]] = lambda arch: {}  # those that depend on the architecture
     budget: str | None = None  # a table of its own inside the kernel's
+    needs: Callable[[int], tuple[str, ...]] = lambda arch: ()  # keys of INSTRUCTIONS, by architecture
 
     @property
     def name(self) -> str:
@@ -64,6 +74,7 @@ class Usage:
     registers: int
     spills: int
     shared: int
+    lost: tuple[str, ...] = ()  # instructions that the variant needs and the binary lacks
 
 
 @dataclass(frozen=True)
@@ -104,10 +115,20 @@ def attention_shapes() -> Iterator[AttentionShape]:
     yield AttentionShape(dtype, 32, 8, 128, window=4096)
 
 
+def product_needs(dtype: torch.dtype, rows: int, arch: int) -> tuple[str, ...]:
+    """Float32 is for checks."""
+    if dtype == torch.float32:
+        return ()
+    products = {90: "products of warp groups", 100: "products in tensor memory"} if rows >= 64 else {}
+    return products.get(arch, "products on tensor cores"), "asynchronous copies of 16 bytes"
+
+
 def paged_attention_variants() -> Iterator[Variant]:
-    for shape, kind in product(attention_shapes(), paged_attention.PLANS):
+    for shape, kind in product(attention_shapes(), paged_attention.SHAPES):
         dtype, d, p = shape.dtype, shape.head_dim, POINTER[shape.dtype]
-        rows = paged_attention.SHORT_ROWS if kind == "short" else paged_attention.long_rows(dtype, d)
+        if kind not in ("short", "long") and shape.page != 16:
+            continue
+        rows = paged_attention.tile_rows(kind, dtype, d)
         yield Variant(
             paged_attention.paged_attention_kernel, f"{kind} {shape.label}",
             {
@@ -122,17 +143,19 @@ def paged_attention_variants() -> Iterator[Variant]:
                 "BLOCK_M": rows, "BLOCK_D": next_power_of_2(d),
                 "WINDOW": shape.window, "MULTIPLE": split_kv.CHUNK_MULTIPLE,
                 "CAP_LOG2": shape.softcap * LOG2_E, "SINKS": shape.sinks,
+                "UNIFORM": kind == "uniform",
             },
-            shape.main,
+            shape.main and (kind in ("short", "long") or (d == 128 and not shape.window)),
             unaligned=("block_table_stride",),
             constants_for=partial(paged_attention.launch_options, dtype, d, rows),
             budget=kind,
+            needs=partial(product_needs, dtype, rows),
         )  # fmt: skip
 
 
 def split_kv_variants() -> Iterator[Variant]:
     for (dtype, d), kind in product(product(POINTER, (64, 96, 128, 256)), paged_attention.PLANS):
-        rows = paged_attention.SHORT_ROWS if kind == "short" else paged_attention.long_rows(dtype, d)
+        rows = paged_attention.tile_rows(kind, dtype, d)
         yield Variant(
             split_kv.merge_kernel, f"{kind} {SHORT[dtype]} Q32 K8 D{d}",
             {
@@ -146,16 +169,17 @@ def split_kv_variants() -> Iterator[Variant]:
             },
             dtype == torch.bfloat16 and d == 128,
         )  # fmt: skip
-    for seqs, target, window in ((64, 33, 0), (255, 264, 0), (1023, 33, 0), (255, 264, 128)):
+    for seqs, programs, window in ((64, 33, 0), (255, 264, 0), (1023, 33, 0), (255, 264, 128)):
         pointers = ("query_start_ptr", "context_len_ptr", "first_work_ptr", "first_slot_ptr", "chunk_ptr")
         yield Variant(
-            split_kv.plan_kernel, f"{seqs} sequences, target {target}, window {window}",
+            split_kv.plan_kernel, f"{seqs} sequences, {programs} programs, window {window}",
             {**dict.fromkeys(pointers, "*i32"), "num_seqs": "i32"},
             {
-                "LEAST": 5, "MOST": paged_attention.NO_LIMIT, "BLOCK_Q": 32,
-                "TARGET": target, "MIN_CHUNK": paged_attention.MIN_CHUNK["long"],
+                "LEAST": 1, "MOST": 4, "BLOCK_Q": 4,
+                "PROGRAMS": programs, "WAVES": paged_attention.SHAPES["short"].waves,
+                "COST": split_kv.ITEM_COST, "MIN_CHUNK": paged_attention.SHAPES["short"].min_chunk,
                 "MULTIPLE": split_kv.CHUNK_MULTIPLE, "BLOCK_S": next_power_of_2(seqs + 1), "WINDOW": window,
-                "num_warps": 4,
+                "num_warps": split_kv.PLAN_WARPS,
             },
             seqs == 255 and not window,
             unaligned=("num_seqs",),
@@ -258,6 +282,36 @@ def sample_variants() -> Iterator[Variant]:
             )  # fmt: skip
 
 
+def experts_variants() -> Iterator[Variant]:
+    """Mixtral, Qwen3-30B-A3B and GPT-OSS: pairs at one token, at 64, and at a chunk of a prompt."""
+    yield Variant(
+        experts.sort_pairs_kernel, "",
+        {"chosen_ptr": "*i64", "sorted_ptr": "*i32", "first_ptr": "*i32", "pairs": "i32"},
+        {"BLOCK_P": experts.BLOCK_P, "num_warps": 4},
+        True,
+        unaligned=("pairs",),
+    )  # fmt: skip
+    shapes = ((8, 2, 4096, 28672), (128, 8, 2048, 1536), (32, 4, 2880, 5760))
+    for dtype, (count, top_k, channels, out), rows in product(POINTER, shapes, (16, 32, 64, 128)):
+        p, bias, gate_up = POINTER[dtype], count == 32, rows > 16
+        yield Variant(
+            experts.grouped_linear_kernel, f"{SHORT[dtype]} E{count} C{channels} N{out} rows {rows}",
+            {
+                "x_ptr": p, "weight_ptr": p, "bias_ptr": p, "sorted_ptr": "*i32", "first_ptr": "*i32",
+                "scale_ptr": p if gate_up else "*fp32", "y_ptr": p, "x_stride": "i32",
+            },
+            {
+                "E": count, "C": channels, "N": out, "TOP_K": top_k, "BY_TOKEN": gate_up,
+                "IN_ORDER": not gate_up, "BIASED": bias, "SCALE_IN": False, "SCALE_OUT": not gate_up,
+                "BLOCK_E": next_power_of_2(count), "BLOCK_M": rows,
+                **experts.launch_options(dtype, rows),
+            },
+            dtype == torch.bfloat16 and count == 128 and rows in (16, 128),
+            budget="tall" if rows >= 64 else "flat",
+            needs=partial(product_needs, dtype, rows),
+        )  # fmt: skip
+
+
 def all_variants() -> list[Variant]:
     return [
         *paged_attention_variants(),
@@ -265,6 +319,7 @@ def all_variants() -> list[Variant]:
         *rope_kv_write_variants(),
         *row_variants(),
         *sample_variants(),
+        *experts_variants(),
     ]
 
 
@@ -290,13 +345,21 @@ def compile_variant(variant: Variant, arch: int) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
-        text = subprocess.run(
-            [cuobjdump(), "-res-usage", cubin.name], check=True, capture_output=True, text=True
-        ).stdout
+        text = read_binary("-res-usage", cubin.name)
+        needs = variant.needs(arch)
+        lost = missing(read_binary("-sass", cubin.name), needs) if needs else ()
     found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text)
     assert found, f"cuobjdump printed no resource usage: {text}"
     registers, stack, local = map(int, found.groups())
-    return Usage(registers, stack + local, int(compiled.metadata.shared))
+    return Usage(registers, stack + local, int(compiled.metadata.shared), lost)
+
+
+def missing(listing: str, needs: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in needs if not re.search(rf"\b{INSTRUCTIONS[name]}", listing))
+
+
+def read_binary(what: str, path: str) -> str:
+    return subprocess.run([cuobjdump(), what, path], check=True, capture_output=True, text=True).stdout
 
 
 def cuobjdump() -> str:
@@ -305,19 +368,20 @@ def cuobjdump() -> str:
 
 
 def over_budget(variant: Variant, arch: int, usage: Usage, budgets: dict[str, Any]) -> list[str]:
-    """What exceeds the kernel's budget, ``[kernel]`` or ``[kernel.NAME]`` where the variant names one;
-    ``[....sm_80]`` refines it for one architecture."""
+    """What exceeds the kernel's budget, ``[kernel]`` or ``[kernel.NAME]`` where the variant names one, and
+    what the binary lacks; ``[....sm_80]`` refines a budget for one architecture."""
     table = budgets.get(variant.name)
     if table is None:
         return [f"{variant.name} has no budget in {BUDGETS.name}"]
     if variant.budget is not None:
         table = table[variant.budget]
     limits = {**table, **table.get(f"sm_{arch}", {})}
-    return [
+    over = [
         f"{key} {getattr(usage, key)} > {limits[key]}"
         for key in ("registers", "spills", "shared")
         if getattr(usage, key) > limits[key]
     ]
+    return over + [f"no {name}" for name in usage.lost]
 
 
 def compile_all(indices: list[int], archs: list[int], workers: int) -> Iterator[tuple[Variant, int, Usage]]:

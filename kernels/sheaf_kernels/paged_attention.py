@@ -13,10 +13,17 @@ keys and values are read once for all of them. Keys that every row of the tile m
 without a mask; the rest (the window's edge, the diagonal, and the ragged end) in masked ones. Where there are
 few tiles their keys are split over programs (``split_kv``).
 
-One kernel, launched with two plans, each of which leaves the rows of the other alone:
+One kernel, launched with up to four plans, each of which leaves the rows of the others alone. Which one a
+sequence has depends on the number of its own query tokens:
 
-    short   tiles of 16 rows, the least that ``tl.dot`` takes: single tokens, and few (a draft to verify)
-    long    tiles of 128 rows: chunks of prompts
+    short    tiles of 16 rows, the least that ``tl.dot`` takes: single tokens
+    draft32  tiles of 32 rows, and
+    draft64  of 64: a draft to verify
+    long     tiles of 128 rows: chunks of prompts
+
+Or with one plan for all, ``uniform``, whose sums have one shape for every row, whatever the step: tiles of 64
+rows of one split each, and all keys in the masked loop. A row's result is the same to the bit alone, in any
+batch, and however a prompt was cut. It costs the parallel reading of a long context.
 
 Shapes: T tokens in the step, S sequences, Q query heads, K key-value heads, D head size, P pages, B slots
 a page, L pages a sequence can have.
@@ -26,6 +33,7 @@ Source: Dao, FlashAttention-2, arXiv 2307.08691; Kwon et al., PagedAttention, ar
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -42,14 +50,34 @@ from sheaf_kernels.split_kv import (
     find_tile,
     merge_kernel,
     merge_options,
+    split_start,
 )
 
-PlanKind = Literal["short", "long"]
-PLANS: tuple[PlanKind, ...] = ("short", "long")
-SHORT_ROWS = 16
-# Tokens; below this a split costs more in merging than it wins. A partial result of 128 rows is as large as
-# the keys and values of 128 tokens.
-MIN_CHUNK: dict[PlanKind, int] = {"short": 256, "long": 512}
+PlanKind = Literal["short", "draft32", "draft64", "long", "uniform"]
+PLANS: tuple[PlanKind, ...] = ("short", "draft32", "draft64", "long")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a kind of plan. ``programs`` run on a multiprocessor at a time, and the work may be cut into so many
+    ``waves`` of them; rows times both is the workspace, the same for all kinds. Below ``min_chunk`` tokens a
+    split costs more in merging than it wins: a partial result of 128 rows is as large as the keys and values
+    of 128 tokens."""
+
+    rows: int
+    programs: int
+    waves: int
+    min_chunk: int
+
+
+SHAPES: dict[PlanKind, Shape] = {
+    "short": Shape(16, 2, 4, 256),
+    "draft32": Shape(32, 2, 2, 256),
+    "draft64": Shape(64, 1, 2, 256),
+    "long": Shape(128, 1, 1, 512),
+    "uniform": Shape(64, 1, 1, 512),
+}
+MAX_GROUP = SHAPES["short"].rows
 NO_LIMIT = 2**31 - 1
 MAX_HEAD_DIM = 256
 LEAST_SCORE, LEAST_SUM = tl.constexpr(-1e30), tl.constexpr(1e-30)
@@ -146,7 +174,7 @@ def paged_attention_kernel(
     Q: tl.constexpr, K: tl.constexpr, B: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
     WINDOW: tl.constexpr, MULTIPLE: tl.constexpr, CAP_LOG2: tl.constexpr, SINKS: tl.constexpr,
-    TAIL_STAGES: tl.constexpr,
+    TAIL_STAGES: tl.constexpr, UNIFORM: tl.constexpr,
 ):  # fmt: skip
     """One work item (a tile's split) and one key-value head per program."""
     G: tl.constexpr = Q // K
@@ -177,10 +205,11 @@ def paged_attention_kernel(
 
     # Every row sees a key of every split, rows without a token included: none lacks a finite score.
     last_key = before + first_query + m // G
-    start = first_key + split * chunk
+    keys = before + first_query - first_key
+    start = first_key + split_start(keys, split, splits, MULTIPLE)
     end = before + tl.minimum(first_query + BLOCK_Q, query_len)
     if split < splits - 1:
-        end = start + chunk
+        end = first_key + split_start(keys, split + 1, splits, MULTIPLE)
     masked_from = tl.minimum(end, (before + first_query + 1) // BLOCK_N * BLOCK_N)
 
     row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -198,6 +227,8 @@ def paged_attention_kernel(
                 K, B, D, BLOCK_N, BLOCK_D, PRECISION, WINDOW, CAP_LOG2, MASKED=True,
             )  # fmt: skip
         masked_from = tl.maximum(masked_from, seen_from)
+    if UNIFORM:
+        masked_from = seen_from
     for tile in range(seen_from, masked_from, BLOCK_N):
         row_max, row_sum, acc = attend_tile(
             q, k_head_ptr, v_head_ptr, pages_ptr, tile, end, last_key, scale_log2,
@@ -236,27 +267,36 @@ def launch_options(dtype: torch.dtype, head_dim: int, rows: int, arch: int) -> d
 
     The masked loop of a long tile prefetches nothing: it has few turns, and would cost registers.
     """
-    short = rows == SHORT_ROWS
+    short, long = rows == SHAPES["short"].rows, rows == SHAPES["long"].rows
     if dtype == torch.float32:  # for checks, not for speed
         block_n, stages, precision = (32, 2, "ieee") if short else (16, 1, "ieee")
     else:
         # Without wgmma the accumulator shares the registers with the operands: 64 keys of 128 would spill.
-        block_n = 32 if head_dim > 128 or (not short and arch < 90 and head_dim > 64) else 64
+        block_n = 32 if head_dim > 128 or (long and arch < 90 and head_dim > 64) else 64
         stages, precision = 2 if head_dim > 128 else 3, "tf32"
+    wide = long or dtype == torch.float32 or (rows >= 64 and head_dim > 128)
     return {
         "BLOCK_N": block_n,
         "PRECISION": precision,
-        "TAIL_STAGES": stages if short else 1,
-        "num_warps": 4 if short and dtype != torch.float32 else 8,
+        "TAIL_STAGES": 1 if long else stages,
+        "num_warps": 8 if wide else 4,
         "num_stages": stages,
     }
 
 
-def long_rows(dtype: torch.dtype, head_dim: int) -> int:
-    """Rows of a long tile: 64 and more compile to wgmma on sm_90; 128 of large heads would spill."""
-    if dtype == torch.float32:
-        return 32
-    return 128 if head_dim <= 128 else 64
+def tile_rows(kind: PlanKind, dtype: torch.dtype, head_dim: int) -> int:
+    """64 rows and more compile to wgmma on sm_90; 128 of large heads would spill."""
+    most = 32 if dtype == torch.float32 else 128 if head_dim <= 128 else 64
+    return min(SHAPES[kind].rows, most)
+
+
+def query_range(kind: PlanKind, group: int) -> tuple[int, int]:
+    """(least, most) query tokens of the sequences that a plan is for."""
+    if kind == "uniform":
+        return 1, NO_LIMIT
+    at = PLANS.index(kind)
+    least = 1 if at == 0 else SHAPES[PLANS[at - 1]].rows // group + 1
+    return least, NO_LIMIT if kind == "long" else SHAPES[kind].rows // group
 
 
 def allocate_plan(
@@ -272,25 +312,28 @@ def allocate_plan(
     min_chunk: int | None = None,
     window: int = 0,
 ) -> SplitPlan:
-    """A plan for the sequences whose query tokens fill at most one short tile, or for the longer ones.
+    """A plan for the sequences with as many query tokens as ``kind`` is for.
 
     ``num_multiprocessors`` is the card's own unless given; ``min_chunk`` is in tokens.
     """
     if num_multiprocessors is None:
         on_cuda = torch.device(device).type == "cuda"
         num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if on_cuda else 1
-    short_tokens = SHORT_ROWS // (num_q_heads // num_kv_heads)
+    shape = SHAPES[kind]
+    least, most = query_range(kind, num_q_heads // num_kv_heads)
     return SplitPlan.allocate(
         max_seqs=max_seqs,
         num_q_heads=num_q_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        rows=SHORT_ROWS if kind == "short" else long_rows(dtype, head_dim),
-        least=1 if kind == "short" else short_tokens + 1,
-        most=short_tokens if kind == "short" else NO_LIMIT,
+        rows=tile_rows(kind, dtype, head_dim),
+        least=least,
+        most=most,
         window=window,
-        min_chunk=MIN_CHUNK[kind] if min_chunk is None else min_chunk,
-        num_multiprocessors=num_multiprocessors,
+        min_chunk=shape.min_chunk if min_chunk is None else min_chunk,
+        programs=shape.programs * num_multiprocessors,
+        waves=shape.waves,
+        uniform=kind == "uniform",
         device=device,
     )
 
@@ -330,7 +373,7 @@ def paged_attention(
         f"{num_q_heads} query heads do not divide among {num_kv_heads} KV heads",
     )
     group = num_q_heads // num_kv_heads
-    check.require(group <= SHORT_ROWS, f"at most {SHORT_ROWS} query heads may share a KV head, got {group}")
+    check.require(group <= MAX_GROUP, f"at most {MAX_GROUP} query heads may share a KV head, got {group}")
     check.require(
         head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM,
         f"head size {head_dim} is no multiple of 8 up to {MAX_HEAD_DIM}",
@@ -346,7 +389,7 @@ def paged_attention(
         num_q_heads == plan.num_q_heads, f"the plan is for {plan.num_q_heads} query heads, got {num_q_heads}"
     )
     check.require(
-        plan.rows in (SHORT_ROWS, long_rows(q_TQD.dtype, head_dim)),
+        plan.rows in {tile_rows(kind, q_TQD.dtype, head_dim) for kind in SHAPES},
         f"the plan is for tiles of {plan.rows} rows, q is {str(q_TQD.dtype).removeprefix('torch.')}",
     )
     check.require(num_seqs <= plan.max_seqs, f"the plan is for {plan.max_seqs} sequences, got {num_seqs}")
@@ -365,9 +408,11 @@ def paged_attention(
         scale / softcap if softcap else scale * LOG2_E,
         Q=num_q_heads, K=num_kv_heads, B=page_size, D=head_dim, BLOCK_S=block_s,
         BLOCK_M=plan.rows, BLOCK_D=block_d, WINDOW=plan.window, MULTIPLE=CHUNK_MULTIPLE,
-        CAP_LOG2=softcap * LOG2_E, SINKS=sinks_Q is not None,
+        CAP_LOG2=softcap * LOG2_E, SINKS=sinks_Q is not None, UNIFORM=plan.uniform,
         **launch_options(q_TQD.dtype, head_dim, plan.rows, architecture(q_TQD.device)),
     )  # fmt: skip
+    if not plan.merges:
+        return
     options = merge_options(plan.rows)
     merge_kernel[(min(check["N"], work), num_kv_heads, plan.rows // options["BLOCK_R"])](
         query_start, context_len_S, plan.first_slot_I, plan.chunk, out_TQD, plan.partial_NKMD, plan.lse_NKM,

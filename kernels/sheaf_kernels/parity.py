@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sheaf_kernels import adjust, paged_attention, rms_norm, rope_kv_write, sample, swiglu
+from sheaf_kernels import adjust, experts, paged_attention, rms_norm, rope_kv_write, sample, swiglu
 from sheaf_kernels.checks import Checker
 from sheaf_kernels.split_kv import SplitPlan
 
@@ -239,7 +239,8 @@ def check_sample(
 ) -> None:
     """Tokens must be equal, but where u or top_p lies within DRAW_TOLERANCE of a border between tokens."""
     logits, *draws = sample_inputs(rows, vocab, dtype, device, seed)
-    got, want = op.sample(logits, *draws, wishes), sample.sample_reference(logits, *draws, wishes)
+    got = op.sample(logits, *draws, wishes=wishes)
+    want = sample.sample_reference(logits, *draws, wishes=wishes)
     seen = logits if wishes is None else adjust.adjust_reference(logits, wishes)
     wrong = [
         s
@@ -372,3 +373,49 @@ def adjust_inputs(
         words.to(torch.int32),
     )
     return logits.to(device), adjust.Wishes(*(tensor.to(device) for tensor in made))
+
+
+@dataclass(frozen=True)
+class ExpertsCase:
+    tokens: int = 7
+    top_k: int = 2
+    experts: int = 5
+    channels: int = 40
+    out: int = 24
+    bias: bool = False
+    by_token: bool = True
+    in_order: bool = False
+    scale: str = ""  # "in" or "out"
+    favourite: bool = False  # all tokens choose the same first expert
+
+
+def check_experts(
+    case: ExpertsCase,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    op: ModuleType = experts,
+    seed: int = 0,
+) -> None:
+    """Experts differ in size, so that rows of another one show; some have no token."""
+    gen = torch.Generator().manual_seed(seed)
+    scores = torch.rand(case.tokens, case.experts, generator=gen)
+    scores[:, case.experts // 2] = 2.0 if case.favourite else -1.0
+    chosen = scores.topk(case.top_k, dim=-1).indices.to(device)
+    got, want = op.sort_pairs(chosen, case.experts), experts.sort_pairs_reference(chosen, case.experts)
+    for name in ("sorted_P", "first_E1"):
+        if not getattr(got, name).equal(getattr(want, name)):
+            raise AssertionError(f"sort_pairs: {name}: {getattr(got, name)} instead of {getattr(want, name)}")
+    pairs = case.tokens * case.top_k
+    x = torch.randn(case.tokens if case.by_token else pairs, case.channels + 3, generator=gen)
+    weight = torch.randn(case.experts, case.out, case.channels, generator=gen) / case.channels**0.5
+    bias = torch.randn(case.experts, case.out, generator=gen).to(device, dtype) if case.bias else None
+    scale = torch.rand(pairs, generator=gen).to(device) + 0.5
+    args = (x.to(device, dtype)[:, : case.channels], weight.to(device, dtype), bias, want)
+    beside: dict[str, Any] = {"by_token": case.by_token, "in_order": case.in_order}
+    if case.scale:
+        beside[f"scale_{case.scale}_P"] = scale
+    assert_close(
+        "grouped_linear",
+        op.grouped_linear(*args, **beside),
+        experts.grouped_linear_reference(*args, **beside),
+    )

@@ -39,14 +39,14 @@ def kth_image(image_N, k, LEAST_BIT: tl.constexpr):
 @triton.jit
 def load_tokens(row_ptr, ids_ptr, start, n, lo, hi, best, scale, by_value, BLOCK: tl.constexpr):
     """Keys of BLOCK of the n tokens, their masses (float32, 1 for the likeliest token), and which have some
-    and keys from lo to hi."""
+    and keys from lo to hi. What is beyond the n has none."""
     i = start + tl.arange(0, BLOCK)
     v = tl.load(ids_ptr + i, mask=i < n, other=0)
     logit = tl.load(row_ptr + v, mask=i < n, other=float("-inf")).to(tl.float32)
     mass = tl.exp2((logit - best) * scale)
     upper = tl.where(by_value, image(logit).to(tl.int64) + 0x80000000, 0)
     key = (upper.to(tl.uint64) << 32) | (0xFFFFFFFF - v.to(tl.int64)).to(tl.uint64)
-    return key, mass, (i < n) & (mass > 0) & (key >= lo) & (key <= hi)
+    return key, mass, (mass > 0) & (key >= lo) & (key <= hi)
 
 
 @triton.jit

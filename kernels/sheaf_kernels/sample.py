@@ -52,7 +52,7 @@ from sheaf_kernels.numerics import INTERPRETED, next_power_of_2
 from sheaf_kernels.radix import image, kth_image, narrow, search
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
-_LOWEST = tl.constexpr(-3.0e38)
+_LARGEST = tl.constexpr(3.0e38)
 CHUNK_V = 1024  # tokens of a program of the first launch
 GROUP_V = 32  # 64 or 128 bytes: what a multiprocessor reads at a time
 BLOCK_N = 1024  # tokens that a pass of the second launch has in flight
@@ -90,6 +90,7 @@ def sample_reference(
     top_p_S: torch.Tensor,
     margin_S: torch.Tensor,
     uniform_S: torch.Tensor,
+    *,
     wishes: Wishes | None = None,
 ) -> torch.Tensor:
     """token_S, by sorting, in float64."""
@@ -129,8 +130,11 @@ def survey_kernel(
             presence_ptr, mask_ptr, bits_ptr, bits_stride, V,
         )  # fmt: skip
         tl.store(adjusted_ptr + row * V + v, logit, mask=valid)
+    # Whether a maximum is NaN where an element is depends on the device.
     numbers = tl.min((logit == logit).to(tl.int32), axis=0)
-    best = tl.where(numbers == 1, tl.max(logit, axis=0), float("nan"))
+    logit = tl.where(logit == logit, logit, float("-inf"))
+    best = tl.max(logit, axis=0)
+    best = tl.where(numbers == 1, best, float("nan"))
     to = row * C + chunk
     tl.store(best_ptr + to, best)
     tl.store(first_ptr + to, tl.min(tl.where(logit == best, v, V), axis=0))
@@ -138,7 +142,8 @@ def survey_kernel(
         temperature = tl.load(temperature_ptr + row)
         if temperature > 0.0:
             # A chunk may be banned as a whole, and -inf minus -inf is NaN.
-            mass = tl.exp2((logit - tl.maximum(best, _LOWEST)) * (_LOG2_E / temperature))
+            finite = tl.minimum(tl.maximum(best, -_LARGEST), _LARGEST)
+            mass = tl.exp2((logit - finite) * (_LOG2_E / temperature))
             tl.store(mass_ptr + to, tl.sum(mass, axis=0))
             GROUPS: tl.constexpr = CHUNK_V // GROUP_V
             group_best = tl.max(tl.reshape(logit, [GROUPS, GROUP_V]), axis=1)
@@ -205,8 +210,8 @@ def choose_kernel(
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, BLOCK_C)
     best_C = tl.load(best_ptr + row * C + c, mask=c < C, other=float("-inf"))
-    best = tl.max(best_C, axis=0)
     numbers = tl.min((best_C == best_C).to(tl.int32), axis=0) == 1
+    best = tl.max(tl.where(best_C == best_C, best_C, float("-inf")), axis=0)
     if (best == float("-inf")) | (best == float("inf")) | (not numbers):
         tl.store(token_ptr + row, tl.full([], -1, tl.int64))
         return
@@ -338,6 +343,7 @@ def sample(
     top_p_S: torch.Tensor,
     margin_S: torch.Tensor,
     uniform_S: torch.Tensor,
+    *,
     wishes: Wishes | None = None,
 ) -> torch.Tensor:
     """token_S, as ``sample_reference`` gives it. Raises TypeError or ValueError naming the argument."""

@@ -23,7 +23,7 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_every_kernel_is_checked_in_every_dtype(gpu_check: Any) -> None:
     names = {name.split()[0] for name, _ in gpu_check.kernel_cases()}
-    assert names == {"paged_attention", "rope_kv_write", "rms_norm", "swiglu", "adjust", "sample"}
+    assert names == {"paged_attention", "rope_kv_write", "rms_norm", "swiglu", "adjust", "sample", "experts"}
     assert {"kernels-float32", "kernels-float16", "kernels-bfloat16"} <= set(gpu_check.PARTS)
     assert gpu_check.kernels("bfloat16", "cpu", only="swiglu c1536") == {"checked": 1}
     assert gpu_check.kernels("float16", "cpu", only="rms_norm c64 residual") == {"checked": 1}
@@ -55,7 +55,7 @@ def test_throughput_part(gpu_check: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(s["least"] <= s["tok_per_s"] <= s["most"] for s in part["streams"].values())
 
 
-@pytest.mark.parametrize(("kind", "query"), [("short", 1), ("short", 4), ("long", 6)])
+@pytest.mark.parametrize(("kind", "query"), [("short", 1), ("short", 4), ("draft32", 6), ("long", 17)])
 def test_steps_that_are_timed_compute_attention(gpu_check: Any, kind: Any, query: int) -> None:
     import gpu_timing
     import torch

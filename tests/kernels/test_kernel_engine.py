@@ -6,13 +6,14 @@ triton``, on models of a few thousand random float32 weights.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from plan_driver import PlanDriver
-from sheaf_kernels import aot
+from sheaf_kernels import aot, paged_attention
 from sheaf_runtime import LLM, SamplingParams
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.worker import triton_backend
@@ -85,7 +86,7 @@ def test_greedy_tokens_are_those_of_torch_and_transformers(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", ["gemma2", "gpt-oss", "olmo2", "llama4"])
+@pytest.mark.parametrize("family", ["gemma2", "gpt-oss", "olmo2", "llama4", "mixtral"])
 def test_families_run_on_kernels(family: str, tmp_path: Path, backend: str) -> None:
     """Windows and chunks by KV groups, soft caps, sinks, norms with a wide weight: logits as plain torch has
     them."""
@@ -175,7 +176,7 @@ def test_half_precision_follows_torch(folders: dict[tuple[int, int, int], str], 
 
 
 def test_every_kernel_is_launched(
-    folders: dict[tuple[int, int, int], str], monkeypatch: pytest.MonkeyPatch
+    folders: dict[tuple[int, int, int], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What is compiled ahead of time is what serves; all norms of a layer add the residual, but the first."""
     launched: list[str] = []
@@ -186,15 +187,26 @@ def test_every_kernel_is_launched(
         original(self, *args, **kwargs)
 
     monkeypatch.setattr(InterpretedFunction, "run", run)
+    # Contexts of a few tokens would not be split, and nothing merged.
+    tiny = replace(paged_attention.SHAPES["short"], min_chunk=1)
+    monkeypatch.setitem(paged_attention.SHAPES, "short", tiny)
     driver = PlanDriver(folders[4, 2, 16], block_size=16, num_blocks=8, attention_backend="triton")
     wish = SamplingParams(temperature=1.0, seed=0, max_tokens=9, presence_penalty=1.0)
     long, short = driver.add(PROMPTS[1]), driver.add(PROMPTS[0], wish)
     driver.step([(long, 5), (short, len(PROMPTS[0]))])
+    dense = list(launched)
+    sparse = PlanDriver(
+        str(write_tiny(tmp_path, "mixtral", head_dim=16)),
+        block_size=16,
+        num_blocks=8,
+        attention_backend="triton",
+    )
+    sparse.step([(sparse.add(PROMPTS[1]), 5)])
     assert {name.removesuffix(" with residual") for name in launched} == {v.name for v in aot.all_variants()}
     layers = driver.model.config.num_layers
-    assert launched.count("rms_norm_kernel") == 1
-    assert launched.count("rms_norm_kernel with residual") == 2 * layers
-    assert launched.count("swiglu_kernel") == launched.count("rope_kv_write_kernel") == layers
+    assert dense.count("rms_norm_kernel") == 1
+    assert dense.count("rms_norm_kernel with residual") == 2 * layers
+    assert dense.count("swiglu_kernel") == dense.count("rope_kv_write_kernel") == layers
 
 
 def test_the_backend_asked_for_runs(folders: dict[tuple[int, int, int], str]) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from sheaf_kernels import (
     adjust,
+    experts,
     paged_attention,
     paging,
     radix,
@@ -27,8 +28,10 @@ from sheaf_kernels import (
 )
 from sheaf_kernels.parity import (
     AttentionCase,
+    ExpertsCase,
     RopeCase,
     check_adjust,
+    check_experts,
     check_paged_attention,
     check_rms_norm,
     check_rope_kv_write,
@@ -53,9 +56,9 @@ def prefill(op: ModuleType) -> None:
 
 
 def chunked(op: ModuleType) -> None:
-    """Chunks on a prefix: of one split; of tiles with one split and with two; of three splits."""
+    """Drafts and chunks on a prefix: of one split; of tiles with one split and with two; of several."""
     case = AttentionCase((1, 9, 20, 10), (5, 80, 135, 300), num_multiprocessors=7)
-    check_paged_attention(case, F32, "cpu", op, kinds=("long",))
+    check_paged_attention(case, F32, "cpu", op, kinds=("draft32", "draft64"))
 
 
 def windowed(op: ModuleType) -> None:
@@ -82,6 +85,18 @@ def norm(op: ModuleType) -> None:
 
 def gated(op: ModuleType) -> None:
     check_swiglu(2, 70, F32, "cpu", op)
+
+
+def routed(op: ModuleType) -> None:
+    """Tokens into experts: some with two tiles, one with none; biases, and weights of the input."""
+    case = ExpertsCase(tokens=20, top_k=2, experts=5, bias=True, scale="in", favourite=True)
+    check_experts(case, F32, "cpu", op)
+    check_experts(ExpertsCase(tokens=3), F32, "cpu", op)
+
+
+def gathered(op: ModuleType) -> None:
+    """Pairs back into their order, weighted."""
+    check_experts(ExpertsCase(by_token=False, in_order=True, bias=True, scale="out"), F32, "cpu", op)
 
 
 def adjusted(op: ModuleType) -> None:
@@ -115,16 +130,23 @@ def sampled_by_bits(op: ModuleType) -> None:
 
 
 def reached(op: ModuleType) -> None:
-    """Half of the mass is the first of two equals: nothing more is kept."""
+    """Half of the mass is the first of two equals: nothing more is kept. Nine tenths go far down."""
     one = torch.ones(1)
     args = (one, one.int() * 0, one.double() / 2, one * -torch.inf, one.double() * 0.9)
     assert op.sample(torch.zeros(1, 2), *args).tolist() == [0]
+    args = (one, one.int() * 0, one.double() * 0.9, one * -torch.inf, one.double() * 0.99)
+    falling = torch.linspace(0, -1, 20)[None]
+    assert op.sample(falling, *args).tolist() == sample.sample_reference(falling, *args).tolist()
 
 
 def not_numbers(op: ModuleType) -> None:
     logits = torch.ones(4, 9)
     logits[0, 8], logits[1], logits[2, 3] = torch.inf, -torch.inf, torch.nan
-    assert op.likeliest(logits).tolist() == [-1, -1, -1, 0]
+    size, op.CHUNK_V = op.CHUNK_V, 4
+    try:
+        assert op.likeliest(logits).tolist() == [-1, -1, -1, 0]
+    finally:
+        op.CHUNK_V = size
 
 
 def mutate(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
@@ -159,7 +181,7 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("heads of another group", paged_attention, prefill, "in_row = (kv_head * G + m % G) * D", "in_row = (kv_head + m % G * K) * D"),
     ("tokens of a draft swapped with heads", paged_attention, decode, "(m // G * q_stride + in_row)", "(m % G * q_stride + in_row)"),
     ("table of another sequence", paged_attention, prefill, "s.to(tl.int64) * block_table_stride", "(s * 0).to(tl.int64) * block_table_stride"),
-    ("every split starts at zero", paged_attention, chunked, "start = first_key + split * chunk", "start = first_key + split * 0"),
+    ("every split starts at zero", paged_attention, chunked, "start = first_key + split_start(keys, split, splits, MULTIPLE)", "start = first_key"),
     ("window off by one", paged_attention, windowed, "> last_key[:, None] - WINDOW", ">= last_key[:, None] - WINDOW"),
     ("window's edge unmasked", paged_attention, windowed, "seen_from = tl.minimum(tl.maximum(seen_from, start), end)", "seen_from = start"),
     ("window's edge lost", paged_attention, windowed, "range(start, seen_from, BLOCK_N,", "range(seen_from, seen_from, BLOCK_N,"),
@@ -170,7 +192,8 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("sink of another head", paged_attention, windowed, "tl.load(sinks_ptr + kv_head * G + m % G)", "tl.load(sinks_ptr + m % G)"),
     ("sink without log2(e)", paged_attention, windowed, ".to(tl.float32) * _LOG2_E", ".to(tl.float32)"),
     ("window's first key a tile late", split_kv, windowed, "tl.maximum(before + first_query - (WINDOW - 1), 0)", "tl.maximum(before + first_query - (WINDOW - 65), 0)"),
-    ("every split runs to the end", paged_attention, chunked, "        end = start + chunk", "        pass"),
+    ("every split runs to the end", paged_attention, chunked, "        end = first_key + split_start(keys, split + 1, splits, MULTIPLE)", "        pass"),
+    ("splits overlap", paged_attention, chunked, "split_start(keys, split + 1, splits", "split_start(keys, split + 2, splits"),
     ("splits written without merging", paged_attention, chunked, "if splits == 1:", "if splits >= 1:"),
     ("log-sum-exp without the sum", paged_attention, chunked, "row_max + tl.log2(row_sum)", "row_max"),
     ("workspace of another sequence", paged_attention, decode, "slot = tl.load(first_slot_ptr + s) + place", "slot = tl.load(first_slot_ptr) + place"),
@@ -194,7 +217,7 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("workspace shared by two sequences", split_kv, decode, "tl.cumsum(slots, axis=0) - slots", "tl.cumsum(slots * 0, axis=0)"),
     ("work items not counted from the sequence's first", split_kv, prefill, "item - tl.max(tl.where(first <= item, first, 0), axis=0)", "item"),
     ("prefix forgotten", split_kv, prefill, "before = tl.load(context_len_ptr + s) - query_len", "before = tl.load(context_len_ptr + s) * 0"),
-    ("tile of another chunk", split_kv, chunked, "first_query = place // most_splits * BLOCK_Q", "first_query = place % most_splits * BLOCK_Q"),
+    ("tile of another chunk", split_kv, chunked, "first_query = last_query - place // most_splits * BLOCK_Q", "first_query = last_query"),
     ("page off by one", paging, decode, "tl.load(pages_ptr + (tile + n) // B,", "tl.load(pages_ptr + (tile + n) // B + 1,"),
     ("slot off by one", paging, decode, "+ (tile + n) % B * D", "+ (tile + n + 1) % B * D"),
     ("keys of the first head read for all", paged_attention, decode, "k_head_ptr = k_cache_ptr + kv_head * (B * D)", "k_head_ptr = k_cache_ptr"),
@@ -215,29 +238,22 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("temperature forgotten", sample, sampled, "scale = _LOG2_E / temperature", "scale = _LOG2_E * (temperature / temperature)"),
     ("log2(e) forgotten", sample, sampled, "scale = _LOG2_E / temperature", "scale = 1.0 / temperature"),
     ("one more than k", sample, sampled, "(top_k - 1).to(tl.float64)", "top_k.to(tl.float64)"),
-    ("top-k lost to top-p", sample, sampled, "count, least, top_p * kept,", "count, least * 0, top_p * kept,"),
-    ("top-p lost to the draw", sample, sampled, "count, least, uniform * kept,", "count, least * 0, uniform * kept,"),
     ("floor above the k-th", sample, sampled, "image(group_best_G), top_k, FLOOR_BIT", "image(group_best_G), top_k - 1, FLOOR_BIT"),
-    ("floor of top-p too high", sample, sampled, "tl.log2(V / spare) / scale", "tl.log2(V / spare) / scale * 0.2"),
-    ("floor of top-p for top-k too", sample, sampled, "    elif all_likely & (top_p < 1.0):", "    if all_likely & (top_p < 1.0):"),
+    ("floor of top-p too high", sample, reached, "tl.log2(V / spare) / scale", "tl.log2(V / spare) / scale * 0.01"),
     ("min-p forgotten", sample, sampled, "floor = image(best + margin)", "floor = image(best - 1e30)"),
     ("min-p's mass not taken", sample, sampled, "    elif not all_likely:", "    elif top_k > V:"),
     ("min-p drawn by probability", sample, sampled, "ranked = (top_k < V) | (top_p < 1.0)", "ranked = (top_k < V) | (top_p < 2.0)"),
     ("what equals the floor lost", sample, sampled, "(image(logit) >= floor), [", "(image(logit) > floor), ["),
     ("groups that equal the floor lost", sample, sampled, "(image(group_best_G) >= floor)", "(image(group_best_G) > floor)"),
-    ("candidates over earlier ones", sample, sampled_in_chunks, "place = count + tl.cumsum(", "place = tl.cumsum("),
     ("last groups not listed", sample, sampled_in_chunks, "range(0, groups, G)", "range(0, groups - 1, G)"),
-    ("groups of another chunk", sample, sampled_in_chunks, "group_best_ptr + to * GROUPS", "group_best_ptr + row * C * GROUPS"),
     ("infinity chosen", sample, not_numbers, '(best == float("inf")) | ', ""),
     ("banned rows chosen", sample, not_numbers, '(best == float("-inf")) | ', ""),
     ("NaN overlooked", sample, not_numbers, "| (not numbers)", ""),
-    ("NaN of a chunk overlooked", sample, not_numbers, 'best = tl.where(numbers == 1, tl.max(logit, axis=0), float("nan"))', "best = tl.max(logit, axis=0)"),
+    ("NaN of a chunk overlooked", sample, not_numbers, 'best = tl.where(numbers == 1, best, float("nan"))', "pass"),
     ("negative logits in float order", radix, sampled, "-(bits & 0x7FFFFFFF)", "bits"),
     ("negative zero below zero", radix, sampled, "-(bits & 0x7FFFFFFF)", "-(bits & 0x7FFFFFFF) - 1"),
     ("ties to the highest id", radix, sampled, "(0xFFFFFFFF - v.to(tl.int64)).to(tl.uint64)", "(v.to(tl.int64)).to(tl.uint64)"),
     ("order of ids forgotten", radix, sampled, "tl.where(by_value, image(logit).to(tl.int64) + 0x80000000, 0)", "image(logit).to(tl.int64) + 0x80000000"),
-    ("banned tokens counted", radix, sampled, "(i < n) & (mass > 0) & (key >= lo)", "(i < n) & (key >= lo)"),
-    ("padding counted", radix, sampled, "(i < n) & (mass > 0) & (key >= lo)", "(i >= 0) & (mass >= 0) & (key >= lo)"),
     ("mass above forgotten", radix, sampled, "mass_above += tl.sum(", "mass_above += 0 * tl.sum("),
     ("count above forgotten", radix, sampled_by_bits, "count_above += tl.sum(", "count_above += 0 * tl.sum("),
     ("kept mass without its last token", radix, sampled, "return lo, mass_above + own", "return lo, mass_above"),
@@ -264,6 +280,19 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("repetition of what is not there", adjust, adjusted, "x = tl.where(history != 0, penalised, x)", "x = penalised"),
     ("repetition of output alone", adjust, adjusted, "x = tl.where(history != 0, penalised, x)", "x = tl.where(count > 0, penalised, x)"),
     ("presence by count", adjust, adjusted, "(count > 0).to(tl.float32)", "count"),
+    ("pairs of earlier experts counted short", experts, routed, "(chosen < expert)", "(chosen < expert - 1)"),
+    ("pairs in another order", experts, routed, "at = place + tl.cumsum(mine.to(tl.int32), axis=0) - 1", "at = place + tl.sum(mine.to(tl.int32), axis=0) - tl.cumsum(mine.to(tl.int32), axis=0)"),
+    ("weight of another expert", experts, routed, "weight_ptr + expert.to(tl.int64) * (N * C)", "weight_ptr + (expert * 0).to(tl.int64) * (N * C)"),
+    ("bias of another expert", experts, routed, "bias_ptr + expert.to(tl.int64) * N", "bias_ptr + (expert * 0).to(tl.int64) * N"),
+    ("bias forgotten", experts, routed, "acc += bias", "acc += 0 * bias"),
+    ("weight of the result forgotten", experts, gathered, "if SCALE_OUT:\n        acc *=", "if SCALE_IN:\n        acc *="),
+    ("second tile of an expert over the first", experts, routed, "(tile - ends_E + tiles_E) * BLOCK_M", "(tile - tile) * BLOCK_M"),
+    ("last tiles not launched", experts, routed, "tiles = pairs // rows + min(experts, pairs)", "tiles = pairs // rows"),
+    ("row of another token", experts, routed, "pair // TOP_K if BY_TOKEN", "pair % TOP_K if BY_TOKEN"),
+    ("weight of the input forgotten", experts, routed, "        if SCALE_IN:", "        if SCALE_IN and SCALE_OUT:"),
+    ("weight of another pair", experts, gathered, "scale_ptr + pair,", "scale_ptr + m,"),
+    ("results left in sorted order", experts, gathered, "pair if IN_ORDER", "m.to(tl.int64) if IN_ORDER"),
+    ("last channels lost", experts, routed, "range(0, C, BLOCK_C)", "range(0, C - BLOCK_C, BLOCK_C)"),
     ("gate and up swapped", swiglu, gated, "y = gate / (1.0 + tl.exp(-gate)) * up", "y = up / (1.0 + tl.exp(-up)) * gate"),
     ("sigmoid without the gate", swiglu, gated, "y = gate / (", "y = 1.0 / ("),
 ]  # fmt: skip
@@ -314,6 +343,8 @@ def test_parity_check_kills(
         (sample, reached),
         (sample, not_numbers),
         (swiglu, gated),
+        (experts, routed),
+        (experts, gathered),
     ],
     ids=[
         "decode",
@@ -329,6 +360,8 @@ def test_parity_check_kills(
         "reached",
         "not numbers",
         "swiglu",
+        "routed",
+        "gathered",
     ],
 )
 def test_parity_check_passes_the_original(module: ModuleType, check: Callable[[ModuleType], None]) -> None:

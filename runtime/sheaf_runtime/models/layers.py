@@ -147,6 +147,24 @@ def clamped_swiglu(gate_up_TC: Tensor, alpha: float, limit: float) -> Tensor:
     return gate * torch.sigmoid(gate * alpha) * (up + 1)
 
 
+class GroupedExperts(Protocol):
+    """K of E MLPs for each of T tokens: the sum of their weighted results, [T, C]."""
+
+    def __call__(
+        self,
+        x_TC: Tensor,
+        weights_TK: Tensor,
+        chosen_TK: Tensor,
+        gate_up: tuple[Tensor, Tensor | None],
+        down: tuple[Tensor, Tensor | None],
+        act: Callable[[Tensor], Tensor],
+        weigh_input: bool,
+    ) -> Tensor:
+        """``gate_up`` and ``down``: weight [E, out, in] and bias [E, out] of all experts. ``weigh_input``: a
+        token's weight scales what the expert sees, not what it gives."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ops:
     """The layers that a backend may run as one kernel each; the defaults are plain torch.
@@ -156,6 +174,8 @@ class Ops:
 
     ``head_norm`` is the same without a residual for each head of [T, H, D], in place.
 
+    ``experts`` runs all experts at once, on weights as they are; ``None``: one after the other.
+
     ``pack_linear`` makes of a weight [out, in] what multiplies with a copy of it in a better order; None:
     there is none.
     """
@@ -164,6 +184,7 @@ class Ops:
     head_norm: Callable[[Tensor, Tensor, float], None] | None = None
     activate: Callable[[Tensor, Activation, bool], Tensor] = activate
     clamped_swiglu: Callable[[Tensor, float, float], Tensor] = clamped_swiglu
+    experts: GroupedExperts | None = None
     pack_linear: Callable[[Tensor], PackedLinear | None] = pack_with_onednn
 
 

@@ -47,7 +47,8 @@ def activation(config: MLPConfig, ops: Ops) -> Callable[[Tensor], Tensor]:
 
 
 class Experts:
-    """K of E MLPs for each token. Each expert that some token chose runs once, on all of its tokens."""
+    """K of E MLPs for each token. Each expert that some token chose runs once, on all of its tokens, or the
+    backend runs all at once."""
 
     def __init__(
         self,
@@ -64,6 +65,7 @@ class Experts:
 
         inner = config.intermediate_size
         self._config = config
+        self._grouped = ops.experts
         self.shared = None
         if config.shared is not None:
             size = replace(mlp, intermediate_size=config.shared)
@@ -81,6 +83,22 @@ class Experts:
 
     def __call__(self, x_TC: Tensor) -> Tensor:
         weights_TK, chosen_TK = self.route(x_TC)
+        if self._grouped is None:
+            return self._one_by_one(x_TC, weights_TK, chosen_TK)
+        assert self._weights is not None
+        gate_up, down = self._weights
+        out_TC = self._grouped(
+            x_TC,
+            weights_TK,
+            chosen_TK,
+            (gate_up, self.gate_up_bias),
+            (down, self.down_bias),
+            self._act,
+            self._config.scoring == "sigmoid_input",
+        )
+        return out_TC if self.shared is None else out_TC + self.shared(x_TC)
+
+    def _one_by_one(self, x_TC: Tensor, weights_TK: Tensor, chosen_TK: Tensor) -> Tensor:
         flat = chosen_TK.flatten()
         order = flat.argsort(stable=True)  # by expert, then by token
         token = order // self._config.top_k
@@ -150,6 +168,8 @@ class Experts:
         self.router.pack(ops)
         if self.shared is not None:
             self.shared.pack(ops)
+        if self._grouped is not None:
+            return
         assert self._weights is not None
         packed = [(ops.pack_linear(a), ops.pack_linear(b)) for a, b in zip(*self._weights, strict=True)]
         self._packed = [(a, b) for a, b in packed if a is not None and b is not None]

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sheaf_kernels.adjust import BIASED, PENALISED, Wishes
+from sheaf_kernels.experts import grouped_linear, sort_pairs
 from sheaf_kernels.paged_attention import PLANS, allocate_plan, paged_attention
 from sheaf_kernels.rms_norm import rms_norm
 from sheaf_kernels.rope_kv_write import rope_kv_write
@@ -35,13 +36,32 @@ from sheaf_runtime.worker.sampler import SamplingRows, likely_margin
 
 
 def triton_ops() -> Ops:
-    return Ops(rms_norm=rms_norm, activate=_activate)
+    return Ops(rms_norm=rms_norm, activate=_activate, experts=_run_experts)
 
 
 def _activate(x_TC: Tensor, activation: Activation, gated: bool) -> Tensor:
     if gated and activation == "silu":
         return swiglu(x_TC)
     return activate(x_TC, activation, gated)
+
+
+def _run_experts(
+    x_TC: Tensor,
+    weights_TK: Tensor,
+    chosen_TK: Tensor,
+    gate_up: tuple[Tensor, Tensor | None],
+    down: tuple[Tensor, Tensor | None],
+    act: Callable[[Tensor], Tensor],
+    weigh_input: bool,
+) -> Tensor:
+    """``models.layers.GroupedExperts`` without a visit to the host: how many tokens chose which expert is
+    known on the device alone."""
+    groups = sort_pairs(chosen_TK.contiguous(), len(gate_up[0]))
+    scale_P = weights_TK.flatten().contiguous()
+    before, after = (scale_P, None) if weigh_input else (None, scale_P)
+    inner = grouped_linear(x_TC, *gate_up, groups, by_token=True, in_order=False, scale_in_P=before)
+    out_PC = grouped_linear(act(inner), *down, groups, by_token=False, in_order=True, scale_out_P=after)
+    return out_PC.view(*chosen_TK.shape, -1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,7 @@ class _Step:
 class TritonAttention:
     """Call ``prepare`` once a step, then ``write_kv`` and ``attend`` for each layer in turn.
 
-    Single query tokens (and few) and longer chunks are two launches, each with a plan of its own, and one for
+    Single query tokens, drafts and longer chunks are launches of their own, each with a plan, and one for
     each window, or size of chunks that attention is within.
     """
 
@@ -119,7 +139,7 @@ class TritonAttention:
             plans=[plan for plan in plans if ((queries >= plan.least) & (queries <= plan.most)).any()],
         )
         for plan in step.plans:
-            plan.update(step.query_start, step.context_len_S)
+            plan.update(step.query_start, step.context_len_S, int(group.context_len.max()))
         return step
 
     def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:

@@ -103,6 +103,10 @@ def kernel_cases() -> list[tuple[str, Callable[[Any, str], None]]]:
         for r in (False, True)
     ]
     cases += [
+        (f"head_norm h{h} d{n}", lambda t, d, h=h, n=n: parity.check_head_norm(33, h, n, t, d))
+        for h, n in ((32, 128), (5, 64), (4, 256), (1, 4096))
+    ]
+    cases += [
         (f"swiglu c{c}", lambda t, d, c=c: parity.check_swiglu(33, c, t, d)) for c in (100, 1536, 14336)
     ]
     cases += [

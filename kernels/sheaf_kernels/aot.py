@@ -31,7 +31,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sheaf_kernels import experts, paged_attention, rms_norm, rope_kv_write, sample, split_kv, swiglu
+from sheaf_kernels import (
+    experts,
+    head_norm,
+    paged_attention,
+    rms_norm,
+    rope_kv_write,
+    sample,
+    split_kv,
+    swiglu,
+)
 from sheaf_kernels.numerics import INTERPRETED, LOG2_E, next_power_of_2
 
 ARCHS = (80, 90, 100)
@@ -209,7 +218,7 @@ def rope_kv_write_variants() -> Iterator[Variant]:
 
 
 def row_variants() -> Iterator[Variant]:
-    """RMSNorm and SwiGLU."""
+    """Norms and SwiGLU."""
     widths = product(POINTER, (576, 1024, 4096, 8192), (False, True))
     wide = [(torch.bfloat16, 4096, True), (torch.float16, 2304, False)]
     for (dtype, channels, residual), is_wide in [*product(widths, [False]), *product(wide, [True])]:
@@ -227,6 +236,18 @@ def row_variants() -> Iterator[Variant]:
                 **rms_norm.launch_options(channels),
             },
             dtype == torch.bfloat16 and channels == 4096 and residual and not is_wide,
+        )  # fmt: skip
+    # Heads of their own, and a norm of all heads together (OLMo 2).
+    for dtype, (heads, d) in product(POINTER, ((32, 128), (8, 64), (4, 256), (1, 4096))):
+        p = POINTER[dtype]
+        yield Variant(
+            head_norm.head_norm_kernel, f"{SHORT[dtype]} H{heads} D{d}",
+            {"x_ptr": p, "weight_ptr": p, "x_stride": "i32", "eps": "fp32"},
+            {
+                "H": heads, "D": d, "BLOCK_D": next_power_of_2(d), "WIDE": False, "num_warps": 4,
+                "BLOCK_HEADS": min(next_power_of_2(heads), head_norm.MAX_BLOCK_HEADS),
+            },
+            dtype == torch.bfloat16 and heads == 32,
         )  # fmt: skip
     for dtype, channels in product(POINTER, (1536, 14336)):
         p = POINTER[dtype]

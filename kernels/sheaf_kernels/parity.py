@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sheaf_kernels import adjust, experts, paged_attention, rms_norm, rope_kv_write, sample, swiglu
+from sheaf_kernels import adjust, experts, head_norm, paged_attention, rms_norm, rope_kv_write, sample, swiglu
 from sheaf_kernels.checks import Checker
 from sheaf_kernels.split_kv import SplitPlan
 
@@ -213,6 +213,27 @@ def check_rms_norm(
     want = rms_norm.rms_norm_reference(x, weight, 1e-5, r if residual else None)
     for name, a, b in zip(("y", "h"), got, want, strict=True):
         assert_close(f"rms_norm: {name}", a, b)
+
+
+def check_head_norm(
+    tokens: int,
+    heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    op: ModuleType = head_norm,
+    seed: int = 0,
+    wide: bool = False,
+) -> None:
+    """Heads of a fused projection; those beside them stay as they are."""
+    gen = torch.Generator().manual_seed(seed)
+    fused = torch.randn(tokens, heads + 3, head_dim, generator=gen).to(device, dtype)
+    fused[0] *= 1e-3  # where eps matters
+    weight = (1 + 0.2 * torch.randn(head_dim, generator=gen)).to(device, torch.float32 if wide else dtype)
+    got, want = fused.clone(), fused.clone()
+    op.head_norm(got[:, 1 : heads + 1], weight, 1e-5)
+    head_norm.head_norm_reference(want[:, 1 : heads + 1], weight, 1e-5)
+    assert_close("head_norm", got, want)
 
 
 def check_swiglu(

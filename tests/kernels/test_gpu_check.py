@@ -23,7 +23,16 @@ def gpu_check(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_every_kernel_is_checked_in_every_dtype(gpu_check: Any) -> None:
     names = {name.split()[0] for name, _ in gpu_check.kernel_cases()}
-    assert names == {"paged_attention", "rope_kv_write", "rms_norm", "swiglu", "adjust", "sample", "experts"}
+    assert names == {
+        "paged_attention",
+        "rope_kv_write",
+        "rms_norm",
+        "head_norm",
+        "swiglu",
+        "adjust",
+        "sample",
+        "experts",
+    }
     assert {"kernels-float32", "kernels-float16", "kernels-bfloat16"} <= set(gpu_check.PARTS)
     assert gpu_check.kernels("bfloat16", "cpu", only="swiglu c1536") == {"checked": 1}
     assert gpu_check.kernels("float16", "cpu", only="rms_norm c64 residual") == {"checked": 1}

@@ -4,8 +4,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from sheaf_kernels.head_norm import head_norm
 from sheaf_kernels.numerics import next_power_of_2, round_to
-from sheaf_kernels.parity import RopeCase, check_rms_norm, check_rope_kv_write, check_swiglu
+from sheaf_kernels.parity import RopeCase, check_head_norm, check_rms_norm, check_rope_kv_write, check_swiglu
 from sheaf_kernels.rms_norm import rms_norm
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -27,6 +28,22 @@ def test_rms_norm_with_a_wide_weight(residual: bool, dtype: torch.dtype) -> None
 def test_rms_norm_without_residual_returns_its_input() -> None:
     x = torch.randn(2, 8)
     assert rms_norm(x, torch.ones(8), 1e-5)[1] is x
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 130), (2, 64), (9, 24), (16, 128)])
+def test_head_norm(heads: int, head_dim: int, dtype: torch.dtype) -> None:
+    check_head_norm(3, heads, head_dim, dtype, "cpu")
+
+
+def test_head_norm_with_a_wide_weight() -> None:
+    check_head_norm(3, 5, 64, torch.bfloat16, "cpu", wide=True)
+
+
+def test_head_norm_refuses() -> None:
+    with pytest.raises(ValueError, match="head_norm: the heads of x must be packed"):
+        head_norm(torch.ones(2, 4, 8)[:, ::2], torch.ones(8), 1e-5)
+    head_norm(torch.ones(0, 4, 8), torch.ones(8), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -196,7 +196,7 @@ def test_every_kernel_is_launched(
     driver.step([(long, 5), (short, len(PROMPTS[0]))])
     dense = list(launched)
     sparse = PlanDriver(
-        str(write_tiny(tmp_path, "mixtral", head_dim=16)),
+        str(write_tiny(tmp_path, "qwen3-moe", head_dim=16)),
         block_size=16,
         num_blocks=8,
         attention_backend="triton",

@@ -17,6 +17,7 @@ import torch
 from sheaf_kernels import (
     adjust,
     experts,
+    head_norm,
     paged_attention,
     paging,
     radix,
@@ -32,6 +33,7 @@ from sheaf_kernels.parity import (
     RopeCase,
     check_adjust,
     check_experts,
+    check_head_norm,
     check_paged_attention,
     check_rms_norm,
     check_rope_kv_write,
@@ -83,6 +85,10 @@ def norm(op: ModuleType) -> None:
     check_rms_norm(3, 70, True, F32, "cpu", op)
 
 
+def head_normed(op: ModuleType) -> None:
+    check_head_norm(3, 9, 24, F32, "cpu", op)
+
+
 def gated(op: ModuleType) -> None:
     check_swiglu(2, 70, F32, "cpu", op)
 
@@ -121,10 +127,12 @@ def sampled_in_chunks(op: ModuleType) -> None:
 
 
 def sampled_by_bits(op: ModuleType) -> None:
-    """Digits of one bit: many passes a search."""
+    """Digits of one bit: many passes a search. The last of five."""
     bits, op.DIGIT_BITS = op.DIGIT_BITS, 1
+    one, falling = torch.ones(1), torch.linspace(0, -1, 20)[None]
     try:
-        check_sample(7, 9, F32, "cpu", op, seed=1)
+        args = (one, one.int() * 5, one.double(), one * -torch.inf, one.double() * 0.99)
+        assert op.sample(falling, *args).tolist() == [4]
     finally:
         op.DIGIT_BITS = bits
 
@@ -235,6 +243,10 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("eps forgotten", rms_norm, norm, "/ C + eps", "/ C"),
     ("mean over the padded row", rms_norm, norm, "tl.sum(h * h, axis=0) / C", "tl.sum(h * h, axis=0) / BLOCK_C"),
     ("weight forgotten", rms_norm, norm, "round_to(weight * normed, dtype)", "round_to(normed, dtype)"),
+    ("eps of a head forgotten", head_norm, head_normed, "/ D + eps", "/ D"),
+    ("mean over the padded head", head_norm, head_normed, "axis=1) / D", "axis=1) / BLOCK_D"),
+    ("weight of a head forgotten", head_norm, head_normed, "round_to(weight * normed, dtype)", "round_to(normed, dtype)"),
+    ("last heads left", head_norm, head_normed, "triton.cdiv(heads, block_heads)", "heads // block_heads"),
     ("temperature forgotten", sample, sampled, "scale = _LOG2_E / temperature", "scale = _LOG2_E * (temperature / temperature)"),
     ("log2(e) forgotten", sample, sampled, "scale = _LOG2_E / temperature", "scale = 1.0 / temperature"),
     ("one more than k", sample, sampled, "(top_k - 1).to(tl.float64)", "top_k.to(tl.float64)"),
@@ -336,6 +348,7 @@ def test_parity_check_kills(
         (paged_attention, windowed),
         (rope_kv_write, rope),
         (rms_norm, norm),
+        (head_norm, head_normed),
         (sample, adjusted),
         (sample, sampled),
         (sample, sampled_in_chunks),
@@ -353,6 +366,7 @@ def test_parity_check_kills(
         "windowed",
         "rope",
         "norm",
+        "head norm",
         "adjust",
         "sample",
         "chunks",

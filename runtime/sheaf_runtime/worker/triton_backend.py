@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from sheaf_kernels.adjust import BIASED, PENALISED, Wishes
 from sheaf_kernels.experts import grouped_linear, sort_pairs
+from sheaf_kernels.head_norm import head_norm
 from sheaf_kernels.paged_attention import PLANS, allocate_plan, paged_attention
 from sheaf_kernels.rms_norm import rms_norm
 from sheaf_kernels.rope_kv_write import rope_kv_write
@@ -36,7 +37,7 @@ from sheaf_runtime.worker.sampler import SamplingRows, likely_margin
 
 
 def triton_ops() -> Ops:
-    return Ops(rms_norm=rms_norm, activate=_activate, experts=_run_experts)
+    return Ops(rms_norm=rms_norm, head_norm=head_norm, activate=_activate, experts=_run_experts)
 
 
 def _activate(x_TC: Tensor, activation: Activation, gated: bool) -> Tensor:

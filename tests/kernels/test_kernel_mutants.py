@@ -138,10 +138,13 @@ def sampled_by_bits(op: ModuleType) -> None:
 
 
 def reached(op: ModuleType) -> None:
-    """Half of the mass is the first of two equals: nothing more is kept. Nine tenths go far down."""
+    """Half of the mass is the first of two equals: nothing more is kept. Nine tenths go far down. Zeros are
+    equal, whatever their sign."""
     one = torch.ones(1)
     args = (one, one.int() * 0, one.double() / 2, one * -torch.inf, one.double() * 0.9)
     assert op.sample(torch.zeros(1, 2), *args).tolist() == [0]
+    args = (one, one.int(), one.double(), one * -torch.inf, one.double() * 0.9)
+    assert op.sample(torch.tensor([[-1.0, -0.0, 0.0]]), *args).tolist() == [1]
     args = (one, one.int() * 0, one.double() * 0.9, one * -torch.inf, one.double() * 0.99)
     falling = torch.linspace(0, -1, 20)[None]
     assert op.sample(falling, *args).tolist() == sample.sample_reference(falling, *args).tolist()
@@ -263,7 +266,7 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("NaN overlooked", sample, not_numbers, "| (not numbers)", ""),
     ("NaN of a chunk overlooked", sample, not_numbers, 'best = tl.where(numbers == 1, best, float("nan"))', "pass"),
     ("negative logits in float order", radix, sampled, "-(bits & 0x7FFFFFFF)", "bits"),
-    ("negative zero below zero", radix, sampled, "-(bits & 0x7FFFFFFF)", "-(bits & 0x7FFFFFFF) - 1"),
+    ("negative zero below zero", radix, reached, "-(bits & 0x7FFFFFFF)", "-(bits & 0x7FFFFFFF) - 1"),
     ("ties to the highest id", radix, sampled, "(0xFFFFFFFF - v.to(tl.int64)).to(tl.uint64)", "(v.to(tl.int64)).to(tl.uint64)"),
     ("order of ids forgotten", radix, sampled, "tl.where(by_value, image(logit).to(tl.int64) + 0x80000000, 0)", "image(logit).to(tl.int64) + 0x80000000"),
     ("mass above forgotten", radix, sampled, "mass_above += tl.sum(", "mass_above += 0 * tl.sum("),

@@ -72,7 +72,7 @@ def plan_kernel(
     context_len = tl.load(context_len_ptr + s, mask=(s < num_seqs) & ours, other=0)
     tiles = tl.where(ours, (query_len + BLOCK_Q - 1) // BLOCK_Q, 0)
     keys = context_len
-    last_tile = context_len - query_len + (tiles - 1) * BLOCK_Q
+    last_tile = tl.where(ours, context_len - query_len + (tiles - 1) * BLOCK_Q, 0)
     if WINDOW > 0:
         keys = tl.minimum(keys, WINDOW + MULTIPLE)
         last_tile = tl.minimum(last_tile, WINDOW + MULTIPLE - 2)  # the most keys before a tile's first row

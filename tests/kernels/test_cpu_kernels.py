@@ -16,6 +16,7 @@ from sheaf_kernels.cpu import build
 from sheaf_kernels.cpu.elementwise import KINDS, activate, clamped_swiglu, head_norm, rms_norm
 from sheaf_kernels.cpu.library import Library, load
 from sheaf_kernels.cpu.linear import linear, linear_reference, pack
+from sheaf_kernels.cpu.lookup import likeliest, likeliest_reference, take_rows, take_rows_reference
 from sheaf_kernels.cpu.paged_attention import (
     key_panels,
     make_plan,
@@ -114,6 +115,38 @@ def test_clamped_swiglu(dtype: torch.dtype, inner: int) -> None:
     made = clamped_swiglu(x, 1.702, 7.0)
     close(made, torch_layers.clamped_swiglu(x, 1.702, 7.0))
     assert torch.equal(clamped_swiglu(x[9:10], 1.702, 7.0), made[9:10])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [576, 40, 7])
+@pytest.mark.parametrize("factor", [1.0, 24.0, 1 / 3])
+def test_rows_of_a_table(dtype: torch.dtype, channels: int, factor: float) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    table = torch.randn(50, channels, generator=generator).to(dtype)
+    index = torch.randint(50, (300,), generator=generator)
+    for numbers in (index, index.int(), index[:1], index[:0]):
+        assert torch.equal(take_rows(table, numbers, factor), take_rows_reference(table, numbers, factor))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [1, 7, 16, 50, 49152])
+def test_the_likeliest_is_the_first_of_the_largest(dtype: torch.dtype, vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randint(-40, 3, (33, vocab + 5), generator=generator).to(dtype)[
+        :, :vocab
+    ]  # many are equal
+    assert torch.equal(likeliest(logits), likeliest_reference(logits))
+    logits = torch.randn(33, vocab, generator=generator).to(dtype)
+    made = likeliest(logits)
+    assert torch.equal(made, likeliest_reference(logits))
+    assert torch.equal(likeliest(logits[4:5]), made[4:5])
+    for place in {0, vocab // 2, vocab - 1}:
+        for odd in (torch.nan, torch.inf, -torch.inf, 100.0, -0.0):
+            row = logits[:1].clone()
+            row[0, place] = odd
+            assert torch.equal(likeliest(row), likeliest_reference(row)), (place, odd)
+    assert likeliest(torch.full((1, vocab), -torch.inf, dtype=dtype)).tolist() == [-1]
+    assert likeliest(torch.full((1, vocab), -0.0, dtype=dtype)).tolist() == [0]
 
 
 def test_exponentials_at_their_ends() -> None:

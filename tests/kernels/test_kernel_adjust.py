@@ -52,6 +52,6 @@ def test_the_backends_adjust_alike() -> None:
         wanted, own = rows.adjustments(given), logits.clone()
         check = Checker("adjust")
         check.tensor("logits", own, "S V", [torch.float32])
-        got = survey(check, own, None, wishes_of(own, wanted)).logits_SV
+        got = survey(check, own, None, wishes_of(own, wanted, torch.from_numpy)).logits_SV
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5)
         rows.take([4, 4, 9, 4, 40])

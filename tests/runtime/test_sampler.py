@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -34,7 +36,7 @@ def numbers(seeds: list[int], positions: list[int]) -> npt.NDArray[np.float64]:
 
 
 def joined(*parts: SamplingRows) -> SamplingRows:
-    names = SamplingRows.__dataclass_fields__
+    names = [field.name for field in fields(SamplingRows)]
     return SamplingRows(*(np.concatenate([getattr(p, n) for p in parts]) for n in names))
 
 

@@ -52,7 +52,8 @@ def in_the_mask(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 
     def failing(self: Any, rows_S: Any, *args: Any) -> Any:
         wanted = original(self, rows_S, *args)
-        if any(marked(wanted.bias_RV[row]) for row in rows_S[wanted.biased_S]):
+        entering = [write.row for write in self._writes if (write.bias_V == MARK).any()]
+        if any(row in entering for row in rows_S[wanted.biased_S]):
             raise error
         return wanted
 
@@ -62,8 +63,8 @@ def in_the_mask(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
 def in_the_sampler(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     original = choose.choose_tokens
 
-    def failing(backend: Any, logits_SV: torch.Tensor, wanted: Any, rows: Any) -> torch.Tensor:
-        tokens_S = original(backend, logits_SV, wanted, rows)
+    def failing(backend: Any, logits_SV: torch.Tensor, wanted: Any, *rest: Any) -> torch.Tensor:
+        tokens_S = original(backend, logits_SV, wanted, *rest)
         if any(marked(wanted.bias_RV[row]) for row in wanted.rows_S[wanted.biased_S]):
             logits_SV.fill_(torch.nan)  # half done
             raise error

@@ -12,7 +12,7 @@ import torch
 from plan_driver import GREEDY, PlanDriver
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.protocol.sampling import SamplingParams
-from sheaf_runtime.worker.batch import Batch
+from sheaf_runtime.worker.batch import Batch, Prepared
 from sheaf_runtime.worker.local import LocalExecutor
 from sheaf_runtime.worker.plan import NewRequest, Scheduled, StepPlan
 
@@ -99,12 +99,12 @@ def test_a_step_is_collected_once_the_next_one_computes(
     """Until then its results would be dealt with beside Python that the device waits for."""
     collected, early = threading.Event(), []
 
-    def prepare(self: Batch, scheduled: list[Scheduled]) -> Any:
-        early.append(collected.wait(0.1 if scheduled[0].start else 0))
-        return prepared(self, scheduled)
+    def begin(self: Batch, step: Prepared) -> Any:
+        early.append(collected.wait(0.1 if step.plan.step else 0))
+        return begun(self, step)
 
-    prepared = Batch.step_inputs
-    monkeypatch.setattr(Batch, "step_inputs", prepare)
+    begun = Batch.begin
+    monkeypatch.setattr(Batch, "begin", begin)
     executor.launch(plan(0, chunk(1, 0, 3), new=[new(1, [5, 6, 7], [1])]))
     executor.sample()
     executor.launch(plan(1, chunk(1, 3, 1)))

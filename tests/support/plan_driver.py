@@ -83,8 +83,8 @@ class PlanDriver:
         else:
             self._ended.append(request.req_id)
 
-    def step(self, chunks: list[tuple[Active, int]]) -> None:
-        """Compute so many more tokens of each request."""
+    def plan(self, chunks: list[tuple[Active, int]]) -> StepPlan:
+        """The next step, which computes so many more tokens of each request."""
         new, scheduled = [], []
         for request, count in chunks:
             end = request.computed + count
@@ -116,12 +116,19 @@ class PlanDriver:
                     sample=end == len(request.tokens),
                 )
             )
+        self._steps, ended, self._ended = self._steps + 1, self._ended, []
+        return StepPlan(step=self._steps, ended=ended, new=new, scheduled=scheduled)
+
+    def step(self, chunks: list[tuple[Active, int]]) -> None:
+        """Compute so many more tokens of each request."""
+        step = self.runner.prepare(self.plan(chunks))
         if self._poison:
             self.spoil()
-        self.runner.forward(StepPlan(step=self._steps, ended=self._ended, new=new, scheduled=scheduled))
-        self._steps, self._ended = self._steps + 1, []
-        logits = torch.empty(0) if self.runner.logits is None else self.runner.logits
-        result = self.runner.sample()()
+        with torch.no_grad():
+            self.runner.forward(step)
+        logits = torch.empty(0) if step.logits_SV is None else step.logits_SV.clone()
+        with torch.no_grad():
+            result = self.runner.sample(step)()
         for request, count in chunks:
             request.computed += count
         for row, sampled in enumerate(result.sampled):

@@ -47,6 +47,7 @@ class SamplerRows:
         )
         self._mirror_RL[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.int32)
         self.state.enter(row, request)
+        self.state.write(self.state.take_writes())
         self.held.append(Held(row, list(tokens), num_prompt, sampling))
         return self.held[-1]
 
@@ -55,11 +56,13 @@ class SamplerRows:
         for held, token in zip(self.held, tokens, strict=True):
             self._mirror_RL[held.row, len(held.tokens)] = token
             held.tokens.append(token)
-        self.state.count(self._rows, torch.tensor(tokens))
+        self.state.count(self.adjustments(), torch.tensor(tokens))
 
     def adjustments(self, masks: TokenMasks | None = None) -> Adjustments:
         length_S = np.array([len(held.tokens) for held in self.held])
-        return self.state.adjustments(self._rows, length_S, [held.row for held in self.held], masks)
+        wanted = self.state.adjustments(self._rows, length_S)
+        self.state.write(self.state.take_writes())
+        return self.state.masked(wanted, [held.row for held in self.held], masks)
 
     @property
     def _rows(self) -> npt.NDArray[np.int64]:

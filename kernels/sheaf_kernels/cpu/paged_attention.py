@@ -133,17 +133,21 @@ class PlanAddresses(ctypes.Structure):
 @dataclass(frozen=True)
 class Plan:
     """One step's requests in one KV group, and the work items they make. Arrays are kept, since kernels read
-    them in every layer. A program reads ``addresses`` where they lay when it was recorded; ``follow`` puts
-    another step's plan there."""
+    them in every layer. A program reads ``addresses`` where they lay when it was recorded; ``takes`` says how
+    another step's plan comes there."""
 
     addresses: PlanAddresses
     tokens: int
     arrays: tuple[npt.NDArray[Any] | torch.Tensor, ...]
 
-    def follow(self, other: Plan) -> Plan:
-        """The other's requests at this one's place."""
-        ctypes.pointer(self.addresses)[0] = other.addresses
-        return Plan(self.addresses, other.tokens, other.arrays)
+    def takes(self, other: Plan) -> tuple[int, int, int]:
+        """A ``Feed``'s piece that brings the other's requests to this one's place."""
+        size = ctypes.sizeof(PlanAddresses)
+        return ctypes.addressof(self.addresses), ctypes.addressof(other.addresses), size
+
+    def copy(self) -> Plan:
+        """The same at another place."""
+        return Plan(PlanAddresses.from_buffer_copy(self.addresses), self.tokens, self.arrays)
 
 
 def make_plan(

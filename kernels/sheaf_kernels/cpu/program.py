@@ -10,10 +10,11 @@ Anything else that torch would compute meanwhile is refused, since it would see 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +59,31 @@ class _State(threading.local):
 _state = _State()
 
 
+class _FeedAddresses(ctypes.Structure):
+    """``feed`` in csrc/lookup.c."""
+
+    _fields_ = (("pieces", ctypes.c_void_p), ("count", ctypes.c_int64))
+
+
+class Feed:
+    """What the next run of a program copies first. ``pieces`` are made ahead, wherever that costs nothing;
+    to give them to the program is two writes."""
+
+    def __init__(self) -> None:
+        self.addresses = _FeedAddresses(None, 0)
+        self._pieces: npt.NDArray[np.int64] | None = None
+
+    @staticmethod
+    def pieces(copies: Iterable[tuple[int, int, int]]) -> npt.NDArray[np.int64]:
+        """Of (address to, address from, bytes) each."""
+        return np.array(list(copies), np.int64).reshape(-1, 3)
+
+    def give(self, pieces: npt.NDArray[np.int64], address: int) -> None:
+        """``address`` of ``pieces``, which must be kept unchanged, as what they name, until the run."""
+        self._pieces = pieces
+        self.addresses.pieces, self.addresses.count = address, len(pieces)
+
+
 class Program:
     """``memory`` is what its results lie in; programs that never run at the same time may have one together,
     and a result is good until another of them runs."""
@@ -67,6 +93,10 @@ class Program:
         self._handle: int = functions.sheaf_program_new()
         self._memory = memory
         weakref.finalize(self, functions.sheaf_program_free, self._handle).atexit = False
+
+    def takes(self, feed: Feed) -> None:
+        """Call first inside ``record``: a run begins with ``feed``'s copies."""
+        load().functions.sheaf_feed(recording(), ctypes.addressof(feed.addresses))
 
     @contextmanager
     def record(self) -> Iterator[None]:

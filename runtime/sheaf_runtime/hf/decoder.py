@@ -20,7 +20,7 @@ from sheaf_runtime.hf.interface import AttentionHook
 from sheaf_runtime.hf.probe import AttentionCall, check, probe
 from sheaf_runtime.models.config import AttentionConfig, DecoderConfig, LayerConfig
 from sheaf_runtime.models.errors import UnsupportedModelError
-from sheaf_runtime.models.layers import Attention
+from sheaf_runtime.models.layers import Angles, Attention, Computed, Want
 from sheaf_runtime.models.parse import eos_token_ids, read_generation_config, refuse_quantized
 
 
@@ -46,9 +46,6 @@ class TransformersDecoder:
         self.config = _describe(self._model.config.get_text_config(), raw, generation, calls)
         self._head = _Head.of(self._model)
         _attempt(lambda: check(self._model, self._hook, calls))
-        shape = (1, 1, self.config.attention.head_dim)
-        # Rotated already: by nothing, then.
-        self._cos, self._sin = torch.ones(shape, device=device), torch.zeros(shape, device=device)
 
     @property
     def weights_bytes(self) -> int:
@@ -60,10 +57,15 @@ class TransformersDecoder:
         positions_T: Tensor,
         prompt_lens_T: Tensor,
         attention: Attention,
+        *,
         rows_S: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states [T, C], or [S, C] of ``rows_S``; keys and values go to the pages on the way."""
-        cos, sin = (x.expand(len(tokens_T), 1, -1) for x in (self._cos, self._sin))
+        want: Want = "hidden",
+        angles: list[Angles] | None = None,
+    ) -> Computed:
+        """Keys and values go to the pages on the way. See ``models.decoder.Decoder``."""
+        shape = (len(tokens_T), self.config.attention.head_dim // 2)
+        # Rotated already: by nothing, then.
+        cos, sin = torch.ones(shape, device=tokens_T.device), torch.zeros(shape, device=tokens_T.device)
 
         def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Tensor:
             qkv_TND = torch.cat((q, k, v), dim=1).squeeze(0).transpose(0, 1)
@@ -75,8 +77,14 @@ class TransformersDecoder:
             output = self._model.base_model(
                 input_ids=tokens_T.long()[None], position_ids=positions_T[None], use_cache=False
             )
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden if rows_S is None else hidden[rows_S]
+        hidden_TC: Tensor = output.last_hidden_state[0]
+        if rows_S is not None:
+            hidden_TC = hidden_TC[rows_S]
+        return Computed(hidden_TC, None if want == "hidden" else self.logits(hidden_TC))
+
+    def angles(self, positions_T: Tensor, prompt_lens_T: Tensor) -> list[Angles]:
+        """transformers' own business."""
+        return []
 
     def logits(self, hidden_RC: Tensor) -> Tensor:
         """Next-token logits [R, V] of the given rows of ``forward``'s result."""

@@ -11,14 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sheaf_runtime.models.architectures import ARCHITECTURES
 from sheaf_runtime.models.attention import SelfAttention
 from sheaf_runtime.models.config import ModelConfig
-from sheaf_runtime.models.layers import TORCH_OPS, Angles, Attention, Ops, Output, Target
+from sheaf_runtime.models.layers import (
+    TORCH_OPS,
+    Angles,
+    Attention,
+    Computed,
+    Lookups,
+    Ops,
+    Output,
+    Target,
+    Want,
+)
 from sheaf_runtime.models.mlp import MLP, Experts
 from sheaf_runtime.models.norms import NoNorm, Norm, make_norm
 from sheaf_runtime.models.rope import Rope
@@ -139,6 +150,8 @@ class Decoder:
             self.output = Output(self.embedding if tied else torch.empty_like(self.embedding))
         distinct = list(dict.fromkeys(layer.rope for layer in config.layers))
         self.ropes = [Rope(rope, config.attention.head_dim, device) for rope in distinct]
+        # Whether logits are what the head gives.
+        self._bare = config.logit_multiplier == 1.0 and config.logit_softcap is None
         self._rope_of_layer = [distinct.index(layer.rope) for layer in config.layers]
         multiplier = torch.tensor(config.embedding_multiplier)
         self._embedding_multiplier = float(
@@ -151,32 +164,58 @@ class Decoder:
         positions_T: Tensor,
         prompt_lens_T: Tensor,
         attention: Attention,
+        *,
         rows_S: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states [T, C] after the final norm, or [S, C] of ``rows_S``; keys and values of all go to
-        the pages on the way.
-
-        ``prompt_lens_T`` is the length of each token's prompt.
+        want: Want = "hidden",
+        angles: list[Angles] | None = None,
+    ) -> Computed:
+        """Keys and values of all tokens go to the pages on the way; what is wanted is of ``rows_S``, or of
+        all. Logits that are wanted here cost less than if they are asked for afterwards. ``prompt_lens_T`` is
+        the length of each token's prompt, ``angles`` what the method of this name gives.
         """
-        x_TC = F.embedding(tokens_T, self.embedding)
-        if self._embedding_multiplier != 1.0:
-            x_TC = x_TC * self._embedding_multiplier
-        angles = [rope(positions_T, prompt_lens_T) for rope in self.ropes]
 
-        def layers(x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
+        def layers(given: Lookups) -> Computed:
+            x_TC = self._ops.take_rows(self.embedding, given.tokens_T, self._embedding_multiplier)
             residual_TC = None
             for layer, rope in zip(self.layers, self._rope_of_layer, strict=True):
                 # Behind the last layer's keys and values, rows that nobody reads are not computed.
-                wanted_S = rows_S if layer is self.layers[-1] else None
-                x_TC, residual_TC = layer(x_TC, residual_TC, positions_T, angles[rope], attention, wanted_S)
-            return self.final_norm(x_TC, residual_TC)[0]
+                rows_S = given.rows_S if layer is self.layers[-1] else None
+                x_TC, residual_TC = layer(
+                    x_TC, residual_TC, positions_T, given.angles[rope], attention, rows_S
+                )
+            hidden_TC, _ = self.final_norm(x_TC, residual_TC)
+            if want == "hidden":
+                return Computed(hidden_TC)
+            logits_TV = self._projected(hidden_TC)
+            return Computed(hidden_TC, logits_TV, self._likeliest(logits_TV, want) if self._bare else None)
 
-        return attention.run(layers, x_TC, angles, rows_S)
+        if angles is None:
+            angles = self.angles(positions_T, prompt_lens_T)
+        given = Lookups(tokens_T, angles, rows_S)
+        made = attention.run(layers, given, want)
+        if self._bare or made.logits_TV is None:
+            return made
+        logits_TV = self._finished(made.logits_TV)
+        return Computed(made.hidden_TC, logits_TV, self._likeliest(logits_TV, want))
+
+    def angles(self, positions_T: Tensor, prompt_lens_T: Tensor) -> list[Angles]:
+        """What ``forward`` computes of these itself, unless it is given it."""
+        return [rope(positions_T, prompt_lens_T) for rope in self.ropes]
+
+    def _likeliest(self, logits_TV: Tensor, want: Want) -> npt.NDArray[np.int64] | None:
+        if want != "tokens" or self._ops.likeliest is None:
+            return None
+        return self._ops.likeliest(logits_TV)
 
     def logits(self, hidden_RC: Tensor) -> Tensor:
         """Next-token logits [R, V] of the given rows of ``forward``'s result."""
+        return self._finished(self._projected(hidden_RC))
+
+    def _projected(self, hidden_RC: Tensor) -> Tensor:
         assert self.output is not None, "a decoder without a head"
-        logits_RV = self.output(hidden_RC)
+        return self.output(hidden_RC)
+
+    def _finished(self, logits_RV: Tensor) -> Tensor:
         if self.config.logit_multiplier != 1.0:
             logits_RV.mul_(self.config.logit_multiplier)
         if (cap := self.config.logit_softcap) is not None:

@@ -1,14 +1,17 @@
 """The layers a decoder is built of. They hold plain tensors: nothing here is ever trained.
 
-Legend: T tokens of the step, Q query heads, K key/value heads, N = Q + 2K, D head size, C channels.
+Legend: T tokens of the step, Q query heads, K key/value heads, N = Q + 2K, D head size, H = D / 2,
+C channels, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,20 +29,46 @@ PackedLinear = Callable[[Tensor, Tensor | None], Tensor]
 PACK_FOR_ROWS = 512
 
 
-# Cosines and sines of each token's position, [T, 1, D] in float32.
+# Cosines and sines of each token's position, [T, D / 2] each, in float32 and in one piece.
 Angles = tuple[Tensor, Tensor]
-# From x [T, C], the angles and the rows whose hidden states are wanted (None: all) to these, [S, C].
-Layers = Callable[[Tensor, list[Angles], Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """All that a decoder's layers know of a step's tokens: ``tokens_T`` are rows of the embedding, ``angles``
+    those of each rotary embedding. ``rows_S`` are the tokens of which something is wanted, None: all."""
+
+    tokens_T: Tensor
+    angles: list[Angles]
+    rows_S: Tensor | None
+
+
+# What is wanted of tokens of a step: hidden states alone, logits as well, or also the likeliest tokens.
+Want = Literal["hidden", "logits", "tokens"]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """``hidden_TC`` behind the final norm, and what else was wanted. ``tokens_T`` (-1 where no largest logit
+    is a number) are found on a CPU, and else left to the sampler."""
+
+    hidden_TC: Tensor
+    logits_TV: Tensor | None = None
+    tokens_T: npt.NDArray[np.int64] | None = None
+
+
+Layers = Callable[[Lookups], Computed]
 
 
 class Attention(Protocol):
     """What a model needs of the worker: paged attention over all requests of the step."""
 
-    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
-        """``layers(x_TC, angles, rows_S)``, or what a recording of it gives; good until the next step."""
+    def run(self, layers: Layers, given: Lookups, want: Want) -> Computed:
+        """``layers(given)``, or what a recording of it gives; good until the next step. ``layers`` of one
+        model differ in nothing but what they ``want``."""
         ...
 
-    def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    def write_kv(self, layer: int, qkv_TND: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
         """Rotate q and k, store k and v in the layer's pages, return the rotated q [T, Q, D]."""
         ...
 
@@ -130,6 +159,11 @@ def _packs_bfloat16(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def take_rows(table: Tensor, index_T: Tensor, factor: float) -> Tensor:
+    y_TC = F.embedding(index_T, table)
+    return y_TC if factor == 1.0 else y_TC * factor
+
+
 def activate(x_TC: Tensor, activation: Activation, gated: bool) -> Tensor:
     """``act(gate) * up`` of [T, 2I] with the gate first, or ``act(x)`` of [T, I]: [T, I]."""
     gate, up = x_TC.chunk(2, dim=-1) if gated else (x_TC, None)
@@ -174,6 +208,10 @@ class Ops:
 
     ``head_norm`` is the same without a residual for each head of [T, H, D], in place.
 
+    ``take_rows`` gives rows of a table [*, C], times a factor.
+
+    ``likeliest`` tells of logits [T, V] what ``Computed.tokens_T`` is; None: the sampler does.
+
     ``experts`` runs all experts at once, on weights as they are; ``None``: one after the other.
 
     ``pack_linear`` makes of a weight [out, in] what multiplies with a copy of it in a better order; None:
@@ -182,6 +220,8 @@ class Ops:
 
     rms_norm: Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]] | None = None
     head_norm: Callable[[Tensor, Tensor, float], None] | None = None
+    take_rows: Callable[[Tensor, Tensor, float], Tensor] = take_rows
+    likeliest: Callable[[Tensor], npt.NDArray[np.int64]] | None = None
     activate: Callable[[Tensor, Activation, bool], Tensor] = activate
     clamped_swiglu: Callable[[Tensor, float, float], Tensor] = clamped_swiglu
     experts: GroupedExperts | None = None

@@ -183,30 +183,28 @@ class Rope:
         rows = [torch.zeros(0)] if config is None else [rope_frequencies(config)]
         if config is not None and config.switch is not None:
             rows.append(rope_frequencies(config, long=True))
-        half = torch.stack([_padded(inv_freq, head_dim // 2) for inv_freq in rows])
-        # Turned backwards in the first half: cosines are the same, sines have the other sign.
-        self._inv_freq_XD = torch.cat((-half, half), dim=-1).to(device)
+        self._inv_freq_XH = torch.stack([_padded(inv_freq, head_dim // 2) for inv_freq in rows]).to(device)
         self._switch = None if config is None else config.switch
-        self._scale_D: Tensor | None = None
+        self._scale_H: Tensor | None = None
         if config is not None and config.attention_factor != 1.0:  # only what is rotated is scaled
-            scale = _padded(torch.full((len(rows[0]),), config.attention_factor), head_dim // 2, 1.0)
-            self._scale_D = torch.cat((scale, scale)).to(device)
+            scale = torch.full((len(rows[0]),), config.attention_factor)
+            self._scale_H = _padded(scale, head_dim // 2, 1.0).to(device)
 
     def __call__(self, positions_T: Tensor, prompt_lens_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin as ``rotate`` wants them, [T, 1, D] in float32: both halves, sin negative in the first.
+        """cos and sin, [T, H] each in float32.
 
         A sequence's length, which decides about long frequencies, is its prompt's, and grows with what is
         generated: what was computed before is not computed again.
         """
-        inv_freq = self._inv_freq_XD[0]
+        inv_freq = self._inv_freq_XH[0]
         if self._switch is not None:
             long_T = torch.maximum(positions_T + 1, prompt_lens_T) > self._switch
-            inv_freq = self._inv_freq_XD[long_T.long()].unsqueeze(1)
-        angles_T1D = positions_T.float()[:, None, None] * inv_freq
-        cos_T1D, sin_T1D = angles_T1D.cos(), angles_T1D.sin()
-        if self._scale_D is not None:
-            cos_T1D, sin_T1D = cos_T1D * self._scale_D, sin_T1D * self._scale_D
-        return cos_T1D, sin_T1D
+            inv_freq = self._inv_freq_XH[long_T.long()]
+        angles_TH = positions_T.float()[:, None] * inv_freq
+        cos_TH, sin_TH = angles_TH.cos(), angles_TH.sin()
+        if self._scale_H is not None:
+            cos_TH, sin_TH = cos_TH * self._scale_H, sin_TH * self._scale_H
+        return cos_TH, sin_TH
 
 
 def _padded(values: Tensor, length: int, fill: float = 0.0) -> Tensor:
@@ -225,6 +223,11 @@ def channel_order(head_dim: int, rotary_dim: int, interleaved: bool) -> list[int
     middle = len(rest) // 2
     order = first + rest[:middle] + second + rest[middle:]
     return None if order == list(range(head_dim)) else order
+
+
+def both_halves(cos_TH: Tensor, sin_TH: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin as ``rotate`` wants them, [T, 1, D] each: twice, the sine negative in the first half."""
+    return torch.cat((cos_TH, cos_TH), -1).unsqueeze(1), torch.cat((-sin_TH, sin_TH), -1).unsqueeze(1)
 
 
 def rotate(x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:

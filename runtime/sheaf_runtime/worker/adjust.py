@@ -10,7 +10,9 @@ row, H penalised tokens, B biased rows, W words of a packed mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +21,12 @@ from torch import Tensor
 
 from sheaf_runtime.worker.bad_words import BadWords, ban
 
+Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 IN_PROMPT = 1 << 30  # a bit above every count
+BIASED, PENALISED = 1, 2  # flags of a row
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,8 @@ class Adjustments:
     mirror_RL: Tensor
     history_RV: Tensor
     bias_RV: Tensor
-    rows_S: Int64
-    biased_S: Bool
-    penalised_S: Bool
+    rows_S: Int32
+    flags_S: Int32  # BIASED, PENALISED
     repetition_S: Float32
     frequency_S: Float32
     presence_S: Float32
@@ -46,13 +49,48 @@ class Adjustments:
     masked: Int64
     bits_MW: npt.NDArray[np.int32] | None
 
+    PACKED: ClassVar[int] = 5  # arrays of 4 bytes a row that ``packed`` puts somewhere
+
+    @property
+    def biased_S(self) -> Bool:
+        biased_S: Bool = (self.flags_S & BIASED) != 0
+        return biased_S
+
+    @property
+    def penalised_S(self) -> Bool:
+        penalised_S: Bool = (self.flags_S & PENALISED) != 0
+        return penalised_S
+
     @property
     def none(self) -> bool:
         """Nobody wants anything."""
         if not len(self.rows_S):
-            return True
-        some = self.biased_S.any() or self.penalised_S.any()
-        return not some and self.bad_words is None and self.bits_MW is None
+            return self.bits_MW is None
+        return not self.flags_S.any() and self.bad_words is None and self.bits_MW is None
+
+    def one(self, index: int) -> Adjustments:
+        if not len(self.rows_S):
+            return self
+        part = slice(index, index + 1)
+        arrays = ("rows_S", "flags_S", "repetition_S", "frequency_S", "presence_S", "first_S", "length_S")
+        return replace(
+            self,
+            bad_words=None if self.bad_words is None else self.bad_words.of(index),
+            **{name: getattr(self, name)[part] for name in arrays},
+        )
+
+    def packed(self, put: Callable[[npt.NDArray[Any], npt.DTypeLike], npt.NDArray[Any]]) -> Adjustments:
+        """The same where ``put`` has laid what a kernel reads."""
+        if not len(self.rows_S):
+            return self
+        return replace(
+            self,
+            rows_S=put(self.rows_S, np.int32),
+            flags_S=put(self.flags_S, np.int32),
+            repetition_S=put(self.repetition_S, np.float32),
+            frequency_S=put(self.frequency_S, np.float32),
+            presence_S=put(self.presence_S, np.float32),
+        )
 
 
 def adjust(logits_SV: Tensor, wanted: Adjustments) -> Tensor:
@@ -79,7 +117,7 @@ def adjust(logits_SV: Tensor, wanted: Adjustments) -> Tensor:
 def _penalise(logits_SV: Tensor, chosen: Int64, wanted: Adjustments) -> None:
     """A token that is there twice is written twice, with the same value."""
     vocab, width = logits_SV.shape[1], wanted.mirror_RL.shape[1]
-    first, rows = wanted.first_S[chosen], wanted.rows_S[chosen]
+    first, rows = wanted.first_S[chosen], wanted.rows_S[chosen].astype(np.int64)
     count = wanted.length_S[chosen] - first
     owner_H = np.repeat(np.arange(len(chosen)), count)
     begin = np.cumsum(count) - count

@@ -4,14 +4,15 @@ Keys and values live in the pages only, [page, kv_head, slot, dim] for each laye
 gathered through the block tables. Slots that no table reaches, those behind a request's length and those
 before its window may hold anything, NaN included.
 
-Legend: T tokens of the step, R requests, Q query heads, K key/value heads, G = Q / K, D head size, L keys
-gathered for each request.
+Legend: T tokens of the step, R requests, Q query heads, K key/value heads, G = Q / K, D head size, H = D / 2,
+L keys gathered for each request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sheaf_runtime.models.config import AttentionConfig
-from sheaf_runtime.models.layers import Angles, Layers
-from sheaf_runtime.models.rope import rotate
+from sheaf_runtime.models.layers import Angles, Computed, Layers, Lookups, Want
+from sheaf_runtime.models.rope import both_halves, rotate
 from sheaf_runtime.worker.batch import GroupInputs, StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
 
@@ -56,7 +57,7 @@ class _Group:
 
 
 class TorchAttention:
-    """Call ``prepare`` once a step, then ``write_kv`` and ``attend`` for each layer in turn."""
+    """See ``backend.PagedAttention``; ``write_kv`` and ``attend`` are called for each layer in turn."""
 
     def __init__(
         self, caches: list[tuple[Tensor, Tensor]], layout: KVLayout, config: AttentionConfig
@@ -75,14 +76,19 @@ class TorchAttention:
         self._dtype = caches[0][0].dtype
         self._device = caches[0][0].device
         self._group_of = layout.group_of
+        self._angles: dict[int, Angles] = {}
         self._groups = [_Group(group.window, torch.empty(0), []) for group in layout.groups]
 
-    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
+    def run(self, layers: Layers, given: Lookups, want: Want) -> Computed:
         self._started()
-        return layers(x_TC, angles, rows_S)
+        return layers(given)
 
-    def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None:
+    def plan(self, inputs: StepInputs, angles: list[Angles] | None) -> Callable[[Callable[[], None]], None]:
+        return partial(self._begin, inputs)  # masks are torch's, whose threads are the device's
+
+    def _begin(self, inputs: StepInputs, started: Callable[[], None]) -> None:
         self._started = started
+        self._angles = {}
         heads = np.arange(self._kv_heads)
         for group, where in zip(self._groups, inputs.groups, strict=True):
             page, slot = np.divmod(where.slot_mapping_T, self._block_size)
@@ -90,10 +96,13 @@ class TorchAttention:
             group.written = self._on_device(rows.reshape(-1))
             group.parts = self._parts(where, group.window)
 
-    def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    def write_kv(self, layer: int, qkv_TND: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
+        angles = self._angles.get(id(cos_TH))  # the layers of a step share a few
+        if angles is None:
+            angles = self._angles[id(cos_TH)] = both_halves(cos_TH, sin_TH)
         keys, values = self._slots[layer]
         written = self._groups[self._group_of[layer]].written
-        qk = rotate(qkv_TND[:, : -self._kv_heads], cos_T1D, sin_T1D)
+        qk = rotate(qkv_TND[:, : -self._kv_heads], *angles)
         keys.index_copy_(0, written, qk[:, -self._kv_heads :].reshape(-1, self._head_dim))
         values.index_copy_(0, written, qkv_TND[:, -self._kv_heads :].reshape(-1, self._head_dim))
         return qk[:, : -self._kv_heads]

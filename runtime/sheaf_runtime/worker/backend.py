@@ -9,17 +9,19 @@ from typing import Literal, Protocol
 
 import torch
 from sheaf_kernels.cpu import paged_attention as cpu_attention
+from sheaf_kernels.cpu.lookup import likeliest
 from torch import Tensor
 
 from sheaf_runtime.config import AttentionBackend
 from sheaf_runtime.models.config import AttentionConfig, DecoderConfig
-from sheaf_runtime.models.layers import TORCH_OPS, Angles, Layers, Ops
+from sheaf_runtime.models.layers import TORCH_OPS, Angles, Computed, Layers, Lookups, Ops, Want
 from sheaf_runtime.worker.adjust import Adjustments, adjust
 from sheaf_runtime.worker.attention import TorchAttention
 from sheaf_runtime.worker.batch import StepInputs
 from sheaf_runtime.worker.cpu_backend import CPU_OPS, CpuAttention, cannot_load
 from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.sampler import SamplingRows, greedy, sample
+from sheaf_runtime.worker.step_buffer import There
 
 logger = logging.getLogger(__name__)
 Backend = Literal["torch", "triton", "cpu"]
@@ -30,13 +32,20 @@ BLOCK_SIZES = (16, 32, 64)
 MAX_GROUP = 16
 
 
-class PagedAttention(Protocol):
-    """What each backend's attention offers: ``prepare`` once a step, then the model's ``Attention``. ``run``
-    calls ``started`` when the work begins that needs little of the host."""
+Begin = Callable[[Callable[[], None]], None]
 
-    def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None: ...
-    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor: ...
-    def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor: ...
+
+class PagedAttention(Protocol):
+    """What each backend's attention offers: ``plan`` once a step, what that returned at the step's turn on
+    the device, then the model's ``Attention``.
+
+    ``plan`` may run while the device computes the step before, on another thread, and what it returns is
+    given a ``started`` that ``run`` calls when the work begins that needs little of the host.
+    """
+
+    def plan(self, inputs: StepInputs, angles: list[Angles] | None) -> Begin: ...
+    def run(self, layers: Layers, given: Lookups, want: Want) -> Computed: ...
+    def write_kv(self, layer: int, qkv_TND: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor: ...
     def attend(
         self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None, rows_S: Tensor | None = None
     ) -> Tensor: ...
@@ -128,13 +137,15 @@ def make_attention(
 
 
 def choose_tokens(
-    backend: Backend, logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows | None
+    backend: Backend, logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows | None, there: There
 ) -> Tensor:
     """Token ids [S] (int64), -1 where there is nothing to choose from. ``rows`` None: all are greedy.
     ``logits_SV`` may be overwritten."""
     if backend != "triton":
         adjusted_SV = adjust(logits_SV, wanted)
-        return greedy(adjusted_SV) if rows is None else sample(adjusted_SV, rows)
+        if rows is not None:
+            return sample(adjusted_SV, rows)
+        return likeliest(adjusted_SV) if backend == "cpu" else greedy(adjusted_SV)
     from sheaf_runtime.worker.triton_backend import choose_with_triton
 
-    return choose_with_triton(logits_SV, wanted, rows)
+    return choose_with_triton(logits_SV, wanted, rows, there)

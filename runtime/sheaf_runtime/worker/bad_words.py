@@ -26,6 +26,13 @@ class BadWords:
     prefix_WL: Int64
     cells_WL: Int64
 
+    def of(self, row: int) -> BadWords | None:
+        """Those of one row of the step, which is the only one then."""
+        mine = np.flatnonzero(self.at_W == row)
+        if not mine.size:
+            return None
+        return BadWords(self.at_W[mine] - row, self.last_W[mine], self.prefix_WL[mine], self.cells_WL[mine])
+
 
 class BadWordTable:
     """The words of all rows in one table, made anew when a request with some enters or leaves."""

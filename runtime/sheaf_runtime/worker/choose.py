@@ -86,6 +86,19 @@ class Chosen:
         return listed, problems
 
 
+def likeliest_sampled(targets: SampleTargets, tokens: list[int]) -> list[SampledTokens]:
+    """What requests are told that want their likeliest token and no more; -1 for none."""
+    return [
+        SampledTokens(
+            req_id=item.req_id,
+            epoch=item.epoch,
+            token_ids=[] if token < 0 else [token],
+            error=NO_NUMBERS if token < 0 else None,
+        )
+        for item, token in zip(targets.requests, tokens, strict=True)
+    ]
+
+
 class TokenChooser:
     def __init__(self, backend: Backend, batch: Batch) -> None:
         self._backend = backend
@@ -116,30 +129,24 @@ class TokenChooser:
         return parts
 
     def _together(self, targets: SampleTargets, logits_SV: Tensor, masks: TokenMasks | None) -> Chosen:
-        state = self._batch.sampling
-        rows, length = targets.rows_S, targets.length_S
-        req_ids = [item.req_id for item in targets.requests]
         asked = [i for i, k in enumerate(targets.logprobs) if k is not None]
         # They are the model's own, so a copy is kept from what is adjusted.
         own_LV = logits_SV[asked] if asked else None
-        tokens_S = choose_tokens(
-            self._backend,
-            logits_SV,
-            state.adjustments(rows, length, req_ids, masks),
-            state.parameters(rows, length),
-        )
+        wanted = targets.wanted
+        if masks is not None:
+            req_ids = [item.req_id for item in targets.requests]
+            wanted = self._batch.sampling.masked(wanted, req_ids, masks)
+        tokens_S = choose_tokens(self._backend, logits_SV, wanted, targets.parameters, targets.there)
         logprobs = None
         if own_LV is not None:
             most = max(k for k in targets.logprobs if k is not None)
             logprobs = logprobs_of(own_LV, tokens_S[asked].clamp(min=0), most)
-        failures = {req_id: self._batch.failure(req_id) for req_id in req_ids}
-        errors = {req_id: why for req_id, why in failures.items() if why is not None}
+        errors = {row.request.req_id: row.failed for row in targets.mirrored if row.failed is not None}
         return Chosen(targets, tokens_S, logprobs, errors)
 
     def _failed(self, target: SampleTargets, device: torch.device, error: Exception) -> Chosen:
-        (item,) = target.requests
-        self._batch.fail(item.req_id, "given a token", error)
+        (row,) = target.mirrored
+        self._batch.fail(row, "given a token", error)
         none = torch.full((1,), -1, dtype=torch.int64, device=device)
-        why = self._batch.failure(item.req_id)
-        assert why is not None
-        return Chosen(target, none, None, {item.req_id: why})
+        assert row.failed is not None
+        return Chosen(target, none, None, {row.request.req_id: row.failed})

@@ -5,19 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sheaf_kernels.cpu.build import UnavailableError
 from sheaf_kernels.cpu.elementwise import activate, clamped_swiglu, head_norm, rms_norm
 from sheaf_kernels.cpu.library import load
 from sheaf_kernels.cpu.linear import linear, pack
+from sheaf_kernels.cpu.lookup import likeliest, take_rows
 from sheaf_kernels.cpu.paged_attention import Plan, make_plan, paged_attention, rope_kv_write
-from sheaf_kernels.cpu.program import CannotRecordError, Memory, Program
+from sheaf_kernels.cpu.program import CannotRecordError, Feed, Memory, Program
 from torch import Tensor
 
 from sheaf_runtime.models.config import AttentionConfig
-from sheaf_runtime.models.layers import Angles, Layers, Ops, PackedLinear, pack_with_onednn
+from sheaf_runtime.models.layers import (
+    Angles,
+    Computed,
+    Layers,
+    Lookups,
+    Ops,
+    PackedLinear,
+    Want,
+    pack_with_onednn,
+)
 from sheaf_runtime.worker.batch import GroupInputs, Int64, StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
 
@@ -41,11 +53,17 @@ def _pack(weight: Tensor) -> PackedLinear | None:
     return lambda x_TC, bias: linear(x_TC, packed, bias)
 
 
+def _likeliest(logits_TV: Tensor) -> npt.NDArray[np.int64]:
+    return likeliest(logits_TV).numpy()
+
+
 CPU_OPS = Ops(
     rms_norm=rms_norm,
     head_norm=head_norm,
     activate=activate,
     clamped_swiglu=clamped_swiglu,
+    take_rows=take_rows,
+    likeliest=_likeliest,
     pack_linear=_pack,
 )
 
@@ -56,20 +74,35 @@ RECORDED_ROWS = 64
 
 @dataclass(frozen=True)
 class _Recording:
-    """The layers' kernel calls for one number of rows, and where they find what they are given."""
+    """The kernel calls of a step of one number of rows, and where they find what they are given."""
 
     program: Program
-    x_TC: Tensor
-    angles: list[Angles]  # [T, D / 2] each
+    feed: Feed
+    given: Lookups
     slots: list[Tensor]
     plans: list[Plan]
-    hidden_TC: Tensor
+    computed: Computed
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A step before its turn. ``pieces``, at ``address``, bring it to ``recording``, where there was one."""
+
+    inputs: StepInputs
+    angles: list[Angles]
+    slots: list[Tensor]
+    plans: list[Plan]
+    recording: _Recording | None
+    pieces: npt.NDArray[np.int64]
+    address: int
 
 
 class CpuAttention:
     """See ``backend.PagedAttention``. A page's keys lie as ``sheaf_kernels.cpu.paged_attention`` has them.
 
-    Small steps run as a recording of the layers' kernel calls, one for each number of rows.
+    Small steps run as a recording of their kernel calls, from token ids to what is wanted: one for each
+    number of rows and each want. A run begins with copies of what the step brings, so that nearly nothing is
+    left to do in Python at its turn: then no cache holds anything of Python, and it is ten times as slow.
     """
 
     def __init__(
@@ -80,29 +113,26 @@ class CpuAttention:
         self._group_size = config.num_heads // config.num_kv_heads
         self._group_of = layout.group_of
         self._windows = [group.window or 0 for group in layout.groups]
-        self._groups: tuple[GroupInputs, ...] = ()
         self._plans: list[Plan] = []
         self._narrow_plans: list[Plan] = []  # of the rows that ``run`` was given
         self._slots: list[Tensor] = []
-        self._halves: dict[int, Angles] = {}
-        self._recordings: dict[int, _Recording] = {}
+        self._recordings: dict[tuple[int, Want], _Recording] = {}
         self._memory = Memory()
         self._record = True
 
-    def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None:
-        self._started = started
-        self._groups = inputs.groups
-        self._slots = [torch.from_numpy(group.slot_mapping_T) for group in inputs.groups]
-        self._plans = self._make_plans(inputs.groups)
-        self._halves = {}
+    def plan(self, inputs: StepInputs, angles: list[Angles] | None) -> Callable[[Callable[[], None]], None]:
+        slots = [inputs.there(group.slot_mapping_T) for group in inputs.groups]
+        plans = self._make_plans(inputs.groups)
+        recording = self._recordings.get((len(inputs.tokens_T), inputs.want))
+        return partial(self._begin, _planned(inputs, angles, slots, plans, recording))
 
     def _make_plans(self, groups: Sequence[GroupInputs]) -> list[Plan]:
         _, kv_heads, _, head_dim = self._caches[0][0].shape
         return [
             make_plan(
                 group.block_table_RP,
-                group.query_start,
-                group.context_len,
+                group.query_start.astype(np.int64),
+                group.context_len.astype(np.int64),
                 group=self._group_size,
                 kv_heads=kv_heads,
                 head_dim=head_dim,
@@ -111,51 +141,56 @@ class CpuAttention:
             for group, window in zip(groups, self._windows, strict=True)
         ]
 
-    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
-        rows = len(x_TC)
+    def _begin(self, planned: _Planned, started: Callable[[], None]) -> None:
+        self._planned, self._started = planned, started
+
+    def run(self, layers: Layers, given: Lookups, want: Want) -> Computed:
+        planned, rows = self._planned, len(given.tokens_T)
         if rows > RECORDED_ROWS or not self._record:
-            if rows_S is not None and len(rows_S):
-                groups = [_narrowed(group, rows_S.numpy()) for group in self._groups]
-                self._narrow_plans = self._make_plans(groups)
-            self._started()
-            return layers(x_TC, angles, rows_S)
-        recording = self._recordings.get(rows)
-        if recording is None:
-            try:
-                recording = self._recordings[rows] = self._made(layers, x_TC, angles)
-            except CannotRecordError as error:
-                logger.info("small steps are not recorded: the model needs %s", error)
-                self._record = False
-                return self.run(layers, x_TC, angles, rows_S)
-        else:
-            recording.x_TC.copy_(x_TC)
-            for mine, given in zip(recording.angles, angles, strict=True):
-                for half, now in zip(mine, _half_angles(*given), strict=True):
-                    half.copy_(now)
-            for slots, now in zip(recording.slots, self._slots, strict=True):
-                slots.copy_(now)
-            self._plans = [old.follow(new) for old, new in zip(recording.plans, self._plans, strict=True)]
+            return self._run_now(layers, given)
+        if planned.recording is None:
+            recording = self._recordings.get((rows, want))
+            if recording is None:
+                try:
+                    recording = self._recordings[rows, want] = self._made(layers, given)
+                except CannotRecordError as error:
+                    logger.info("small steps are not recorded: the model needs %s", error)
+                    self._record = False
+                    return self._run_now(layers, given)
+            planned = _planned(planned.inputs, planned.angles, planned.slots, planned.plans, recording)
+        recording = planned.recording
+        assert recording is not None
+        recording.feed.give(planned.pieces, planned.address)
         self._started()
         recording.program.run()
-        return recording.hidden_TC if rows_S is None else recording.hidden_TC[rows_S]
+        if given.rows_S is None:
+            return recording.computed
+        return Computed(recording.computed.hidden_TC[given.rows_S])
 
-    def _made(self, layers: Layers, x_TC: Tensor, angles: list[Angles]) -> _Recording:
-        halves = [_half_angles(*given) for given in angles]
-        self._halves = {id(cos): half for (cos, _), half in zip(angles, halves, strict=True)}
-        program, x_TC = Program(self._memory), x_TC.clone()
-        self._slots = [slots.clone() for slots in self._slots]
+    def _run_now(self, layers: Layers, given: Lookups) -> Computed:
+        self._slots, self._plans = self._planned.slots, self._planned.plans
+        if given.rows_S is not None and len(given.rows_S):
+            rows_S = given.rows_S.numpy()
+            self._narrow_plans = self._make_plans([_narrowed(g, rows_S) for g in self._planned.inputs.groups])
+        self._started()
+        return layers(given)
+
+    def _made(self, layers: Layers, given: Lookups) -> _Recording:
+        program, feed = Program(self._memory), Feed()
+        angles = [(cos_TH.clone(), sin_TH.clone()) for cos_TH, sin_TH in given.angles]
+        mine = Lookups(given.tokens_T.clone(), angles, None)
+        self._slots = [slots.clone() for slots in self._planned.slots]
+        self._plans = [plan.copy() for plan in self._planned.plans]
         with program.record():
-            hidden_TC = layers(x_TC, angles, None)
-        return _Recording(program, x_TC, halves, self._slots, self._plans, hidden_TC)
+            program.takes(feed)
+            computed = layers(mine)
+        return _Recording(program, feed, mine, self._slots, self._plans, computed)
 
-    def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
-        halves = self._halves.get(id(cos_T1D))
-        if halves is None:
-            halves = self._halves[id(cos_T1D)] = _half_angles(cos_T1D, sin_T1D)
+    def write_kv(self, layer: int, qkv_TND: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
         slots_T = self._slots[self._group_of[layer]]
         if qkv_TND.stride(1) != qkv_TND.shape[2]:
             qkv_TND = qkv_TND.contiguous()
-        return rope_kv_write(qkv_TND, *halves, slots_T, *self._caches[layer])
+        return rope_kv_write(qkv_TND, cos_TH, sin_TH, slots_T, *self._caches[layer])
 
     def attend(
         self, layer: int, q_TQD: Tensor, sinks_Q: Tensor | None = None, rows_S: Tensor | None = None
@@ -183,7 +218,20 @@ def _narrowed(group: GroupInputs, rows_S: Int64) -> GroupInputs:
     )
 
 
-def _half_angles(cos_T1D: Tensor, sin_T1D: Tensor) -> Angles:
-    """Each angle once: the sine's first half is the negative of its second."""
-    half = cos_T1D.shape[-1] // 2
-    return cos_T1D[:, 0, :half].contiguous(), sin_T1D[:, 0, half:].contiguous()
+def _planned(
+    inputs: StepInputs,
+    angles: list[Angles] | None,
+    slots: list[Tensor],
+    plans: list[Plan],
+    recording: _Recording | None,
+) -> _Planned:
+    angles = angles or []
+    copies: list[tuple[int, int, int]] = []
+    if recording is not None:
+        tensors = [(recording.given.tokens_T, inputs.tokens_T), *zip(recording.slots, slots, strict=True)]
+        for places, given in zip(recording.given.angles, angles, strict=True):
+            tensors += zip(places, given, strict=True)
+        copies = [(to.data_ptr(), now.data_ptr(), now.nbytes) for to, now in tensors]
+        copies += [place.takes(plan) for place, plan in zip(recording.plans, plans, strict=True)]
+    pieces = Feed.pieces(copies)
+    return _Planned(inputs, angles, slots, plans, recording, pieces, pieces.ctypes.data)

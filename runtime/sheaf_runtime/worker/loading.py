@@ -21,7 +21,7 @@ from sheaf_runtime.models.config import DecoderConfig, LayerConfig
 from sheaf_runtime.models.decoder import Decoder
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.gguf_checkpoint import GGUFCheckpoint
-from sheaf_runtime.models.layers import Attention
+from sheaf_runtime.models.layers import Angles, Attention, Computed, Want
 from sheaf_runtime.models.overrides import overridden
 from sheaf_runtime.models.parse import is_native, load_model_config, read_config
 from sheaf_runtime.models.weights import load_weights, untie_if_different
@@ -48,8 +48,12 @@ class Model(Protocol):
         positions_T: Tensor,
         prompt_lens_T: Tensor,
         attention: Attention,
+        *,
         rows_S: Tensor | None = None,
-    ) -> Tensor: ...
+        want: Want = "hidden",
+        angles: list[Angles] | None = None,
+    ) -> Computed: ...
+    def angles(self, positions_T: Tensor, prompt_lens_T: Tensor) -> list[Angles]: ...
     def logits(self, hidden_RC: Tensor) -> Tensor: ...
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Event
-from typing import Any, TypeVar
+from functools import partial
+from threading import Lock
 
 import msgspec
 import torch
 from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.worker.device_thread import DeviceThread, Inline
 from sheaf_runtime.worker.loading import LoadedModel, dtype_name, load_model, resolve_device
 from sheaf_runtime.worker.masks import TokenMasks
 from sheaf_runtime.worker.memory import (
@@ -25,12 +25,11 @@ from sheaf_runtime.worker.memory import (
     pages_that_fit,
 )
 from sheaf_runtime.worker.plan import KVGroup, StepPlan, StepResult
-from sheaf_runtime.worker.runner import Runner
+from sheaf_runtime.worker.runner import Runner, Step
 from sheaf_runtime.worker.step_timer import CudaTimer, HostTimer
 from sheaf_runtime.worker.warmup import warm_up_plans
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 CPU_WARM_UP_TOKENS, CPU_WARM_UP_SEQS = 96, 2
 
 
@@ -54,21 +53,64 @@ class LocalModelInfo:
 
 
 class _Launched:
-    """A step that was launched: its forward and, once asked for, its sample. ``started`` is set when the host
-    has done its part of the forward, or that has failed."""
+    """A step that was launched. ``step`` is what preparing it gave, or why it could not be prepared. Gates
+    are locks that are held until they may be passed."""
 
-    def __init__(self, timed: HostTimer | CudaTimer) -> None:
-        self.timed = timed
-        self.started = Event()
-        self.forward: Future[None]
-        self.sampled: Future[Callable[[], StepResult]]
+    def __init__(self, runner: Runner, step: Step | Exception, timer: HostTimer | CudaTimer) -> None:
+        self._runner = runner
+        self._step = step
+        self._timer = timer
+        self._error: BaseException | None = None
+        self._result: Callable[[], StepResult]
+        self._begun = False
+        self._started, self._done = Lock(), Lock()
+        self._started.acquire()
+        self._done.acquire()
+
+    def forward(self) -> None:
+        try:
+            if isinstance(self._step, Exception):
+                raise self._step
+            with self._timer:
+                self._runner.forward(self._step, self._start)
+        except BaseException as error:
+            self._error = error
+        self._start()
+
+    def _start(self) -> None:
+        if not self._begun:
+            self._begun = True
+            self._started.release()
+
+    def sample(self, masks: TokenMasks | None) -> None:
+        try:
+            if self._error is None:
+                assert isinstance(self._step, Step)
+                with self._timer:
+                    self._result = self._runner.sample(self._step, masks)
+        except BaseException as error:
+            self._error = error
+        self._done.release()
+
+    def wait_until_started(self) -> None:
+        """Until the host has done its part of the forward, or that has failed."""
+        with self._started:
+            pass
+
+    def result(self) -> StepResult:
+        """Waits for the sampler. Raises what the step has raised."""
+        with self._done:
+            if self._error is not None:
+                raise self._error
+            return msgspec.structs.replace(self._result(), seconds=self._timer.seconds())
 
 
 class LocalExecutor:
     """Loads the model and makes its KV pool.
 
     On CPU one thread stands in for a CUDA stream: ``launch`` and ``sample`` return at once and steps run in
-    order. An exception of a step is raised by the ``collect`` of that step.
+    order. ``launch`` prepares its step while the one before computes. An exception of a step is raised by the
+    ``collect`` of that step.
 
     Raises:
         ValueError: the model cannot be served or does not fit; the message says what to change.
@@ -77,10 +119,16 @@ class LocalExecutor:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         on_cpu = resolve_device(config.device).type == "cpu"
-        # Everything that computes runs on this thread, loading included. Each thread that does gets a pool of
-        # OpenMP threads, and once there are more threads than cores, they sleep between operations.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sheaf-device") if on_cpu else None
-        model = self._submit(load_model, config).result()
+        self._timer: type[HostTimer | CudaTimer] = HostTimer if on_cpu else CudaTimer
+        self._device: DeviceThread | Inline = DeviceThread() if on_cpu else Inline()
+        try:
+            self._load(config)
+        except BaseException:
+            self._device.close()
+            raise
+
+    def _load(self, config: EngineConfig) -> None:
+        model = self._device.call(load_model, config)
         num_blocks = _num_blocks(model, config)
         layout = model.kv_layout(config.block_size)
         logger.info(describe_pool(layout.groups, num_blocks, _request_size(model, config)))
@@ -99,7 +147,7 @@ class LocalExecutor:
             dtype=dtype_name(model.dtype),
             device=str(model.device),
         )
-        self._runner: Runner | None = self._submit(Runner, model, config, num_blocks).result()
+        self._runner: Runner | None = self._device.call(Runner, model, config, num_blocks)
         self._launched: deque[_Launched] = deque()
 
     @property
@@ -108,32 +156,33 @@ class LocalExecutor:
         return self._running().kv_caches
 
     def launch(self, plan: StepPlan) -> None:
-        runner, launched = self._running(), _Launched(self._timer())
+        runner = self._running()
+        step: Step | Exception
+        try:
+            step = runner.prepare(plan)
+        except Exception as error:
+            step = error
+        launched = _Launched(runner, step, self._timer())
         self._launched.append(launched)
-        launched.forward = self._submit(launched.timed(_forward), runner, plan, launched.started)
+        self._device.submit(launched.forward)
 
     def sample(self, masks: TokenMasks | None = None) -> None:
-        launched = self._launched[-1]
-        launched.sampled = self._submit(launched.timed(self._running().sample), masks)
+        self._running()
+        self._device.submit(partial(self._launched[-1].sample, masks))
 
     def collect(self) -> StepResult:
         launched = self._launched.popleft()
-        launched.forward.result()
-        result: StepResult = launched.sampled.result()()
         if self._launched:
-            # What came of this step is dealt with while the next one computes, not while Python prepares
-            # that: two threads of Python would hold each other up, and the device would wait for both.
-            self._launched[0].started.wait()
-        return msgspec.structs.replace(result, seconds=launched.timed.seconds())
-
-    def _timer(self) -> HostTimer | CudaTimer:
-        return CudaTimer() if self._thread is None else HostTimer()
+            # What came of this step is dealt with while the next one computes, not while Python begins that:
+            # two threads of Python would hold each other up, and the device would wait for both.
+            self._launched[0].wait_until_started()
+        return launched.result()
 
     def warm_up(self) -> None:
         """Run the shapes that matter once; needs an idle executor."""
         assert not self._launched
         config = self._config
-        if self._thread is not None:  # no shape is compiled for or measured: a few rows warm up everything
+        if self._timer is HostTimer:  # no shape is compiled for or measured: a few rows warm up everything
             config = msgspec.structs.replace(
                 config,
                 max_num_batched_tokens=min(config.max_num_batched_tokens, CPU_WARM_UP_TOKENS),
@@ -152,8 +201,7 @@ class LocalExecutor:
 
     def close(self) -> None:
         """Let the steps under way finish, then give the memory back. May be called twice."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
+        self._device.close()
         self._launched.clear()
         self._runner = None
 
@@ -161,20 +209,6 @@ class LocalExecutor:
         if self._runner is None:
             raise RuntimeError("the executor is closed")
         return self._runner
-
-    def _submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
-        if self._thread is not None:
-            return self._thread.submit(function, *args)
-        future: Future[T] = Future()
-        future.set_result(function(*args))  # on CUDA this only enqueues on the stream
-        return future
-
-
-def _forward(runner: Runner, plan: StepPlan, started: Event) -> None:
-    try:
-        runner.forward(plan, started.set)
-    finally:
-        started.set()
 
 
 def _num_blocks(model: LoadedModel, config: EngineConfig) -> int:
@@ -212,8 +246,10 @@ def _cuda_pool_memory(model: LoadedModel, config: EngineConfig) -> int:
     num_groups = len(model.kv_layout(config.block_size).groups)
     pooling = model.pooling is not None
     for plan in warm_up_plans(config, model.max_model_len, pages, num_groups, pooling=pooling):
-        probe.forward(plan)
-        probe.sample()()
+        step = probe.prepare(plan)
+        with torch.no_grad():
+            probe.forward(step)
+            probe.sample(step)()
     peak = torch.cuda.max_memory_allocated(model.device)
     free, total = torch.cuda.mem_get_info(model.device)
     others = total - free - torch.cuda.memory_reserved(model.device)

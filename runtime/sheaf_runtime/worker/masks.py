@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,21 @@ class TokenMasks:
 
     req_ids: list[int]
     bits_MW: npt.NDArray[np.int32]
+
+
+def masked_rows(
+    masks: TokenMasks, req_ids: Sequence[int], vocab_size: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32] | None]:
+    """Which of these requests have a mask, by their places, and these masks; None: there are none."""
+    given = {req_id: m for m, req_id in enumerate(masks.req_ids)}
+    pairs = [(s, given[req_id]) for s, req_id in enumerate(req_ids) if req_id in given]
+    if not pairs:
+        return np.empty(0, np.int64), None
+    width = packed_width(vocab_size)
+    if masks.bits_MW.shape[1] != width:
+        raise ValueError(f"a token mask has {masks.bits_MW.shape[1]} words, the vocabulary needs {width}")
+    rows, chosen = np.array(pairs).T
+    return rows, masks.bits_MW[chosen]
 
 
 def packed_width(vocab_size: int) -> int:

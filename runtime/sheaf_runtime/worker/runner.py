@@ -1,30 +1,38 @@
-"""Runs step plans on one device: ``forward``, then ``sample``, which are two launches."""
+"""Runs step plans on one device: ``prepare`` on the host, then ``forward`` and ``sample``, which are two
+launches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from sheaf_kernels.cpu.memory import huge_empty
 from torch import Tensor
 
 from sheaf_runtime.config import EngineConfig
-from sheaf_runtime.worker.backend import make_attention
-from sheaf_runtime.worker.batch import Batch, SampleTargets, ScoreTarget
-from sheaf_runtime.worker.choose import Chosen, TokenChooser
+from sheaf_runtime.models.layers import Angles
+from sheaf_runtime.worker.backend import Begin, make_attention
+from sheaf_runtime.worker.batch import Batch, Prepared
+from sheaf_runtime.worker.choose import Chosen, TokenChooser, likeliest_sampled
 from sheaf_runtime.worker.loading import LoadedModel
 from sheaf_runtime.worker.masks import TokenMasks
 from sheaf_runtime.worker.plan import StepPlan, StepResult
 from sheaf_runtime.worker.pooling import Pooled
 from sheaf_runtime.worker.score import Scores, score
 
+ANGLES_AHEAD = 64  # tokens of a step whose angles torch computes without a second thread
+
 
 @dataclass(frozen=True)
 class _Sampled:
     """A step whose results may still be on their way from the device; ``copied`` says when they are here."""
 
-    step: int
+    prepared: Prepared
+    likeliest: list[int]  # where that was all that was wanted
     chosen: list[Chosen]
     scores: list[Scores]
     pooled: Pooled | None
@@ -34,12 +42,29 @@ class _Sampled:
         """Waits for the device."""
         if self.copied is not None:
             self.copied.synchronize()
+        sampled = [one for part in self.chosen for one in part.sampled()]
+        if self.likeliest:
+            assert self.prepared.targets is not None
+            sampled = likeliest_sampled(self.prepared.targets, self.likeliest)
         return StepResult(
-            step=self.step,
-            sampled=[sampled for part in self.chosen for sampled in part.sampled()],
+            step=self.prepared.plan.step,
+            sampled=sampled,
             scored=[scored for part in self.scores for scored in part.scored()],
             pooled=[] if self.pooled is None else self.pooled.tolist(),
         )
+
+
+@dataclass
+class Step:
+    """One step on its way: ``begin`` is attention's part at its turn; then what ``forward`` has computed."""
+
+    prepared: Prepared
+    begin: Begin | None = None
+    angles: list[Angles] | None = None
+    hidden_TC: Tensor | None = None  # of the targets' rows alone where the inputs say so
+    logits_SV: Tensor | None = None  # what ``sample`` chooses from, in the order of its result
+    tokens_S: npt.NDArray[np.int64] | None = None  # the likeliest ones, where that is all that is wanted
+    pooled: Pooled | None = None
 
 
 class Runner:
@@ -67,91 +92,100 @@ class Runner:
         self._attention = make_attention(
             model.backend, self.kv_caches, layout, c, config.max_num_seqs, config.max_num_batched_tokens
         )
+        # In the interpreter Triton's kernels find their arguments as they would on a card.
+        self._apart = model.device.type != "cpu" or model.backend == "triton"
         self._batch = Batch(
             max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
             max_len=model.max_model_len,
             vocab_size=model.config.vocab_size,
             block_size=config.block_size,
             chunks=tuple(group.chunk for group in layout.groups),
             eos_token_ids=model.eos_token_ids,
             device=model.device,
+            apart=self._apart,
         )
         self._chooser = TokenChooser(model.backend, self._batch)
-        self._plan: StepPlan | None = None
-        self._targets: SampleTargets | None = None
-        self._logits_SV: Tensor | None = None
-        self._to_score: list[ScoreTarget] = []
-        self._hidden_TC: Tensor | None = None  # of the targets' rows alone where it is narrowed
-        self._narrowed = False
-        self._pooled: Pooled | None = None
+        self._on_cuda = model.device.type == "cuda"
 
-    @torch.inference_mode()
-    def forward(self, plan: StepPlan, started: Callable[[], None] = lambda: None) -> None:
-        """Compute the plan's tokens and the logits that ``sample`` needs. ``started`` is called when the host
+    def prepare(self, plan: StepPlan) -> Step:
+        """All that does not depend on what the device still computes; plans come in their order. May run
+        beside ``forward`` and ``sample`` of the steps before."""
+        prepared = self._batch.prepare(plan)
+        inputs = prepared.inputs
+        if inputs is None:
+            return Step(prepared)
+        angles = None
+        # Else the device has no positions yet, or torch's threads would be woken beside those that compute.
+        if not self._apart and len(inputs.tokens_T) <= ANGLES_AHEAD:
+            angles = self._decoder.angles(inputs.positions_T, inputs.prompt_lens_T)
+        return Step(prepared, self._attention.plan(inputs, angles), angles)
+
+    def forward(self, step: Step, started: Callable[[], None] = lambda: None) -> None:
+        """Compute the step's tokens and the logits that ``sample`` needs. ``started`` is called when the host
         has done most of its part, except for models that are run by transformers."""
-        assert self._plan is None, "sample() was not called for the last plan"
-        self._plan = plan
-        self._batch.apply(plan)
+        prepared = step.prepared
+        self._batch.begin(prepared)
         if self._pooler is not None:
-            self._pooler.forget(plan.ended)
-        if not plan.scheduled:
+            self._pooler.forget(prepared.plan.ended)
+        inputs, targets = prepared.inputs, prepared.targets
+        if inputs is None:
             return
-        inputs, targets, self._to_score, to_pool = self._batch.step_inputs(plan.scheduled)
-        self._attention.prepare(inputs, started)
-        every = self._to_score or to_pool or len(targets.requests) == len(inputs.tokens_T)
-        self._narrowed = not every
-        self._hidden_TC = self._decoder.forward(
+        assert step.begin is not None
+        step.begin(started)
+        computed = self._decoder.forward(
             inputs.tokens_T,
             inputs.positions_T,
             inputs.prompt_lens_T,
             self._attention,
-            targets.logit_rows_S if self._narrowed else None,
+            rows_S=inputs.rows_S,
+            want=inputs.want,
+            angles=step.angles,
         )
-        if targets.requests:
-            self._targets = targets
-            self._logits_SV = self._logits_of(targets)
-        if to_pool:
-            assert self._pooler is not None
-            self._pooled = self._pooler.pool(self._hidden_TC, to_pool)
-
-    def _logits_of(self, targets: SampleTargets) -> Tensor:
-        assert self._hidden_TC is not None
-        hidden_TC = self._hidden_TC
-        # Where each request has one token, they are in order.
-        mine = self._narrowed or len(targets.requests) == len(hidden_TC)
-        return self._decoder.logits(hidden_TC if mine else hidden_TC[targets.logit_rows_S])
-
-    @property
-    def logits(self) -> Tensor | None:
-        """What ``sample`` is about to choose from, [S, V]; rows are in the order of its result."""
-        return self._logits_SV
-
-    @torch.inference_mode()
-    def sample(self, masks: TokenMasks | None = None) -> Callable[[], StepResult]:
-        """Choose the tokens of the last ``forward``; the result waits for the device when it is called."""
-        plan, targets = self._plan, self._targets
-        assert plan is not None, "sample() without forward()"
-        scores: list[Scores] = []
-        if self._to_score:
-            assert self._hidden_TC is not None
-            scores = score(self._decoder.logits, self._hidden_TC, self._to_score, self._batch.fail)
-        chosen: list[Chosen] = []
+        step.hidden_TC, step.tokens_S = computed.hidden_TC, computed.tokens_T
         if targets is not None:
-            assert self._logits_SV is not None
-            chosen = self._chooser.choose(targets, self._logits_SV, lambda: self._logits_of(targets), masks)
-        self._plan = self._targets = self._logits_SV = self._hidden_TC = None
-        self._to_score = []
-        pooled, self._pooled = self._pooled, None
-        return _to_host(_Sampled(plan.step, chosen, scores, pooled)).result
+            step.logits_SV = self._logits_of(step) if computed.logits_TV is None else computed.logits_TV
+        if prepared.to_pool:
+            assert self._pooler is not None
+            step.pooled = self._pooler.pool(computed.hidden_TC, prepared.to_pool)
+
+    def _logits_of(self, step: Step) -> Tensor:
+        inputs, targets, hidden_TC = step.prepared.inputs, step.prepared.targets, step.hidden_TC
+        assert inputs is not None
+        assert targets is not None
+        assert hidden_TC is not None
+        return self._decoder.logits(
+            hidden_TC if inputs.rows_S is not None else hidden_TC[targets.logit_rows_S]
+        )
+
+    def sample(self, step: Step, masks: TokenMasks | None = None) -> Callable[[], StepResult]:
+        """Choose the tokens of the ``forward`` before; the result waits for the device when it is called,
+        which is to be where plans are prepared."""
+        prepared, targets = step.prepared, step.prepared.targets
+        scores: list[Scores] = []
+        if prepared.to_score:
+            assert step.hidden_TC is not None
+            scores = score(self._decoder.logits, step.hidden_TC, prepared.to_score, self._batch.fail)
+        chosen: list[Chosen] = []
+        taken: list[int] = []
+        if targets is not None:
+            assert step.logits_SV is not None, "sample() without forward()"
+            if step.tokens_S is not None and masks is None:
+                self._batch.append_likeliest(targets, taken := step.tokens_S.tolist())
+            else:
+                chosen = self._chooser.choose(targets, step.logits_SV, partial(self._logits_of, step), masks)
+        made = _Sampled(prepared, taken, chosen, scores, step.pooled)
+        return partial(self._told, _to_host(made) if self._on_cuda else made)
+
+    def _told(self, made: _Sampled) -> StepResult:
+        told = made.result()
+        self._batch.release(made.prepared)
+        return told
 
 
 def _to_host(made: _Sampled) -> _Sampled:
     """Starts copying results from the device behind this step: a copy asked for later would wait for the next
     step as well."""
-    some = [part.tokens_S for part in made.chosen] + [part.scores.tokens_N for part in made.scores]
-    some += [] if made.pooled is None else [made.pooled.numbers]
-    if not some or not some[0].is_cuda:
-        return made
 
     def copy(tensor: Tensor) -> Tensor:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -9,7 +9,9 @@ Legend: S requests that get a token, V vocabulary, N candidates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +31,25 @@ class SamplingRows:
     keep everything; ``uniform`` is in [0, 1)."""
 
     temperature: npt.NDArray[np.float32]
-    top_k: npt.NDArray[np.int64]
+    top_k: npt.NDArray[np.integer]
     top_p: npt.NDArray[np.float64]
     min_p: npt.NDArray[np.float32]
     uniform: npt.NDArray[np.float64]
+
+    PACKED: ClassVar[int] = 5  # arrays of at most 8 bytes a row that ``packed`` puts somewhere
+
+    def one(self, index: int) -> SamplingRows:
+        return _select(self, slice(index, index + 1))
+
+    def packed(self, put: Callable[[npt.NDArray[Any], npt.DTypeLike], npt.NDArray[Any]]) -> SamplingRows:
+        """The same where ``put`` has laid it, as a kernel wants it."""
+        return SamplingRows(
+            temperature=put(self.temperature, np.float32),
+            top_k=put(self.top_k, np.int32),
+            top_p=put(self.top_p, np.float64),
+            min_p=put(self.min_p, np.float32),
+            uniform=put(self.uniform, np.float64),
+        )
 
 
 def as_seed(seed: int) -> int:
@@ -105,8 +122,8 @@ def likely_margin(rows: SamplingRows) -> npt.NDArray[np.float32]:
     return np.where(rows.temperature > 0, below, np.float32(-np.inf))
 
 
-def _select(rows: SamplingRows, chosen: npt.NDArray[np.intp]) -> SamplingRows:
-    return SamplingRows(*(getattr(rows, name)[chosen] for name in SamplingRows.__dataclass_fields__))
+def _select(rows: SamplingRows, chosen: npt.NDArray[np.intp] | slice) -> SamplingRows:
+    return SamplingRows(*(getattr(rows, field.name)[chosen] for field in fields(SamplingRows)))
 
 
 def _unfiltered(logits_SV: Tensor, rows: SamplingRows) -> Tensor:

@@ -1,13 +1,15 @@
 """What the running requests want of the sampler, by row of the worker's mirror and from step to step.
 
 It is made when a request enters, where whatever is wrong with it concerns nobody else. A step then picks the
-rows that it needs, without a look at single requests, and adds the tokens it has chosen.
+rows that it needs, without a look at single requests, and adds the tokens it has chosen. Steps are told what
+they want ahead of their turn; what lives on the device is written in turn.
 
 Legend: R rows, S requests that get a token, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,12 @@ import torch
 from torch import Tensor
 
 from sheaf_runtime.protocol.sampling import SamplingParams
-from sheaf_runtime.worker.adjust import IN_PROMPT, Adjustments
+from sheaf_runtime.worker.adjust import BIASED, IN_PROMPT, PENALISED, Adjustments
 from sheaf_runtime.worker.bad_words import BadWords, BadWordTable
-from sheaf_runtime.worker.masks import TokenMasks, packed_width
+from sheaf_runtime.worker.masks import TokenMasks, masked_rows
 from sheaf_runtime.worker.plan import NewRequest
 from sheaf_runtime.worker.sampler import SamplingRows, as_seed, uniform
+from sheaf_runtime.worker.step_buffer import to_device
 
 Int64 = npt.NDArray[np.int64]
 ROW = np.dtype(
@@ -40,6 +43,15 @@ ROW = np.dtype(
     ]
 )
 GREEDY = np.array((0, 0, 1, 0, 0, 1, 0, 0, 0, 0, False, False), ROW)
+
+
+@dataclass(frozen=True)
+class RowWrite:
+    """What the device must have in a row from a step on."""
+
+    row: int
+    bias_V: npt.NDArray[np.float32] | None
+    history_V: npt.NDArray[np.int32] | None
 
 
 class SamplingState:
@@ -62,7 +74,8 @@ class SamplingState:
         # On CPU the memory is taken page by page, as rows need it.
         self._history_RV = torch.zeros(shape, dtype=torch.int32, device=device)
         self._bias_RV = torch.zeros(shape, dtype=torch.float32, device=device)
-        self._nothing = self._wanted(np.empty(0, np.int64), np.empty(0, np.int64))
+        self._writes: list[RowWrite] = []
+        self._nothing = self._wanted(np.empty(0, np.int64), np.empty(0, np.int64), None)
 
     def enter(self, row: int, request: NewRequest) -> None:
         """Raises whatever this request's data make it raise; the row is greedy then."""
@@ -89,13 +102,12 @@ class SamplingState:
             ),
             ROW,
         )
-        if bias_V is not None:
-            self._bias_RV[row] = torch.from_numpy(bias_V)
-        if penalised:
-            self._history_RV[row] = torch.from_numpy(_history(request, self._vocab))
+        history_V = _history(request, self._vocab) if penalised else None
         self._bad_words.enter(row, s.bad_words)
         if waits:
             self._waiting[row] = s
+        if bias_V is not None or history_V is not None:
+            self._writes.append(RowWrite(row, bias_V, history_V))
         self._rows[row] = made
         if not s.greedy:
             self._random.add(row)
@@ -117,36 +129,49 @@ class SamplingState:
         picked = self._rows[rows_S]
         return SamplingRows(
             temperature=_column(picked, "temperature"),
-            top_k=_column(picked, "top_k"),
+            top_k=np.minimum(picked["top_k"], self._vocab),
             top_p=_column(picked, "top_p"),
             min_p=_column(picked, "min_p"),
             uniform=uniform(picked["seed"], length_S - picked["prompt"]),
         )
 
-    def adjustments(
-        self, rows_S: Int64, length_S: Int64, req_ids: list[int], masks: TokenMasks | None
-    ) -> Adjustments:
-        if not self._adjusted and masks is None:
+    def adjustments(self, rows_S: Int64, length_S: Int64) -> Adjustments:
+        if not self._adjusted:
             return self._nothing
         picked = self._rows[rows_S]
         position_S = length_S - picked["prompt"]
         due = (picked["free_from"] > 0) & (position_S >= picked["free_from"])
         if due.any():
-            for row in rows_S[due]:  # each request once
-                self._free(int(row))
-        masked, bits = self._masked(req_ids, masks)
-        return self._wanted(
-            rows_S, length_S, self._bad_words.find(rows_S, position_S, length_S), masked, bits
+            for row in rows_S[due].tolist():  # each request once
+                self._free(row)
+        return self._wanted(rows_S, length_S, self._bad_words.find(rows_S, position_S, length_S))
+
+    def masked(self, wanted: Adjustments, req_ids: list[int], masks: TokenMasks | None) -> Adjustments:
+        """What a step wants, and its masks, which come last. ``req_ids`` are those of its rows."""
+        if masks is None:
+            return wanted
+        masked, bits_MW = masked_rows(masks, req_ids, self._vocab)
+        if bits_MW is None:
+            return wanted
+        if not len(wanted.rows_S):
+            wanted = self._without_wishes(len(req_ids))
+        return replace(wanted, masked=masked, bits_MW=bits_MW)
+
+    def _without_wishes(self, count: int) -> Adjustments:
+        none, one = np.zeros(count, np.float32), np.ones(count, np.float32)
+        row, place = np.zeros(count, np.int32), np.zeros(count, np.int64)
+        return replace(
+            self._nothing,
+            rows_S=row,
+            flags_S=row,
+            repetition_S=one,
+            frequency_S=none,
+            presence_S=none,
+            first_S=place,
+            length_S=place,
         )
 
-    def _wanted(
-        self,
-        rows_S: Int64,
-        length_S: Int64,
-        bad_words: BadWords | None = None,
-        masked: Int64 | None = None,
-        bits_MW: npt.NDArray[np.int32] | None = None,
-    ) -> Adjustments:
+    def _wanted(self, rows_S: Int64, length_S: Int64, bad_words: BadWords | None) -> Adjustments:
         picked = self._rows[rows_S]
         # Only a repetition penalty asks about the prompt.
         first_S = np.where(picked["repetition"] != 1, 0, picked["prompt"])
@@ -154,52 +179,50 @@ class SamplingState:
             mirror_RL=self._mirror_RL,
             history_RV=self._history_RV,
             bias_RV=self._bias_RV,
-            rows_S=rows_S,
-            biased_S=_column(picked, "biased"),
-            penalised_S=_column(picked, "penalised"),
+            rows_S=rows_S.astype(np.int32),
+            flags_S=(BIASED * picked["biased"] + PENALISED * picked["penalised"]).astype(np.int32),
             repetition_S=_column(picked, "repetition"),
             frequency_S=_column(picked, "frequency"),
             presence_S=_column(picked, "presence"),
             first_S=first_S,
             length_S=length_S,
             bad_words=bad_words,
-            masked=np.empty(0, np.int64) if masked is None else masked,
-            bits_MW=bits_MW,
+            masked=np.empty(0, np.int64),
+            bits_MW=None,
         )
-
-    def count(self, rows_S: Int64, tokens_S: Tensor) -> None:
-        """Tokens that have come out, one a row; -1 for none."""
-        if not self._adjusted:
-            return
-        wanted = np.flatnonzero(self._rows["penalised"][rows_S])
-        if wanted.size:
-            index = torch.from_numpy(wanted).to(tokens_S.device)
-            starts = torch.from_numpy(rows_S[wanted] * self._vocab).to(tokens_S.device)
-            at = starts + tokens_S[index].clamp(min=0)
-            self._history_RV.view(-1).index_add_(0, at, torch.ones_like(at, dtype=torch.int32))
 
     def _free(self, row: int) -> None:
         """End tokens may come from now on."""
-        bias_V = token_bias(self._waiting.pop(row), self._vocab)
+        bias_V = token_bias(self._waiting[row], self._vocab)
+        del self._waiting[row]
         if bias_V is not None:
-            self._bias_RV[row] = torch.from_numpy(bias_V)
+            self._writes.append(RowWrite(row, bias_V, None))
         self._rows["biased"][row], self._rows["free_from"][row] = bias_V is not None, 0
 
-    def _masked(
-        self, req_ids: list[int], masks: TokenMasks | None
-    ) -> tuple[Int64, npt.NDArray[np.int32] | None]:
-        """Which rows of the step have a mask, and these."""
-        if masks is None:
-            return np.empty(0, np.int64), None
-        given = {req_id: m for m, req_id in enumerate(masks.req_ids)}
-        pairs = [(s, given[req_id]) for s, req_id in enumerate(req_ids) if req_id in given]
-        if not pairs:
-            return np.empty(0, np.int64), None
-        width = packed_width(self._vocab)
-        if masks.bits_MW.shape[1] != width:
-            raise ValueError(f"a token mask has {masks.bits_MW.shape[1]} words, the vocabulary needs {width}")
-        rows, chosen = np.array(pairs).T
-        return rows, masks.bits_MW[chosen]
+    def take_writes(self) -> list[RowWrite]:
+        """What was told since the last time, to be written when the step that it was told for begins."""
+        writes, self._writes = self._writes, []
+        return writes
+
+    # --- in the order of the steps on the device ----------------------------------------------------------
+
+    def write(self, writes: list[RowWrite]) -> None:
+        for write in writes:
+            if write.bias_V is not None:
+                self._bias_RV[write.row] = to_device(write.bias_V, self._bias_RV.device)
+            if write.history_V is not None:
+                self._history_RV[write.row] = to_device(write.history_V, self._history_RV.device)
+
+    def count(self, wanted: Adjustments, tokens_S: Tensor) -> None:
+        """Tokens that have come out, one a row; -1 for none."""
+        if not len(wanted.rows_S):
+            return
+        penalised = np.flatnonzero(wanted.flags_S & PENALISED)
+        if penalised.size:
+            starts = wanted.rows_S[penalised].astype(np.int64) * self._vocab
+            index, starts_P = (to_device(array, tokens_S.device) for array in (penalised, starts))
+            at = starts_P + tokens_S[index].clamp(min=0)
+            self._history_RV.view(-1).index_add_(0, at, torch.ones_like(at, dtype=torch.int32))
 
 
 def token_bias(

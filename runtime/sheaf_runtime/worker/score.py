@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sheaf_runtime.worker.batch import ScoreTarget
+from sheaf_runtime.worker.batch import Row, ScoreTarget
 from sheaf_runtime.worker.failures import together_or_alone
 from sheaf_runtime.worker.logprobs import Logprobs, logprobs_of
 from sheaf_runtime.worker.plan import ScoredTokens
@@ -45,14 +45,14 @@ class Scores:
 
 
 def score(
-    head: Head, hidden_TC: Tensor, targets: list[ScoreTarget], fail: Callable[[int, str, Exception], None]
+    head: Head, hidden_TC: Tensor, targets: list[ScoreTarget], fail: Callable[[Row, str, Exception], None]
 ) -> list[Scores]:
     """``fail`` is told of a request that cannot be scored, and raises what the device raised."""
     return together_or_alone(
         "scores of prompts",
         partial(_together, head, hidden_TC, targets),
         lambda: (partial(_together, head, hidden_TC, [target]) for target in targets),
-        lambda index, error: fail(targets[index].request.req_id, "scored", error),
+        lambda index, error: fail(targets[index].mirrored, "scored", error),
     )
 
 

@@ -3,7 +3,7 @@
 Imports Triton, so it is itself imported only where the backend is chosen (see ``worker.backend``).
 
 Legend: T tokens of the step, R requests, N = Q + 2K heads, Q query heads, K key/value heads, D head size,
-S requests that get a token, V vocabulary.
+H = D / 2, S requests that get a token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from sheaf_kernels.adjust import BIASED, PENALISED, Wishes
+from sheaf_kernels.adjust import Wishes
 from sheaf_kernels.experts import grouped_linear, sort_pairs
 from sheaf_kernels.head_norm import head_norm
 from sheaf_kernels.paged_attention import PLANS, allocate_plan, paged_attention
@@ -26,7 +25,7 @@ from sheaf_kernels.swiglu import swiglu
 from torch import Tensor
 
 from sheaf_runtime.models.config import Activation, AttentionConfig
-from sheaf_runtime.models.layers import Angles, Layers, Ops, activate
+from sheaf_runtime.models.layers import Angles, Computed, Layers, Lookups, Ops, Want, activate
 from sheaf_runtime.worker.adjust import Adjustments
 from sheaf_runtime.worker.bad_words import ban
 from sheaf_runtime.worker.batch import GroupInputs, StepInputs
@@ -34,6 +33,7 @@ from sheaf_runtime.worker.chunks import most_pieces
 from sheaf_runtime.worker.kv_layout import KVLayout
 from sheaf_runtime.worker.masks import packed_width
 from sheaf_runtime.worker.sampler import SamplingRows, likely_margin
+from sheaf_runtime.worker.step_buffer import There
 
 
 def triton_ops() -> Ops:
@@ -71,11 +71,12 @@ class _Step:
 
     query_start: Tensor
     context_len_S: Tensor
+    longest: int
     plans: list[SplitPlan]
 
 
 class TritonAttention:
-    """Call ``prepare`` once a step, then ``write_kv`` and ``attend`` for each layer in turn.
+    """Call ``plan`` and what it returns once a step, then ``write_kv`` and ``attend`` for each layer in turn.
 
     Single query tokens, drafts and longer chunks are launches of their own, each with a plan, and one for
     each window, or size of chunks that attention is within.
@@ -92,7 +93,6 @@ class TritonAttention:
         self._caches = caches
         self._heads = config.num_heads
         _, self._kv_heads, _, head_dim = caches[0][0].shape
-        self._device = caches[0][0].device
         self._scale = config.scale
         self._softcap = config.softcap or 0.0
         self._group_of = layout.group_of
@@ -110,7 +110,7 @@ class TritonAttention:
                     num_kv_heads=self._kv_heads,
                     head_dim=head_dim,
                     dtype=caches[0][0].dtype,
-                    device=self._device,
+                    device=caches[0][0].device,
                     window=window,
                 )
                 for kind in PLANS
@@ -119,36 +119,40 @@ class TritonAttention:
         }
         self._steps: dict[tuple[int, int | None], _Step] = {}
 
-    def run(self, layers: Layers, x_TC: Tensor, angles: list[Angles], rows_S: Tensor | None) -> Tensor:
+    def run(self, layers: Layers, given: Lookups, want: Want) -> Computed:
         self._started()
-        return layers(x_TC, angles, rows_S)
+        return layers(given)
 
-    def prepare(self, inputs: StepInputs, started: Callable[[], None]) -> None:
-        self._started = started
-        self._block_tables = [self._to_device(np.ascontiguousarray(g.block_table_RP)) for g in inputs.groups]
-        self._slot_mappings = [self._to_device(g.slot_mapping_T) for g in inputs.groups]
-        self._steps = {}
+    def plan(self, inputs: StepInputs, angles: list[Angles] | None) -> Callable[[Callable[[], None]], None]:
+        there = inputs.there
+        tables = [there(group.block_table_RP) for group in inputs.groups]
+        slots = [there(group.slot_mapping_T) for group in inputs.groups]
+        steps: dict[tuple[int, int | None], _Step] = {}
         for reach, group in zip(self._reach_of, inputs.groups, strict=True):
-            if reach not in self._steps:  # groups of one reach have the same sequences
-                self._steps[reach] = self._planned(self._plans[reach], group)
+            if reach not in steps:  # groups of one reach have the same sequences
+                steps[reach] = self._planned(self._plans[reach], group, there)
 
-    def _planned(self, plans: list[SplitPlan], group: GroupInputs) -> _Step:
+        def begin(started: Callable[[], None]) -> None:
+            self._block_tables, self._slot_mappings, self._steps = tables, slots, steps
+            self._started = started
+            for step in steps.values():
+                for plan in step.plans:
+                    plan.update(step.query_start, step.context_len_S, step.longest)
+
+        return begin
+
+    def _planned(self, plans: list[SplitPlan], group: GroupInputs, there: There) -> _Step:
         queries = np.diff(group.query_start)
-        step = _Step(
-            query_start=self._to_device(group.query_start.astype(np.int32)),
-            context_len_S=self._to_device(group.context_len.astype(np.int32)),
+        return _Step(
+            query_start=there(group.query_start),
+            context_len_S=there(group.context_len),
+            longest=int(group.context_len.max()),
             plans=[plan for plan in plans if ((queries >= plan.least) & (queries <= plan.most)).any()],
         )
-        for plan in step.plans:
-            plan.update(step.query_start, step.context_len_S, int(group.context_len.max()))
-        return step
 
-    def write_kv(self, layer: int, qkv_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+    def write_kv(self, layer: int, qkv_TND: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
         q_TQD, k_TKD = qkv_TND[:, : self._heads], qkv_TND[:, self._heads : -self._kv_heads]
         v_TKD = qkv_TND[:, -self._kv_heads :]
-        half = cos_T1D.shape[-1] // 2
-        # The kernel wants each angle once; the sine's first half is the negative of its second.
-        cos_TH, sin_TH = cos_T1D[:, 0, :half], sin_T1D[:, 0, half:]
         slots_T = self._slot_mappings[self._group_of[layer]]
         rope_kv_write(q_TQD, k_TKD, v_TKD, cos_TH, sin_TH, slots_T, *self._caches[layer])
         return q_TQD
@@ -164,18 +168,12 @@ class TritonAttention:
             paged_attention(*args, self._scale, out_TQD, plan, softcap=self._softcap, sinks_Q=sinks_Q)
         return out_TQD if rows_S is None else out_TQD[rows_S]
 
-    def _to_device(self, array: npt.NDArray[np.integer]) -> Tensor:
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
 
-
-def wishes_of(logits_SV: Tensor, wanted: Adjustments) -> Wishes | None:
+def wishes_of(logits_SV: Tensor, wanted: Adjustments, there: There) -> Wishes | None:
     """``wanted`` on the device; None where nobody wants anything. Words of several tokens are banned already
     in ``logits_SV``: a bias, a mask or a penalty brings none of them back."""
     if wanted.none:
         return None
-
-    def there(array: npt.NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(logits_SV.device, non_blocking=True)
 
     if wanted.bad_words is not None:
         ban(logits_SV, wanted.mirror_RL.view(-1), wanted.bad_words)
@@ -185,8 +183,8 @@ def wishes_of(logits_SV: Tensor, wanted: Adjustments) -> Wishes | None:
     if bits_MW is None:
         bits_MW = np.zeros((1, packed_width(logits_SV.shape[1])), np.int32)
     return Wishes(
-        there(wanted.rows_S.astype(np.int32)),
-        there((BIASED * wanted.biased_S + PENALISED * wanted.penalised_S).astype(np.int32)),
+        there(wanted.rows_S),
+        there(wanted.flags_S),
         wanted.history_RV,
         wanted.bias_RV,
         there(wanted.repetition_S),
@@ -197,18 +195,12 @@ def wishes_of(logits_SV: Tensor, wanted: Adjustments) -> Wishes | None:
     )
 
 
-def choose_with_triton(logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows | None) -> Tensor:
+def choose_with_triton(
+    logits_SV: Tensor, wanted: Adjustments, rows: SamplingRows | None, there: There
+) -> Tensor:
     """``worker.backend.choose_tokens`` without a visit to the host."""
-    wishes = wishes_of(logits_SV, wanted)
+    wishes = wishes_of(logits_SV, wanted, there)
     if rows is None:
         return likeliest(logits_SV, wishes)
-    parameters = (
-        rows.temperature,
-        np.minimum(rows.top_k, logits_SV.shape[1]).astype(np.int32),
-        rows.top_p,
-        likely_margin(rows),
-        rows.uniform,
-    )
-    device = logits_SV.device
-    there = (torch.from_numpy(p).to(device, non_blocking=True) for p in parameters)
-    return sample(logits_SV, *there, wishes=wishes)
+    parameters = (rows.temperature, rows.top_k, rows.top_p, likely_margin(rows), rows.uniform)
+    return sample(logits_SV, *map(there, parameters), wishes=wishes)

@@ -58,8 +58,8 @@ def prefill(op: ModuleType) -> None:
 
 
 def chunked(op: ModuleType) -> None:
-    """Drafts and chunks on a prefix: of one split; of tiles with one split and with two; of several."""
-    case = AttentionCase((1, 9, 20, 10), (5, 80, 135, 300), num_multiprocessors=7)
+    """Drafts and chunks on a prefix: of one split; of two tiles with several splits each; of several."""
+    case = AttentionCase((1, 9, 20, 10), (5, 80, 300, 300), num_multiprocessors=20)
     check_paged_attention(case, F32, "cpu", op, kinds=("draft32", "draft64"))
 
 
@@ -67,10 +67,10 @@ def windowed(op: ModuleType) -> None:
     """Windows with an edge inside a tile, within and before a chunk's; a cap, and sinks over several splits."""
     case = AttentionCase(
         (1, 9, 20, 1),
-        (150, 180, 135, 9),
+        (450, 480, 435, 9),
         head_dim=16,
-        num_multiprocessors=7,
-        window=100,
+        num_multiprocessors=20,
+        window=300,  # longer than two of the shortest splits of such a window
         softcap=2.0,
         sinks=True,
     )
@@ -226,7 +226,7 @@ MUTANTS: list[tuple[str, ModuleType, Callable[[ModuleType], None], str, str]] = 
     ("plan loses the last split", split_kv, chunked, "splits = tl.where(ours, last_tile // chunk + 1, 0)", "splits = tl.where(ours, tl.maximum(last_tile // chunk, 1), 0)"),
     ("plan forgets a sequence", split_kv, decode, "tl.cumsum(work, axis=0) - work", "tl.cumsum(work, axis=0) - 2 * work"),
     ("workspace shared by two sequences", split_kv, decode, "tl.cumsum(slots, axis=0) - slots", "tl.cumsum(slots * 0, axis=0)"),
-    ("work items not counted from the sequence's first", split_kv, prefill, "item - tl.max(tl.where(first <= item, first, 0), axis=0)", "item"),
+    ("every work item its sequence's first", split_kv, prefill, "item - tl.max(tl.where(first <= item, first, 0), axis=0)", "item * 0"),
     ("prefix forgotten", split_kv, prefill, "before = tl.load(context_len_ptr + s) - query_len", "before = tl.load(context_len_ptr + s) * 0"),
     ("tile of another chunk", split_kv, chunked, "first_query = last_query - place // most_splits * BLOCK_Q", "first_query = last_query"),
     ("page off by one", paging, decode, "tl.load(pages_ptr + (tile + n) // B,", "tl.load(pages_ptr + (tile + n) // B + 1,"),

@@ -1,6 +1,6 @@
 """Our server beside others, on the same model and the same prompts in the same run.
 
-    python benchmarks/peers.py MODEL --dtype bfloat16 --output benchmarks/results/peers_bfloat16_avx512.json \\
+    python benchmarks/peers.py MODEL --dtype bfloat16 --output results/peers_bfloat16.json \\
         --peer 'vllm=vllm serve {model} --served-model-name m --dtype {dtype} --port {port}' \\
         --peer 'llama.cpp=llama-server -m model-bf16.gguf --port {port} -np 16 -c 32768 -t 2'
 

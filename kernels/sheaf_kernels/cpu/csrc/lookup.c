@@ -18,6 +18,7 @@ typedef struct {
 } feed_job;
 
 static void feed_work(job *j, int item) {
+    (void)item; /* the only one */
     const feed *f = ((const feed_job *)j)->given;
     for (int64_t i = 0; i < f->count; i++)
         memcpy((void *)(uintptr_t)f->pieces[i].to, (const void *)(uintptr_t)f->pieces[i].from, (size_t)f->pieces[i].size);

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from sheaf_kernels import aot
@@ -86,10 +87,11 @@ for variant in (prefill, decode, rows, waiting, narrow):
 """
 
 
-def test_what_the_compiler_loses_is_noticed() -> None:
+def test_what_the_compiler_loses_is_noticed(tmp_path: Path) -> None:
     """Mutants that compute the same and stay within registers: tiles too short for the products of Hopper,
     loads that are waited for, pointers that nobody knows to be aligned."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run([sys.executable, "-c", LOSSES], env=env, capture_output=True, text=True)
     copies, products = ["asynchronous copies of 16 bytes"], ["products of warp groups"]
     want = [[], [], products, copies, copies]

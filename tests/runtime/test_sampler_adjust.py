@@ -114,6 +114,11 @@ def test_masks_leave_what_they_allow(vocab: int) -> None:
     assert got[[1, 3]].equal(plain[[1, 3]])
     for s, m in ((2, 0), (0, 2)):
         assert got[s].equal(plain[s].masked_fill(~torch.from_numpy(allowed[m]), -torch.inf))
+    allowed, order = random.random((4, vocab)) < 0.3, (3, 0, 2, 1)
+    everybody = TokenMasks([rows.held[s].row for s in order], packed(allowed))
+    got = adjust(logits.clone(), rows.adjustments(everybody))
+    for m, s in enumerate(order):
+        assert got[s].equal(plain[s].masked_fill(~torch.from_numpy(allowed[m]), -torch.inf))
 
 
 def test_a_mask_of_another_vocabulary_is_refused() -> None:

@@ -103,9 +103,12 @@ def adjust(logits_SV: Tensor, wanted: Adjustments) -> Tensor:
         bias_BV = wanted.bias_RV.index_select(0, _there(wanted.rows_S[biased], logits_SV))
         logits_SV.index_add_(0, _there(biased, logits_SV), bias_BV)
     if wanted.bits_MW is not None:
-        rows = _there(wanted.masked, logits_SV)
         banned_MV = _banned(wanted.bits_MW, logits_SV)
-        logits_SV[rows] = logits_SV.index_select(0, rows).masked_fill_(banned_MV, -torch.inf)
+        if len(banned_MV) == len(logits_SV):
+            logits_SV.masked_fill_(banned_MV, -torch.inf)
+        else:
+            rows = _there(wanted.masked, logits_SV)
+            logits_SV[rows] = logits_SV.index_select(0, rows).masked_fill_(banned_MV, -torch.inf)
     if wanted.bad_words is not None:
         ban(logits_SV, wanted.mirror_RL.view(-1), wanted.bad_words)
     penalised = np.flatnonzero(wanted.penalised_S)

@@ -360,6 +360,8 @@ def test_levels_follow_the_features() -> None:
     assert names() == []
     assert names("avx2", "fma") == ["avx2"]
     assert names("avx2", *build._AVX512) == ["avx512", "avx2"]
+    assert names("avx2", *build._AVX512, "avx512_vnni") == ["avx512_vnni", "avx512", "avx2"]
+    assert names("avx2", "fma", "avx_vnni") == ["avx_vnni", "avx2"]
     assert [level.name for level in build.levels_of("aarch64", frozenset())] == ["neon"]
 
 

@@ -38,17 +38,21 @@ class Level:
 
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma")
 _AVX512_FLAGS = tuple(f"-m{feature}" for feature in _AVX512)
+_VNNI, _VNNI_FLAGS = (*_AVX512, "avx512_vnni"), (*_AVX512_FLAGS, "-mavx512vnni")
+_AVX2, _AVX2_FLAGS = ("avx2", "fma"), ("-mavx2", "-mfma")
 # The best first.
 LEVELS = (
     Level(
         "amx",
         "x86_64",
-        (*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"),
-        (*_AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+        (*_VNNI, "avx512_bf16", "amx_tile", "amx_bf16"),
+        (*_VNNI_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
     ),
-    Level("avx512_bf16", "x86_64", (*_AVX512, "avx512_bf16"), (*_AVX512_FLAGS, "-mavx512bf16")),
+    Level("avx512_bf16", "x86_64", (*_VNNI, "avx512_bf16"), (*_VNNI_FLAGS, "-mavx512bf16")),
+    Level("avx512_vnni", "x86_64", _VNNI, _VNNI_FLAGS),
     Level("avx512", "x86_64", _AVX512, _AVX512_FLAGS),
-    Level("avx2", "x86_64", ("avx2", "fma"), ("-mavx2", "-mfma")),
+    Level("avx_vnni", "x86_64", (*_AVX2, "avx_vnni"), (*_AVX2_FLAGS, "-mavxvnni")),
+    Level("avx2", "x86_64", _AVX2, _AVX2_FLAGS),
     Level("neon", "aarch64", (), ()),
 )
 

@@ -28,6 +28,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         None,
         [c_void_p, c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_long, *[c_int] * 5],
     ),
+    "sheaf_int8_group_bytes": (c_int, []),
+    "sheaf_int8_offset": (c_int, []),
+    "sheaf_int8_quantize": (None, [c_void_p, c_void_p, c_long, c_void_p, *[c_int] * 4]),
+    "sheaf_int8_linear": (None, [*[c_void_p] * 6, c_long, *[c_int] * 5]),
     "sheaf_rms_norm": (
         None,
         [c_void_p, c_void_p, c_long, c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_float, *[c_int] * 5],
@@ -66,6 +70,8 @@ class Library:
             function.restype, function.argtypes = result, arguments
         self.lanes: int = self.functions.sheaf_lanes()
         self.widens = bool(self.functions.sheaf_widens())
+        self.int8_group_bytes: int = self.functions.sheaf_int8_group_bytes()
+        self.int8_offset: int = self.functions.sheaf_int8_offset()
 
 
 @functools.cache

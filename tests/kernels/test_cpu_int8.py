@@ -1,0 +1,220 @@
+"""Linear layers in int8 against their reference, on the machine's own level and in portable C: integers are
+exact, and a row's bits depend on nothing but the row."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sheaf_kernels.cpu import build, int8
+from sheaf_kernels.cpu.int8 import (
+    GROUP,
+    linear_int8,
+    linear_int8_reference,
+    pack_int8,
+    quantize_rows_reference,
+)
+from sheaf_kernels.cpu.library import Library, load
+from sheaf_kernels.cpu.program import Memory, Program
+from sheaf_runtime.models.schemes import rounded_to_int8
+from torch import Tensor
+
+DTYPES = [torch.float32, torch.bfloat16]
+TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-2}}
+
+
+@pytest.fixture(autouse=True)
+def kernels() -> Library:
+    if not build.levels_of(platform.machine(), build.machine_features()):
+        pytest.skip("no kernels are written for this CPU")
+    if not any(map(shutil.which, build.COMPILERS)):
+        pytest.skip("no C compiler")
+    return load()
+
+
+@pytest.fixture(scope="module")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """What a machine without any of the extensions would run, which is what NEON has of int8."""
+    level = build.Level("portable", platform.machine(), (), ())
+    return Library(build.build(level, tmp_path_factory.mktemp("portable")), level.name)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def integers(*shape: int, lowest: int = -127, seed: int = 0) -> Tensor:
+    return torch.randint(lowest, 128, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(rows: int, columns: int, seed: int) -> Tensor:
+    """x whose groups all have scale 1."""
+    x = integers(rows, columns, seed=seed).float()
+    x[:, ::GROUP] = 127
+    return x
+
+
+def exact(x: Tensor, weight: Tensor) -> Tensor:
+    return (x.long() @ weight.long().T).float()
+
+
+@given(
+    rows=st.integers(1, 40), outputs=st.integers(1, 70), inputs=st.integers(1, 300), seed=st.integers(0, 99)
+)
+def test_integers_are_exact(rows: int, outputs: int, inputs: int, seed: int) -> None:
+    x, weight = whole(rows, inputs, seed), integers(outputs, inputs, lowest=-128, seed=seed).to(torch.int8)
+    made = linear_int8(x, pack_int8(weight, torch.ones(outputs)))
+    assert torch.equal(made, exact(x, weight))
+
+
+@pytest.mark.parametrize("weight", [-128, 127])
+@pytest.mark.parametrize("x", [-127.0, 127.0])
+def test_nothing_saturates(weight: int, x: float) -> None:
+    """oneDNN#717, ggml#1393: sums of two products in 16 bits, and -128 with its sign turned."""
+    made = linear_int8(
+        torch.full((3, 512), x), pack_int8(torch.full((40, 512), weight).to(torch.int8), torch.ones(40))
+    )
+    assert torch.equal(made, torch.full((3, 40), 512 * x * weight))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k"), [(49, 64), (3072, 576), (17, 30), (1, 1), (640, 1536), (24, 130)])
+def test_floats(dtype: torch.dtype, n: int, k: int) -> None:
+    weight, scale = rounded_to_int8(numbers(n, k, seed=n) / k**0.5)
+    x, bias = (
+        (3 * numbers(300, k + 2, seed=k)).to(dtype)[:, :k],
+        numbers(n).to(dtype),
+    )  # rows with a gap between them
+    packed = pack_int8(weight, scale)
+    made = linear_int8(x, packed, bias)
+    torch.testing.assert_close(made, linear_int8_reference(x, weight, scale, bias), **TOLERANCE[dtype])
+    torch.testing.assert_close(
+        linear_int8(x, packed), linear_int8_reference(x, weight, scale), **TOLERANCE[dtype]
+    )
+    for start, rows in ((0, 1), (5, 3), (7, 16), (100, 33), (239, 2), (290, 10)):
+        assert torch.equal(linear_int8(x[start : start + rows], packed, bias), made[start : start + rows])
+
+
+def test_portable_c_gives_the_same(portable: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = whole(13, 150, seed=1), integers(21, 150, lowest=-128, seed=2).to(torch.int8)
+    own = linear_int8(x, pack_int8(weight, torch.ones(21)))
+    monkeypatch.setattr(int8, "load", lambda: portable)
+    assert portable.lanes == 4
+    made = linear_int8(x, pack_int8(weight, torch.ones(21)))
+    assert torch.equal(made, own)
+    assert torch.equal(made, exact(x, weight))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bits_do_not_depend_on_the_number_of_threads(
+    dtype: torch.dtype, kernels: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, packed = numbers(250, 640).to(dtype), pack_int8(*rounded_to_int8(numbers(300, 640)))
+    made = []
+    for threads in (1, kernels.threads, 7):
+        monkeypatch.setattr(kernels, "threads", threads)
+        made.append(linear_int8(x, packed))
+    assert torch.equal(made[1], made[0])
+    assert torch.equal(made[2], made[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_are_odd(dtype: torch.dtype) -> None:
+    """aiter#4288: zeros. ik_llama.cpp#285: sums of large numbers of one sign. comfy-kitchen#60: tiny ones.
+    What is infinite or no number stays with its row (as 0 * inf does in a product of floats)."""
+    weight, scale = rounded_to_int8(numbers(33, 130))
+    packed, bias = pack_int8(weight, scale), torch.ones(33, dtype=dtype)
+    x = numbers(9, 130).to(dtype)
+    x[1] = 0
+    x[2] = 1e-38
+    x[3] = 6e4
+    x[4] = -1e30
+    x[5, 100] = torch.nan
+    x[6, 129] = torch.inf
+    x[7, :GROUP] = 0
+    made = linear_int8(x, packed, bias)
+    assert (made[1] == 1).all()
+    assert (made[2] == 1).all()
+    assert made[5:7].isnan().all()
+    finite = [0, 1, 2, 3, 4, 7, 8]
+    assert made[finite].isfinite().all()
+    torch.testing.assert_close(
+        made[finite], linear_int8_reference(x, weight, scale, bias)[finite], **TOLERANCE[dtype]
+    )
+
+
+def test_an_outlier_costs_its_own_group_only() -> None:
+    """Why x has a scale for each group: one for a whole row would leave the others nothing."""
+    x, weight = numbers(4, 640), numbers(50, 640)
+    x[:, 3] = 3000
+    made = linear_int8(x, pack_int8(*rounded_to_int8(weight)))
+    wanted = x @ weight.T
+    far = (made - wanted).norm() / (wanted - wanted.mean()).norm()
+    assert far < 0.01
+
+
+def test_weights_that_are_odd() -> None:
+    """A channel of zeros stays one; one that is not finite gives no numbers, and the others theirs."""
+    weight = numbers(5, 64)
+    weight[1] = 0
+    weight[2, 3] = torch.inf
+    weight[3, 4] = torch.nan
+    steps, scale = rounded_to_int8(weight)
+    made = linear_int8(torch.ones(2, 64), pack_int8(steps, scale))
+    assert (made[:, 1] == 0).all()
+    assert made[:, 2:4].isnan().all()
+    torch.testing.assert_close(made[:, ::4], weight[::4].sum(1).expand(2, 2), rtol=0, atol=0.2)
+
+
+@given(st.integers(1, 200), st.integers(0, 99))
+def test_rounding_is_off_by_half_a_step_at_most(inputs: int, seed: int) -> None:
+    x = numbers(3, inputs, seed=seed) * 10.0 ** (seed % 9 - 4)
+    steps, scale = quantize_rows_reference(x)
+    back = (steps * scale[..., None]).flatten(1)[:, :inputs]
+    assert ((back - x).abs() <= scale.amax() * 0.5001).all()
+    steps, scale = rounded_to_int8(x)
+    assert ((steps * scale[:, None] - x).abs() <= scale[:, None] * 0.5001).all()
+
+
+def test_no_rows_are_no_trouble() -> None:
+    """sglang#15346"""
+    packed = pack_int8(torch.ones(20, 32, dtype=torch.int8), torch.ones(20))
+    assert linear_int8(torch.empty(0, 32), packed).shape == (0, 20)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_program_does_what_its_calls_do(dtype: torch.dtype) -> None:
+    up, down = (pack_int8(*rounded_to_int8(numbers(n, k) / k**0.5)) for n, k in ((192, 64), (64, 192)))
+
+    def layers(x: Tensor) -> Tensor:
+        for _ in range(4):
+            x = linear_int8(linear_int8(x, up), down)
+        return x
+
+    for rows in (1, 7):
+        x, program = torch.zeros(rows, 64, dtype=dtype), Program(Memory())
+        with program.record():
+            out = layers(x)
+        for seed in range(2):
+            x.copy_(numbers(rows, 64, seed=seed))
+            program.run()
+            assert torch.equal(out, layers(x))
+
+
+def test_wrong_arguments_are_refused_by_name() -> None:
+    weight, scale = torch.ones(20, 32, dtype=torch.int8), torch.ones(20)
+    packed = pack_int8(weight, scale)
+    with pytest.raises(ValueError, match=r"x must be \[T, 32\]"):
+        linear_int8(torch.ones(2, 31), packed)
+    with pytest.raises(TypeError, match="float32 and bfloat16"):
+        linear_int8(torch.ones(2, 32, dtype=torch.float16), packed)
+    with pytest.raises(ValueError, match=r"bias must be torch.float32 \[20\]"):
+        linear_int8(torch.ones(2, 32), packed, torch.ones(19))
+    with pytest.raises(TypeError, match="int8 and float32"):
+        pack_int8(weight.float(), scale)
+    with pytest.raises(ValueError, match=r"scale must be \[20\]"):
+        pack_int8(weight, scale[:19])

@@ -13,6 +13,7 @@ import msgspec
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 AttentionBackend = Literal["auto", "torch", "triton", "cpu"]
+Quantization = Literal["none", "int8"]
 ModelImpl = Literal["auto", "native", "transformers"]
 Runner = Literal["auto", "generate", "pooling"]
 Convert = Literal["auto", "none", "embed", "classify"]
@@ -57,14 +58,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     the share of prompts in it; None: see ``engine/prompt_share``. ``target_ttft_ms``: until the first token;
     prompts then go by the slack that is left to them. ``max_waiting_requests`` and
     ``max_waiting_tokens`` (of prompts; None: any number) bound what waits. Without ``seed`` each start draws
-    its own. ``hf_overrides`` replace keys of ``config.json``. ``generation_config``: see
-    ``generation_folder``.
+    its own. ``quantization`` is what linear layers become at load. ``hf_overrides`` replace keys of
+    ``config.json``. ``generation_config``: see ``generation_folder``.
     """
 
     model: str
     dtype: Dtype = "auto"
     device: Device = "auto"
     attention_backend: AttentionBackend = "auto"
+    quantization: Quantization = "none"
     batch_invariant: bool = False
     model_impl: ModelImpl = "auto"
     runner: Runner = "auto"

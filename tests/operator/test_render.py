@@ -26,6 +26,7 @@ def container(given: LLMDeploymentSpec) -> dict[str, Any]:
         ({"engine": {"maxWaitingRequests": 64}}, ["--max-waiting-requests", "64"]),
         ({"engine": {"maxWaitingTokens": 100000}}, ["--max-waiting-tokens", "100000"]),
         ({"engine": {"dtype": "bfloat16"}}, ["--dtype", "bfloat16"]),
+        ({"engine": {"quantization": "int8"}}, ["--quantization", "int8"]),
         ({"engine": {"prefixCaching": False}}, ["--no-enable-prefix-caching"]),
         ({"accelerator": {"count": 0}}, ["--device", "cpu"]),
         ({"termination": {"drainTimeoutSeconds": 7}}, ["--drain-timeout", "7"]),

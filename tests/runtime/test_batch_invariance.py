@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,22 +38,31 @@ def bits(requests: list[Active]) -> list[Tensor]:
     return [torch.stack(request.logits[:OUTPUT]) for request in requests]
 
 
-def alone(folder: str, dtype: str) -> Tensor:
-    driver = PlanDriver(folder, block_size=16, attention_backend="cpu", dtype=dtype)
+def alone(folder: str, **options: Any) -> Tensor:
+    driver = PlanDriver(folder, block_size=16, attention_backend="cpu", **options)
     request = driver.add(PROMPT)
     driver.generate([request], OUTPUT)
     return bits([request])[0]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_have_the_same_bits_in_any_company(family: str, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "dtype", "quantization"),
+    [
+        *((family, dtype, "none") for family in FAMILIES for dtype in ("float32", "bfloat16")),
+        *((family, "float32", "int8") for family in ("llama", "gemma2", "llama4", "mixtral")),
+        ("llama", "bfloat16", "int8"),
+    ],
+)
+def test_logits_have_the_same_bits_in_any_company(
+    family: str, dtype: str, quantization: str, tmp_path: Path
+) -> None:
     layers = {"no_rope_layers": [1, 0]} if family == "llama4" else {}
     folder = str(write_tiny(tmp_path, family, **SHAPE, **layers))
-    expected = alone(folder, dtype)
+    options: Any = {"dtype": dtype, "quantization": quantization}
+    expected = alone(folder, **options)
     draw = random.Random(family + dtype)
     driver = PlanDriver(
-        folder, block_size=16, num_blocks=160, page_seed=3, poison=True, attention_backend="cpu", dtype=dtype
+        folder, block_size=16, num_blocks=160, page_seed=3, poison=True, attention_backend="cpu", **options
     )
     mine = [driver.add(PROMPT) for _ in range(3)]
     others = [driver.add([draw.randrange(3, 200) for _ in range(draw.randrange(1, 60))]) for _ in range(9)]

@@ -130,7 +130,10 @@ def test_sizes(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--quantization", "fp8"], "--quantization fp8 is not supported yet"),
+        (
+            ["--quantization", "fp8"],
+            "--quantization fp8 is not supported yet; use int8, or leave the flag out",
+        ),
         (["--kv-cache-dtype", "fp8"], "use auto"),
         (["--tensor-parallel-size", "2"], "use 1"),
         (["--kv-cache-memory", "lots"], "2GiB"),

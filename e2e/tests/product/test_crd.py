@@ -44,7 +44,12 @@ REFUSED: list[tuple[str, Object, str]] = [
     (
         "quantization",
         resource(engine={"quantization": "awq"}),
-        "quantization is not supported in this version",
+        "quantization must be none or int8",
+    ),
+    (
+        "int8 on a GPU",
+        resource(engine={"quantization": "int8"}, accelerator={"count": 1}),
+        "int8 runs on CPUs only in this version: set accelerator.count to 0",
     ),
     ("KV type", resource(engine={"kvCacheDtype": "fp8"}), "kvCacheDtype is not supported in this version"),
     ("dtype", resource(engine={"dtype": "int8"}), 'supported values: "auto", "float32"'),

@@ -115,11 +115,12 @@ class Engine(ApiModel):
         str,
         Field(
             max_length=32,
-            description="Quantization of the weights; only none in this version.",
+            description="What weights become when they are loaded: none, or on CPUs int8 (about half the"
+            " memory of bfloat16, and faster).",
             json_schema_extra=rules(
                 rule(
-                    "self == 'none'",
-                    "quantization is not supported in this version: leave it out",
+                    "self in ['none', 'int8']",
+                    "quantization must be none or int8 in this version",
                 )
             ),
         ),
@@ -356,6 +357,12 @@ class LLMDeploymentSpec(ApiModel):
                 "accelerator.count must equal parallelism.tensor: a replica uses one device per rank, so more"
                 " would stay idle; set count to 1 (or 0 for CPU)",
                 fieldPath=".accelerator.count",
+            ),
+            rule(
+                "self.engine.quantization != 'int8' || self.accelerator.count == 0",
+                "int8 runs on CPUs only in this version: set accelerator.count to 0, or leave"
+                " quantization out",
+                fieldPath=".engine.quantization",
             ),
         )
     )

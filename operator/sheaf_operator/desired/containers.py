@@ -37,6 +37,8 @@ def args(name: str, spec: LLMDeploymentSpec) -> list[str]:
         result += ["--max-model-len", str(engine.max_model_len)]
     if engine.dtype != "auto":
         result += ["--dtype", engine.dtype]
+    if engine.quantization != "none":
+        result += ["--quantization", engine.quantization]
     for flag, value in (
         ("--target-inter-token-ms", engine.target_inter_token_ms),
         ("--target-ttft-ms", engine.target_ttft_ms),

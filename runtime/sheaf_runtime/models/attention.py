@@ -27,8 +27,12 @@ class SelfAttention:
         self._clip = c.clip
         q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         self._rows = (q, kv, kv)
-        self.qkv = Linear(config.hidden_size, q + 2 * kv, bias=c.qkv_bias, dtype=dtype, device=device)
-        self.output = Linear(q, config.hidden_size, bias=c.output_bias, dtype=dtype, device=device)
+        self.qkv = Linear(
+            config.hidden_size, q + 2 * kv, bias=c.qkv_bias, dtype=dtype, device=device, scheme=ops.scheme
+        )
+        self.output = Linear(
+            q, config.hidden_size, bias=c.output_bias, dtype=dtype, device=device, scheme=ops.scheme
+        )
         self.sinks = torch.empty(c.num_heads, dtype=dtype, device=device) if c.sinks else None
         self._per_head = c.qk_norm != "all"
         rope = config.layers[index].rope
@@ -87,20 +91,18 @@ class SelfAttention:
                 for kind, tensor in norm.parameters().items():
                     yield f"{prefix}{name}.{kind}", tensor
 
-    def finish(self, ops: Ops) -> None:
-        """Call once, when the weights are loaded."""
+    def finish(self, ops: Ops) -> int:
+        """Call once, when the weights are loaded. Returns what ``Linear.pack`` does."""
         for norm in self.qk_norms or ():
             norm.finish()
         if self._order is not None:
             self._reorder(self._order)
-        self.qkv.pack(ops)
-        self.output.pack(ops)
+        return self.qkv.pack(ops) + self.output.pack(ops)
 
     def _reorder(self, order: list[int]) -> None:
         """Put the channels of every query and key head in the order in which they are rotated."""
         rotated = (self._heads + self._kv_heads) * self._head_dim
-        assert self.qkv.weight is not None
-        tensors = [self.qkv.weight[:rotated]]
+        tensors = [tensor[:rotated] for tensor in self.qkv.parameters.values()]
         if self.qkv.bias is not None:
             tensors.append(self.qkv.bias[:rotated])
         tensors += [tensor for norm in self.qk_norms or () for tensor in norm.parameters().values()]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sheaf_runtime.models.rope import RopeConfig
+from sheaf_runtime.models.schemes import PLAIN, Scheme
 
 # rms: the quotient is rounded before it is multiplied; rms_wide: after; rms_offset: after, and the factor is
 # 1 more than what is stored; layer: mean and variance.
@@ -119,7 +120,7 @@ class ModelConfig(DecoderConfig):
     """What our own decoder is built from.
 
     ``parallel``: attention and MLP read the same normalised input. The multipliers and ``logit_softcap`` are
-    applied where they are named.
+    applied where they are named. ``scheme`` is how the checkpoint has the linear layers.
     """
 
     mlp: MLPConfig
@@ -134,3 +135,4 @@ class ModelConfig(DecoderConfig):
     residual_multiplier: float = 1.0
     logit_multiplier: float = 1.0
     logit_softcap: float | None = None
+    scheme: Scheme = PLAIN

@@ -109,11 +109,10 @@ class DecoderLayer:
         yield from self.attention.targets(self._prefix, self._names)
         yield from self.mlp.targets(self._prefix, self._names)
 
-    def finish(self, ops: Ops) -> None:
+    def finish(self, ops: Ops) -> int:
         for _, norm in self._norms():
             norm.finish()
-        self.attention.finish(ops)
-        self.mlp.pack(ops)
+        return self.attention.finish(ops) + self.mlp.pack(ops)
 
 
 class Decoder:
@@ -147,7 +146,8 @@ class Decoder:
         self.output: Output | None = None
         if head:
             tied = config.tie_word_embeddings
-            self.output = Output(self.embedding if tied else torch.empty_like(self.embedding))
+            weight = self.embedding if tied else torch.empty_like(self.embedding)
+            self.output = Output(weight, ops.head_scheme, tied=tied)
         distinct = list(dict.fromkeys(layer.rope for layer in config.layers))
         self.ropes = [Rope(rope, config.attention.head_dim, device) for rope in distinct]
         # Whether logits are what the head gives.
@@ -229,16 +229,16 @@ class Decoder:
         for kind, tensor in self.final_norm.parameters().items():
             yield f"model.norm.{kind}", tensor
         if self.output is not None and not self.config.tie_word_embeddings:
+            assert self.output.weight is not None
             yield "lm_head.weight", self.output.weight
 
     def ignored(self) -> tuple[str, ...]:
         """Tensors that a checkpoint may hold although this model has no place for them."""
         return ("lm_head.weight",) if self.output is None or self.config.tie_word_embeddings else ()
 
-    def finish(self) -> None:
-        """Call once, when every target is filled: what is stored another way is put in order, and packed."""
-        for layer in self.layers:
-            layer.finish(self._ops)
+    def finish(self) -> int:
+        """Call once, when every target is filled: what is stored another way is put in order, and packed.
+        Returns how many bytes fewer the weights take from then on."""
+        saved = sum(layer.finish(self._ops) for layer in self.layers)
         self.final_norm.finish()
-        if self.output is not None:
-            self.output.pack(self._ops)
+        return saved if self.output is None else saved + self.output.pack(self._ops)

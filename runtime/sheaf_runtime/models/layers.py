@@ -17,12 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sheaf_runtime.models.config import Activation
+from sheaf_runtime.models.schemes import PLAIN, PackedLinear, Scheme
 
 # Where a part of a checkpoint goes: its tensor's name and a view of the parameter that it fills.
 Target = tuple[str, Tensor]
-
-# From x [T, in] and the bias to y [T, out].
-PackedLinear = Callable[[Tensor, Tensor | None], Tensor]
 
 # oneDNN blocks a packed weight for one number of rows. Measured on AVX-512 from 1 to 512 rows, the layout
 # chosen for many rows is also the fastest for few.
@@ -86,38 +84,47 @@ class Attention(Protocol):
 class Linear:
     """``y = x W^T + b``; several matrices of a checkpoint may be stacked in one (q, k and v).
 
-    ``weight`` is [out, in]. After ``pack`` on a CPU with oneDNN it is gone: only the packed copy stays.
+    ``parameters`` are what its scheme takes of a checkpoint. After ``pack`` on a CPU they are gone: only the
+    packed copy stays.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype, device: torch.device
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        scheme: Scheme = PLAIN,
     ) -> None:
-        self.weight: Tensor | None = torch.empty(out_features, in_features, dtype=dtype, device=device)
+        self._scheme, self._out_features = scheme, out_features
+        self.parameters = scheme.parameters(out_features, in_features, dtype, device)
         self.bias = torch.empty(out_features, dtype=dtype, device=device) if bias else None
         self._packed: PackedLinear | None = None
 
-    def pack(self, ops: Ops) -> None:
-        """Call once, when the weight is loaded."""
-        assert self.weight is not None
-        self._packed = ops.pack_linear(self.weight)
+    def pack(self, ops: Ops) -> int:
+        """Call once, when the parameters are loaded. Returns how many bytes fewer they take from then on."""
+        saved = self._scheme.saved_bytes(self.parameters)
+        self._packed = self._scheme.pack(self.parameters, ops)
         if self._packed is not None:
-            self.weight = None
+            self.parameters = {}
+        return saved
 
     def __call__(self, x_TC: Tensor) -> Tensor:
         if self._packed is not None:
             return self._packed(x_TC, self.bias)
-        assert self.weight is not None
-        return F.linear(x_TC, self.weight, self.bias)
+        return F.linear(x_TC, self.parameters["weight"], self.bias)
 
     def targets(self, prefix: str, names: tuple[str, ...], rows: tuple[int, ...]) -> Iterator[Target]:
         """The checkpoint's matrices of so many rows that are stacked here; a single one may hold them all."""
-        assert self.weight is not None
         if len(names) == 1:
-            rows = (self.weight.shape[0],)
+            rows = (self._out_features,)
         start = 0
         for name, count in zip(names, rows, strict=True):
             stop = start + count
-            yield f"{prefix}{name}.weight", self.weight[start:stop]
+            for kind, tensor in self.parameters.items():
+                yield f"{prefix}{name}.{kind}", tensor[start:stop]
             if self.bias is not None:
                 yield f"{prefix}{name}.bias", self.bias[start:stop]
             start = stop
@@ -126,18 +133,27 @@ class Linear:
 class Output:
     """The projection to the vocabulary: a ``Linear`` whose weight may be the embedding's own."""
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, weight: Tensor, scheme: Scheme = PLAIN, *, tied: bool = True) -> None:
+        self.weight: Tensor | None = weight
+        self._scheme, self._tied = scheme, tied
         self._packed: PackedLinear | None = None
 
-    def pack(self, ops: Ops) -> None:
-        """Packs a copy: the embedding needs its rows as they are. It is worth its memory, because this is
-        the largest matrix of a small model (three times faster at 16 rows)."""
-        self._packed = ops.pack_linear(self.weight)
+    def pack(self, ops: Ops) -> int:
+        """As ``Linear.pack``. Of a tied weight it packs a copy: the embedding needs its rows as they are. It
+        is worth its memory, because this is the largest matrix of a small model (three times faster at 16
+        rows)."""
+        assert self.weight is not None
+        parameters = {"weight": self.weight}
+        saved = 0 if self._tied else self._scheme.saved_bytes(parameters)
+        self._packed = self._scheme.pack(parameters, ops)
+        if self._packed is not None:
+            self.weight = None
+        return saved
 
     def __call__(self, x_TC: Tensor) -> Tensor:
         if self._packed is not None:
             return self._packed(x_TC, None)
+        assert self.weight is not None
         return F.linear(x_TC, self.weight)
 
 
@@ -215,7 +231,8 @@ class Ops:
     ``experts`` runs all experts at once, on weights as they are; ``None``: one after the other.
 
     ``pack_linear`` makes of a weight [out, in] what multiplies with a copy of it in a better order; None:
-    there is none.
+    there is none. ``pack_int8`` does so of integers [out, in] and their scale [out], where the backend has
+    int8. ``scheme`` is that of all linear layers but routers and the head, which has ``head_scheme``.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]] | None = None
@@ -226,6 +243,9 @@ class Ops:
     clamped_swiglu: Callable[[Tensor, float, float], Tensor] = clamped_swiglu
     experts: GroupedExperts | None = None
     pack_linear: Callable[[Tensor], PackedLinear | None] = pack_with_onednn
+    pack_int8: Callable[[Tensor, Tensor], PackedLinear] | None = None
+    scheme: Scheme = PLAIN
+    head_scheme: Scheme = PLAIN
 
 
 TORCH_OPS = Ops()

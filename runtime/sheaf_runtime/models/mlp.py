@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sheaf_runtime.models.architectures import Names
 from sheaf_runtime.models.config import ExpertsConfig, MLPConfig
-from sheaf_runtime.models.layers import Linear, Ops, PackedLinear, Target
+from sheaf_runtime.models.layers import Linear, Ops, Target
+from sheaf_runtime.models.schemes import PackedLinear
 
 
 class MLP:
@@ -25,8 +26,10 @@ class MLP:
     ) -> None:
         inner = config.intermediate_size
         self._rows = (inner, inner) if config.gated else (inner,)
-        self.gate_up = Linear(hidden, sum(self._rows), bias=config.bias, dtype=dtype, device=device)
-        self.down = Linear(inner, hidden, bias=config.bias, dtype=dtype, device=device)
+        self.gate_up = Linear(
+            hidden, sum(self._rows), bias=config.bias, dtype=dtype, device=device, scheme=ops.scheme
+        )
+        self.down = Linear(inner, hidden, bias=config.bias, dtype=dtype, device=device, scheme=ops.scheme)
         self._act = activation(config, ops)
 
     def __call__(self, x_TC: Tensor) -> Tensor:
@@ -36,9 +39,8 @@ class MLP:
         yield from self.gate_up.targets(prefix, names.gate_up, self._rows)
         yield from self.down.targets(prefix, (names.down,), ())
 
-    def pack(self, ops: Ops) -> None:
-        self.gate_up.pack(ops)
-        self.down.pack(ops)
+    def pack(self, ops: Ops) -> int:
+        return self.gate_up.pack(ops) + self.down.pack(ops)
 
 
 def activation(config: MLPConfig, ops: Ops) -> Callable[[Tensor], Tensor]:
@@ -164,14 +166,19 @@ class Experts:
             for name, target in (*parts, (names.expert_down, down_ECC[expert])):
                 yield f"{experts}.{expert}.{name}.weight", target
 
-    def pack(self, ops: Ops) -> None:
-        self.router.pack(ops)
+    def pack(self, ops: Ops) -> int:
+        saved = self.router.pack(ops)
         if self.shared is not None:
-            self.shared.pack(ops)
+            saved += self.shared.pack(ops)
         if self._grouped is not None:
-            return
+            return saved
         assert self._weights is not None
-        packed = [(ops.pack_linear(a), ops.pack_linear(b)) for a, b in zip(*self._weights, strict=True)]
+        saved += sum(ops.scheme.saved_bytes({"weight": one}) for all_ in self._weights for one in all_)
+        packed = [
+            (ops.scheme.pack({"weight": a}, ops), ops.scheme.pack({"weight": b}, ops))
+            for a, b in zip(*self._weights, strict=True)
+        ]
         self._packed = [(a, b) for a, b in packed if a is not None and b is not None]
         if self._packed:
             self._weights = None
+        return saved

@@ -13,6 +13,7 @@ from typing import Any
 
 from sheaf_runtime.config import generation_folder
 from sheaf_runtime.models.architectures import ARCHITECTURES, Architecture
+from sheaf_runtime.models.compressed import METHOD, read_compressed
 from sheaf_runtime.models.config import (
     Activation,
     AttentionConfig,
@@ -24,6 +25,7 @@ from sheaf_runtime.models.config import (
 )
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.rope import RopeConfig, parse_rope
+from sheaf_runtime.models.schemes import PLAIN, Scheme
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -89,7 +91,6 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) ->
     """The pure half of ``load_model_config``."""
     name, row = find_architecture(raw)
     raw = _completed(raw, row)
-    refuse_quantized(raw)
     if raw.get("use_bidirectional_attention"):
         raise UnsupportedModelError("use_bidirectional_attention is not supported: only causal decoders are")
     hidden = _positive(raw, "hidden_size")
@@ -126,7 +127,21 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) ->
         residual_multiplier=_number(raw, "residual_multiplier", 1.0),
         logit_multiplier=_number(raw, "logit_scale", 1.0) / _number(raw, "logits_scaling", 1.0),
         logit_softcap=_optional(raw, "final_logit_softcapping"),
+        scheme=_scheme(raw, experts),
     )
+
+
+def _scheme(raw: Mapping[str, Any], experts: ExpertsConfig | None) -> Scheme:
+    quantization = raw.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
+        refuse_quantized(raw)
+        return PLAIN
+    if experts is not None:
+        raise UnsupportedModelError(
+            f"the checkpoint is quantized ({METHOD}), which is not supported for experts; use the "
+            "unquantized model"
+        )
+    return read_compressed(quantization)
 
 
 def _completed(raw: Mapping[str, Any], row: Architecture) -> dict[str, Any]:

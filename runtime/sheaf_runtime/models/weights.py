@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 BASE = "model."  # what the names of a decoder saved without its head lack
 # Checkpoints may carry these; they follow from config.json.
-DERIVED = ("rotary_emb.inv_freq",)
+DERIVED = ("rotary_emb.inv_freq", ".weight_shape")
 
 
 def load_weights(
@@ -74,8 +74,8 @@ def _copy(name: str, source: Tensor, target: Tensor) -> None:
             f"tensor {name} is {list(source.shape)} in the checkpoint, "
             f"but config.json makes it {list(target.shape)}"
         )
-    if not source.is_floating_point():
+    if source.dtype != target.dtype and not (source.is_floating_point() and target.is_floating_point()):
         raise UnsupportedModelError(
-            f"tensor {name} has dtype {source.dtype}: quantized weights are not supported"
+            f"tensor {name} is {source.dtype} in the checkpoint, but config.json makes it {target.dtype}"
         )
     target.copy_(source)

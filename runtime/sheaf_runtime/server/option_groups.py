@@ -113,7 +113,12 @@ def hardware(add: Add) -> None:
         action="store_true",
         help="do not start where an answer could depend on the batch; on the CPU kernels none does",
     )
-    add("--quantization", default="none", metavar="NAME", help="not yet: only none")
+    add(
+        "--quantization",
+        default=ENGINE.quantization,
+        metavar="NAME",
+        help="what linear layers become at load: none (they stay), or int8, for which the CPU has kernels",
+    )
     add("--tensor-parallel-size", type=values.positive, default=1, metavar="N", help="not yet: only 1")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from sheaf_runtime.config import EngineConfig, ServerConfig, check_config
+from sheaf_runtime.config import EngineConfig, Quantization, ServerConfig, check_config
 from sheaf_runtime.flags.config_file import read_with_config
 from sheaf_runtime.flags.parser import OptionError, Parser
 from sheaf_runtime.server.model_folder import ModelFolderError, SamplingDefaults
@@ -29,6 +29,7 @@ def parser() -> Parser:
 def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     """Raises ``OptionError``; ``--help`` exits as argparse does."""
     given = read_with_config(parser(), argv)
+    given["quantization"] = {"None": "none"}.get(given["quantization"], given["quantization"])
     _refuse_missing_features(given)
     given["dtype"] = {"float": "float32", "half": "float16"}.get(given["dtype"], given["dtype"])
     for name in ("served_model_name", "api_key", "allowed_origins"):
@@ -57,7 +58,7 @@ def _check_generation_config(overrides: Mapping[str, Any]) -> None:
 
 def _refuse_missing_features(given: Mapping[str, Any]) -> None:
     for name, only, instead in (
-        ("quantization", ("none", "None"), "leave the flag out"),
+        ("quantization", get_args(Quantization), "use int8, or leave the flag out"),
         ("kv_cache_dtype", ("auto",), "use auto"),
         ("tensor_parallel_size", (1,), "use 1"),
     ):

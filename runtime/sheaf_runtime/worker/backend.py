@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import torch
@@ -12,9 +13,10 @@ from sheaf_kernels.cpu import paged_attention as cpu_attention
 from sheaf_kernels.cpu.lookup import likeliest
 from torch import Tensor
 
-from sheaf_runtime.config import AttentionBackend
+from sheaf_runtime.config import AttentionBackend, Quantization
 from sheaf_runtime.models.config import AttentionConfig, DecoderConfig
 from sheaf_runtime.models.layers import TORCH_OPS, Angles, Computed, Layers, Lookups, Ops, Want
+from sheaf_runtime.models.schemes import INT8_ON_LOAD, PLAIN, Scheme
 from sheaf_runtime.worker.adjust import Adjustments, adjust
 from sheaf_runtime.worker.attention import TorchAttention
 from sheaf_runtime.worker.batch import StepInputs
@@ -108,7 +110,20 @@ def _listed(numbers: tuple[int, ...]) -> str:
     return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
-def make_ops(backend: Backend) -> Ops:
+def make_ops(backend: Backend, quantization: Quantization = "none", stored: Scheme = PLAIN) -> Ops:
+    """``stored``: how the checkpoint has its layers. Raises ValueError where it has no kernels for them."""
+    if quantization == "int8" or stored != PLAIN:
+        if backend != "cpu":
+            what = "--quantization int8 needs" if stored == PLAIN else "the checkpoint's int8 weights need"
+            raise ValueError(
+                f"{what} the CPU kernels, and the model would run on {backend} ones (--device cpu "
+                "--attention-backend cpu says why they cannot run); take the model's floats"
+            )
+        return replace(
+            CPU_OPS,
+            scheme=INT8_ON_LOAD if stored == PLAIN else stored,
+            head_scheme=INT8_ON_LOAD if quantization == "int8" else PLAIN,
+        )
     if backend == "torch":
         return TORCH_OPS
     if backend == "cpu":

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from sheaf_kernels.cpu.build import UnavailableError
 from sheaf_kernels.cpu.elementwise import activate, clamped_swiglu, head_norm, rms_norm
+from sheaf_kernels.cpu.int8 import linear_int8, pack_int8
 from sheaf_kernels.cpu.library import load
 from sheaf_kernels.cpu.linear import linear, pack
 from sheaf_kernels.cpu.lookup import likeliest, take_rows
@@ -26,10 +27,10 @@ from sheaf_runtime.models.layers import (
     Layers,
     Lookups,
     Ops,
-    PackedLinear,
     Want,
     pack_with_onednn,
 )
+from sheaf_runtime.models.schemes import PackedLinear
 from sheaf_runtime.worker.batch import GroupInputs, Int64, StepInputs
 from sheaf_runtime.worker.kv_layout import KVLayout
 
@@ -53,6 +54,11 @@ def _pack(weight: Tensor) -> PackedLinear | None:
     return lambda x_TC, bias: linear(x_TC, packed, bias)
 
 
+def _pack_int8(weight: Tensor, scale: Tensor) -> PackedLinear:
+    packed = pack_int8(weight, scale)
+    return lambda x_TC, bias: linear_int8(x_TC, packed, bias)
+
+
 def _likeliest(logits_TV: Tensor) -> npt.NDArray[np.int64]:
     return likeliest(logits_TV).numpy()
 
@@ -65,6 +71,7 @@ CPU_OPS = Ops(
     take_rows=take_rows,
     likeliest=_likeliest,
     pack_linear=_pack,
+    pack_int8=_pack_int8,
 )
 
 

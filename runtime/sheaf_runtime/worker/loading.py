@@ -154,7 +154,7 @@ def _load_native(
         untie_if_different(model_config, checkpoint) if head else model_config,
         dtype=dtype,
         device=device,
-        ops=make_ops(backend),
+        ops=make_ops(backend, config.quantization, model_config.scheme),
         head=head,
     )
     targets: Iterable[tuple[str, Tensor]] = decoder.targets()  # not kept: packing is to free them
@@ -163,7 +163,7 @@ def _load_native(
         score_weight = torch.empty(1, model_config.hidden_size, dtype=dtype, device=device)
         targets = chain(targets, [("score.weight", score_weight)])
     weights_bytes = load_weights(checkpoint, targets, ignore=decoder.ignored())
-    decoder.finish()
+    weights_bytes -= decoder.finish()
     if pooling is not None:
         pooler = Pooler(pooling, score_weight=score_weight, logits=decoder.logits)
     ends = model_config.eos_token_ids
@@ -208,6 +208,11 @@ def _load_transformers(
     if config.batch_invariant:
         raise ValueError(
             "--batch-invariant holds for models of our own table, this one runs through transformers' code"
+        )
+    if config.quantization != "none":
+        raise ValueError(
+            f"--quantization {config.quantization} is for models of our own table, this one runs through "
+            "transformers' code; leave it out"
         )
     # Imported late: it takes seconds, and what has a native description does without.
     from sheaf_runtime.hf.decoder import TransformersDecoder

@@ -96,12 +96,16 @@ INLINE void add_values(const int bf16, const int rows, const int vectors, const 
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < vectors; j++) s[i][j] = load_f32(sums + i * D + d + j * LANES);
     if (!bf16) {
-        for (int k = from; k < to; k++) {
+        for (int k = from, end; k < to; k = end) {
             const float *value = (const float *)values[k / LANES] + k % LANES * D + d;
-            vec v[2];
-            UNROLL for (int j = 0; j < vectors; j++) v[j] = load_f32(value + j * LANES);
-            UNROLL for (int i = 0; i < rows; i++)
-                UNROLL for (int j = 0; j < vectors; j++) s[i][j] += ((const float *)weights)[i * KEYS + k] * v[j];
+            end = k / LANES * LANES + LANES < to ? k / LANES * LANES + LANES : to;
+            for (const float *weight = (const float *)weights + k; weight < (const float *)weights + end; weight++) {
+                vec v[2];
+                UNROLL for (int j = 0; j < vectors; j++) v[j] = load_f32(value + j * LANES);
+                UNROLL for (int i = 0; i < rows; i++)
+                    UNROLL for (int j = 0; j < vectors; j++) s[i][j] += weight[i * KEYS] * v[j];
+                value += D;
+            }
         }
     } else {
         for (int k = from & ~1; k < to; k += 2) {
@@ -118,12 +122,11 @@ INLINE void add_values(const int bf16, const int rows, const int vectors, const 
 }
 
 #define VALUES_OF(n) case n: \
-    for (; d + 2 * LANES <= D; d += 2 * LANES) add_values(bf16, n, 2, weights, values, from, to, d, D, sums); \
-    if (d < D) add_values(bf16, n, 1, weights, values, from, to, d, D, sums); \
+    if (d + 2 * LANES <= D) add_values(bf16, n, 2, weights, values, from, to, d, D, sums); \
+    else add_values(bf16, n, 1, weights, values, from, to, d, D, sums); \
     break;
 INLINE void values_of_rows(const int bf16, int rows, const char *weights, const char *const *values, int from, int to,
-                           int D, float *sums) {
-    int d = 0;
+                           int d, int D, float *sums) {
     switch (rows) {
         VALUES_OF(1) VALUES_OF(2) VALUES_OF(3) VALUES_OF(4) VALUES_OF(5) VALUES_OF(6)
 #if ROWS == 12
@@ -143,13 +146,14 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
     for (int r = 0; r < rows; r += ROWS) {
         int few = rows - r < ROWS ? rows - r : ROWS;
         for (int n = first; n < groups; n += PANELS_AT_ONCE) {
-            vec sums[ROWS][PANELS_AT_ONCE];
+            float twice[ROWS * PANELS_AT_ONCE * LANES];
             int alone = n + 1 == groups; /* a last one is met twice, which saves half of the code */
             long apart = alone ? 0 : (here.keys[n + 1] - here.keys[n]) / size;
-            multiply(bf16, few, (const char *)q + (size_t)r * D * q_size, D, here.keys[n], apart, D, sums);
-            for (int i = 0; i < few; i++)
-                for (int j = 0; j < PANELS_AT_ONCE - alone; j++)
-                    store_f32(scores + (r + i) * KEYS + (n + j) * LANES, sums[i][j]);
+            float *to = scores + r * KEYS + n * LANES;
+            size_t stride = alone ? PANELS_AT_ONCE * LANES : KEYS;
+            multiply(bf16, few, (const char *)q + (size_t)r * D * q_size, D, here.keys[n], apart, D, alone ? twice : to,
+                     stride);
+            for (int i = 0; alone && i < few; i++) store_f32(to + i * KEYS, load_f32(twice + i * stride));
         }
     }
     const ivec lane = LANE_NUMBERS;
@@ -160,8 +164,11 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
         int end = own - base + 1 < KEYS ? (int)(own - base + 1) : KEYS, start = window > base ? (int)(window - base) : 0;
         vec best = (vec){0} - INFINITY;
         for (int n = first; n < groups; n++) {
-            ivec seen = (lane + n * LANES < end) & (lane + n * LANES >= start);
-            vec score = select_vec(seen, cap_vec(a, load_f32(row + n * LANES)), (vec){0} - INFINITY);
+            vec score = cap_vec(a, load_f32(row + n * LANES));
+            if (n * LANES < start || (n + 1) * LANES > end) {
+                ivec seen = (lane + n * LANES < end) & (lane + n * LANES >= start);
+                score = select_vec(seen, score, (vec){0} - INFINITY);
+            }
             store_f32(row + n * LANES, score);
             best = select_vec((score > best) | (score != score), score, best);
         }
@@ -170,13 +177,13 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
         old[r] = s->top[r] - shift[r];
         s->top[r] = top;
     }
-    for (int r = 0; r < rows; r += LANES) store_f32(old + r, exp_vec(load_f32(old + r)));
+    for (int r = 0; r < rows; r += LANES) store_f32(old + r, exp_below(load_f32(old + r)));
     uint16_t half[WIDENS ? 1 : MAX_ROWS * KEYS] __attribute__((aligned(64)));
     for (int r = 0; r < rows; r++) {
         vec total = {0};
         for (int n = first; n < groups; n++) {
             int at = r * KEYS + n * LANES;
-            vec weight = exp_vec(load_f32(scores + at) - shift[r]);
+            vec weight = exp_below(load_f32(scores + at) - shift[r]);
             total += weight;
             if (bf16 && !WIDENS) store_bf16(half + at, weight); else store_f32(scores + at, round_vec(bf16, weight));
         }
@@ -187,9 +194,10 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
     prefetch(next.keys, LANES * D * size);
     const char *weights = bf16 && !WIDENS ? (const char *)half : (const char *)scores;
     const size_t row = KEYS * (bf16 ? sizeof(factor) : sizeof *scores);
-    for (int r = 0; r < rows; r += ROWS)
-        values_of_rows(bf16, rows - r < ROWS ? rows - r : ROWS, weights + r * row, here.values, from, to, D,
-                       s->sums + r * D);
+    for (int d = 0; d < D; d += 2 * LANES) /* these channels of all keys stay in the first cache for all rows */
+        for (int r = 0; r < rows; r += ROWS)
+            values_of_rows(bf16, rows - r < ROWS ? rows - r : ROWS, weights + r * row, here.values, from, to, d, D,
+                           s->sums + r * D);
 }
 
 INLINE void finish(const attention_job *a, const int bf16, size_t out, int head, float top, float total,

@@ -122,15 +122,12 @@ INLINE float max_vec(vec v) {
     UNROLL for (int n = LANES / 2; n; n /= 2) v = greater_vec(v, upper(v, n));
     return v[0];
 }
-/* e^x within 2 units of the last place; 0 below -87, infinite above 88; NaN stays. */
-INLINE vec exp_vec(vec x) {
-    const vec zero = {0};
-    vec c = select_vec(x > zero + 88.0f, zero + 88.0f, x);
-    c = select_vec(c < zero - 87.0f, zero - 87.0f, c);
+/* e^x for x of -87 to 88. */
+INLINE vec exp_within(vec c) {
     vec n = (c * 1.44269504f + 12582912.0f) - 12582912.0f; /* to the nearest integer */
     vec f = c - n * 0.693359375f;
     f = f + n * 2.12194440e-4f;
-    vec y = zero + 1.9875691500e-4f;
+    vec y = (vec){0} + 1.9875691500e-4f;
     y = y * f + 1.3981999507e-3f;
     y = y * f + 8.3334519073e-3f;
     y = y * f + 4.1665795894e-2f;
@@ -138,10 +135,22 @@ INLINE vec exp_vec(vec x) {
     y = y * f + 5.0000001201e-1f;
     y = (y * f) * f + f + 1.0f;
     ivec exponent = (__builtin_convertvector(n, ivec) + 127) << 23;
-    y = y * (vec)exponent;
+    return y * (vec)exponent;
+}
+/* e^x within 2 units of the last place; 0 below -87, infinite above 88; NaN stays. */
+INLINE vec exp_vec(vec x) {
+    const vec zero = {0};
+    vec c = select_vec(x > zero + 88.0f, zero + 88.0f, x);
+    c = select_vec(c < zero - 87.0f, zero - 87.0f, c);
+    vec y = exp_within(c);
     y = select_vec(x < zero - 87.0f, zero, y);
     y = select_vec(x > zero + 88.0f, zero + INFINITY, y);
     return select_vec(x != x, x, y);
+}
+/* The same for what is not above 0. */
+INLINE vec exp_below(vec x) {
+    const vec zero = {0};
+    return select_vec(x < zero - 87.0f, zero, exp_within(select_vec(x < zero - 87.0f, zero - 87.0f, x)));
 }
 INLINE float exp1(float x) { vec v = {x}; return exp_vec(v)[0]; }
 
@@ -177,11 +186,11 @@ INLINE void add_pairs(const int rows, const int vectors, const factor *x, size_t
 #endif
 }
 
-/* sums[i][j] = x row i times panel j, added up in the order of K: whatever else is computed beside a row, its
- * sums have the same bits. A panel is [K][LANES] in float32, [K/2][LANES][2] in bfloat16, where x has factors and K
- * is even. */
+/* The LANES floats at sums + i * stride + j * LANES = x row i times panel j, added up in the order of K: whatever else
+ * is computed beside a row, its sums have the same bits. A panel is [K][LANES] in float32, [K/2][LANES][2] in
+ * bfloat16, where x has factors and K is even. */
 INLINE void rows_by_panels(const int bf16, const int rows, const void *x, size_t x_stride,
-                           const void *w, long w_stride, int K, vec sums[ROWS][PANELS_AT_ONCE]) {
+                           const void *w, long w_stride, int K, float *sums, size_t stride) {
     vec s[ROWS][PANELS_AT_ONCE];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) s[i][j] = (vec){0};
@@ -203,13 +212,13 @@ INLINE void rows_by_panels(const int bf16, const int rows, const void *x, size_t
         }
     }
     UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) sums[i][j] = s[i][j];
+        UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) store_f32(sums + i * stride + j * LANES, s[i][j]);
 }
 
 /* The same with the number of rows made a constant, so that the sums stay in registers. */
-#define WITH_ROWS(n) case n: rows_by_panels(bf16, n, x, x_stride, w, w_stride, K, sums); break;
+#define WITH_ROWS(n) case n: rows_by_panels(bf16, n, x, x_stride, w, w_stride, K, sums, stride); break;
 INLINE void multiply(const int bf16, int rows, const void *x, size_t x_stride, const void *w, long w_stride, int K,
-                     vec sums[ROWS][PANELS_AT_ONCE]) {
+                     float *sums, size_t stride) {
     switch (rows) {
         WITH_ROWS(1) WITH_ROWS(2) WITH_ROWS(3) WITH_ROWS(4) WITH_ROWS(5) WITH_ROWS(6)
 #if ROWS == 12

@@ -30,12 +30,13 @@ INLINE void vector_block(const linear_job *l, const int bf16, int m0, int m1, in
         int panels = p1 - p < PANELS_AT_ONCE ? p1 - p : PANELS_AT_ONCE;
         for (int m = m0, passes = (m1 - m0 + ROWS - 1) / ROWS, rows; m < m1; m += rows, passes--) {
             rows = (m1 - m + passes - 1) / passes; /* 16 are 8 and 8, for 12 and 4 would leave sums idle */
-            vec sums[ROWS][PANELS_AT_ONCE];
+            float sums[ROWS * PANELS_AT_ONCE * LANES];
             /* A last one that has no neighbour is met twice. */
             multiply(bf16, rows, l->x + m * l->x_stride * x_size, l->x_stride, l->w + p * panel * size,
-                     panels == 1 ? 0 : (long)panel, l->K, sums);
+                     panels == 1 ? 0 : (long)panel, l->K, sums, PANELS_AT_ONCE * LANES);
             for (int i = 0; i < rows; i++)
-                for (int j = 0; j < panels; j++) put(l, bf16, m + i, p + j, sums[i][j]);
+                for (int j = 0; j < panels; j++)
+                    put(l, bf16, m + i, p + j, load_f32(sums + (i * PANELS_AT_ONCE + j) * LANES));
         }
     }
 }

@@ -11,9 +11,10 @@ import pytest
 import torch
 from plan_driver import PlanDriver
 from safetensors.torch import load_file, save_file
+from sheaf_runtime.models import schemes
 from sheaf_runtime.models.compressed import read_compressed
 from sheaf_runtime.models.errors import UnsupportedModelError
-from sheaf_runtime.models.schemes import INT8_PACKED, INT8_STORED, rounded_to_int8
+from sheaf_runtime.models.schemes import INT8_PACKED, INT8_STORED
 from tiny_families import write_tiny
 from torch import Tensor
 
@@ -71,6 +72,12 @@ def packed(weight: Tensor) -> Tensor:
     return torch.where(whole >= 1 << 31, whole - (1 << 32), whole).to(torch.int32)
 
 
+def by_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``rounded_to_int8`` gives it, with all scales of a row the same."""
+    scale = weight.float().abs().amax(dim=1, keepdim=True) / 127
+    return (weight / scale).round().to(torch.int8), scale.expand(-1, -(-weight.shape[1] // schemes.GROUP))
+
+
 def compress(folder: Path, config: dict[str, Any]) -> None:
     """Store the matrices of the folder's layers in int8, and say so."""
     for path in folder.glob("*.safetensors"):
@@ -79,8 +86,8 @@ def compress(folder: Path, config: dict[str, Any]) -> None:
             if not name.startswith("model.layers.") or tensor.dim() == 1:
                 tensors[name] = tensor
                 continue
-            weight, scale = rounded_to_int8(tensor)
-            tensors[f"{name}_scale"] = scale[:, None].contiguous()
+            weight, scale = by_channel(tensor)
+            tensors[f"{name}_scale"] = scale[:, :1].contiguous()
             if config["format"] == "int-quantized":
                 tensors[name] = weight
             else:
@@ -103,9 +110,12 @@ def logits(folder: Path, **options: Any) -> Tensor:
 
 @pytest.mark.parametrize("config", [W8A8, W8A16], ids=["W8A8", "W8A16"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "starcoder2"])
-def test_what_is_stored_is_what_would_be_made(family: str, config: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_stored_is_what_would_be_made(
+    family: str, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same integers and scales as from floats, so the same bits: with --quantization int8 the head too.
     Channels of queries and keys are put in another order, and their scales with them (vllm#42803)."""
+    monkeypatch.setattr(schemes, "rounded_to_int8", by_channel)
     folder = write_tiny(tmp_path, family, tie_word_embeddings=False, **SHAPE)
     made, floats = logits(folder, quantization="int8"), logits(folder)
     compress(folder, config)

@@ -42,7 +42,8 @@ def test_logits_are_near_those_of_floats(
     folder = write_tiny(tmp_path, family, **SHAPE)
     exact = logits(folder, attention_backend="cpu")
     made = logits(folder, attention_backend="cpu", quantization="int8")
-    assert 0 < (made - exact).std() < 0.1 * exact.std()
+    bound = 0.3 if family == "mixtral" else 0.1  # a token may choose another expert
+    assert 0 < (made - exact).std() < bound * exact.std()
 
     def pack(weight: Tensor, scale: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
         return lambda x, bias: linear_int8_reference(x, weight, scale, bias)
@@ -77,7 +78,7 @@ def test_the_weights_that_are_counted_are_those_that_stay(tied: bool, tmp_path: 
     matrices = [
         (128, 96), (96, 64), (400, 96), (96, 200)
     ] * 3 + ([] if tied else [(320, 96)])  # fmt: skip
-    saved = sum(rows * columns * 3 - rows * 4 for rows, columns in matrices)
+    saved = sum(rows * columns * 3 - rows * 4 * -(-columns // 64) for rows, columns in matrices)
     assert plain.weights_bytes - small.weights_bytes == saved
     layer = small.decoder.layers[0]
     assert layer.attention.qkv.parameters == {}

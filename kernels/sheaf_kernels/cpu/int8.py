@@ -1,12 +1,13 @@
 """Linear layers whose weights are int8: y = x W^T + b, where x is made int8 as well, on the fly.
 
-W has one scale for each output channel, x one for each 64 channels of a row: activations have outliers, and
-one scale for a whole row would leave all its other numbers a few steps to be told apart by. Integers are
-multiplied and added exactly within a group, and groups are added in float32 in the order of K: a row's result
-does not depend on the rows beside it.
+Both have one scale for each group of 64 input channels, W of every output channel and x of every row: one
+for a whole row of x would leave what stands beside an outlier a few steps to be told apart by, and one for
+a whole channel of W costs the demo model 1.4 % of perplexity. Integers are multiplied and added exactly
+within a group, and groups are added in float32 in the order of K: a row's result does not depend on the rows
+beside it.
 
     q_TGI = round(x_TGI / s_TG), s_TG = max_I |x_TGI| / 127, to nearest with ties to even
-    y_TN = w_N * sum_G(s_TG * sum_I(q_TGI * W_NGI)) + b_N
+    y_TN = sum_G(w_NG * s_TG * sum_I(q_TGI * W_NGI)) + b_N
 
 A group of x that holds no number, or an infinite one, makes its row's results NaN.
 
@@ -14,7 +15,7 @@ Weights lie in panels of L output channels, as many as a vector has floats, and 
 [N/L, K/4, L, 4]. Where the machine multiplies bytes, 128 is added to each, for it takes one factor without a
 sign.
 
-Shapes: T rows, K input and N output channels, G groups of I = 64.  x_TK, weight_NK (int8), scale_N, bias_N.
+Shapes: T rows, K input and N output channels, G groups of I = 64.  x_TK, weight_NK (int8), scale_NG, bias_N.
 Bytes: N K once per 240 rows; operations: 2 T N K.
 """
 
@@ -40,7 +41,7 @@ _weights = Arena()
 @dataclass(frozen=True)
 class Int8Weight:
     panels: torch.Tensor
-    scale_N: torch.Tensor  # of whole panels
+    scales: torch.Tensor  # [N/L, G, L]
     out_features: int
     in_features: int
 
@@ -58,22 +59,23 @@ def quantize_rows_reference(x_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 def linear_int8_reference(
-    x_TK: torch.Tensor, weight_NK: torch.Tensor, scale_N: torch.Tensor, bias_N: torch.Tensor | None = None
+    x_TK: torch.Tensor, weight_NK: torch.Tensor, scale_NG: torch.Tensor, bias_N: torch.Tensor | None = None
 ) -> torch.Tensor:
     quantized_TGI, scale_TG = quantize_rows_reference(x_TK)
     weight_NGI = F.pad(weight_NK.float(), (0, -weight_NK.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
     sums_TGN = torch.einsum("tgi,ngi->tgn", quantized_TGI, weight_NGI)  # of integers below 2^24
-    y_TN = (sums_TGN * scale_TG[..., None]).sum(1) * scale_N
+    y_TN = (sums_TGN * scale_TG[..., None] * scale_NG.T).sum(1)
     return (y_TN if bias_N is None else y_TN + bias_N.float()).to(x_TK.dtype)
 
 
-def pack_int8(weight_NK: torch.Tensor, scale_N: torch.Tensor) -> Int8Weight:
+def pack_int8(weight_NK: torch.Tensor, scale_NG: torch.Tensor) -> Int8Weight:
     """Raises TypeError for another dtype than int8 and float32, ValueError for shapes that do not fit."""
-    if weight_NK.dtype != torch.int8 or scale_N.dtype != torch.float32:
-        raise TypeError(f"pack_int8: int8 and float32 are taken, got {weight_NK.dtype} and {scale_N.dtype}")
+    if weight_NK.dtype != torch.int8 or scale_NG.dtype != torch.float32:
+        raise TypeError(f"pack_int8: int8 and float32 are taken, got {weight_NK.dtype} and {scale_NG.dtype}")
     rows, columns = weight_NK.shape
-    if scale_N.shape != (rows,):
-        raise refuse("pack_int8", f"scale must be [{rows}], got {describe(scale_N)}")
+    groups = -(-columns // GROUP)
+    if scale_NG.shape != (rows, groups):
+        raise refuse("pack_int8", f"scale must be [{rows}, {groups}], got {describe(scale_NG)}")
     library = load()
     beyond = -rows % library.lanes
     padded = F.pad(weight_NK, (0, -columns % GROUP, 0, beyond))
@@ -81,7 +83,8 @@ def pack_int8(weight_NK: torch.Tensor, scale_N: torch.Tensor) -> Int8Weight:
     panels = _weights.empty(tuple(quads.shape), torch.int8).copy_(quads)
     if library.int8_offset:
         panels.view(torch.uint8).add_(library.int8_offset)
-    return Int8Weight(panels, F.pad(scale_N, (0, beyond)), rows, columns)
+    scales = F.pad(scale_NG, (0, 0, 0, beyond)).view(-1, library.lanes, groups).transpose(1, 2).contiguous()
+    return Int8Weight(panels, scales, rows, columns)
 
 
 def linear_int8(x_TK: torch.Tensor, weight: Int8Weight, bias_N: torch.Tensor | None = None) -> torch.Tensor:
@@ -109,7 +112,7 @@ def linear_int8(x_TK: torch.Tensor, weight: Int8Weight, bias_N: torch.Tensor | N
         recording(),
         quantized.data_ptr(),
         weight.panels.data_ptr(),
-        weight.scale_N.data_ptr(),
+        weight.scales.data_ptr(),
         None if bias_N is None else bias_N.data_ptr(),
         y_TN.data_ptr(),
         weight.out_features,

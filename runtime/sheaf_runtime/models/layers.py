@@ -231,8 +231,9 @@ class Ops:
     ``experts`` runs all experts at once, on weights as they are; ``None``: one after the other.
 
     ``pack_linear`` makes of a weight [out, in] what multiplies with a copy of it in a better order; None:
-    there is none. ``pack_int8`` does so of integers [out, in] and their scale [out], where the backend has
-    int8. ``scheme`` is that of all linear layers but routers and the head, which has ``head_scheme``.
+    there is none. ``pack_int8`` does so of integers [out, in] and their scales [out, ceil(in / 64)], where
+    the backend has int8. ``scheme`` is that of all linear layers but routers and the head, which has
+    ``head_scheme``.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]] | None = None

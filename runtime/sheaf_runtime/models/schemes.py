@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sheaf_runtime.models.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from sheaf_runtime.models.layers import Ops
+
+# Columns of int8 weights that have one scale.
+GROUP = 64
 
 # From x [T, in] and the bias to y [T, out].
 PackedLinear = Callable[[Tensor, Tensor | None], Tensor]
@@ -51,7 +55,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Int8OnLoad(Plain):
-    """Floats in the checkpoint; integers with one scale for each output channel once they are loaded."""
+    """Floats in the checkpoint; integers with a scale for each 64 columns of a row once they are loaded."""
 
     def pack(self, parameters: dict[str, Tensor], ops: Ops) -> PackedLinear | None:
         assert ops.pack_int8 is not None
@@ -59,7 +63,7 @@ class Int8OnLoad(Plain):
 
     def saved_bytes(self, parameters: dict[str, Tensor]) -> int:
         weight = parameters["weight"]
-        return weight.nbytes - weight.numel() - 4 * len(weight)
+        return weight.nbytes - weight.numel() - 4 * len(weight) * -(-weight.shape[1] // GROUP)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ class Int8Stored:
 
     def pack(self, parameters: dict[str, Tensor], ops: Ops) -> PackedLinear | None:
         assert ops.pack_int8 is not None
-        return ops.pack_int8(parameters["weight"], parameters["weight_scale"][:, 0])
+        weight = parameters["weight"]
+        groups = -(-weight.shape[1] // GROUP)
+        return ops.pack_int8(weight, parameters["weight_scale"].expand(-1, groups))
 
     def saved_bytes(self, parameters: dict[str, Tensor]) -> int:
         return 0
@@ -105,10 +111,12 @@ PLAIN, INT8_ON_LOAD, INT8_STORED, INT8_PACKED = Plain(), Int8OnLoad(), Int8Store
 
 
 def rounded_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers from -127 to 127 and their scale, float32 [out], of floats [out, in]. A channel that is zero
-    stays so, one that holds something infinite or no number has scale NaN."""
-    wide = weight.float()
-    scale = wide.abs().amax(dim=1) / 127
+    """Integers from -127 to 127 and the scale of each 64 columns of a row, float32 [out, ceil(in / 64)], of
+    floats [out, in]. A group that is zero stays so, one that holds something infinite or no number has scale
+    NaN."""
+    columns = weight.shape[1]
+    groups = F.pad(weight.float(), (0, -columns % GROUP)).reshape(len(weight), -1, GROUP)
+    scale = groups.abs().amax(dim=2) / 127
     scale = torch.where(scale.isfinite(), scale, torch.nan)
-    steps = (wide / scale[:, None]).nan_to_num_(0.0).round_().clamp_(-127, 127)
-    return steps.to(torch.int8), scale
+    steps = (groups / scale[..., None]).nan_to_num_(0.0).round_().clamp_(-127, 127)
+    return steps.to(torch.int8).flatten(1)[:, :columns], scale

@@ -147,7 +147,6 @@ typedef struct {
 INLINE void put(const int8_job *l, const int bf16, int row, int panel, vec sums) {
     int column = panel * LANES, left = l->N - column;
     size_t at = row * l->y_stride + column;
-    sums *= load_f32(l->scale + column);
     if (left >= LANES) {
         if (l->bias) sums += load(bf16, l->bias, column);
         store(bf16, l->y, at, sums);
@@ -163,18 +162,22 @@ INLINE void rows_by_panels_int8(const int8_job *l, const int rows, int m, int p,
     const size_t panel = (size_t)l->groups * GROUP * LANES, x_stride = (size_t)l->groups;
     const quantized *x = l->x + m * x_stride;
     const int8_t *w = l->w + p * panel;
+    const float *scale = l->scale + (size_t)p * l->groups * LANES;
     const long w_stride = panels == 1 ? 0 : (long)panel; /* a last one that has no neighbour is met twice */
+    const long scale_stride = w_stride / GROUP;
     vec sums[ROWS][PANELS_AT_ONCE];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) sums[i][j] = (vec){0};
-    for (int g = 0; g < l->groups; g++, x++, w += GROUP * LANES) {
+    for (int g = 0; g < l->groups; g++, x++, w += GROUP * LANES, scale += LANES) {
         ivec s[ROWS][PANELS_AT_ONCE];
         UNROLL for (int i = 0; i < rows; i++)
             UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) s[i][j] = (ivec){0} + x[i * x_stride].start;
         for (int k = 0; k < GROUP; k += 4) add_quads(rows, x, x_stride, k, w, w_stride, s);
+        vec scales[PANELS_AT_ONCE];
+        UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) scales[j] = load_f32(scale + j * scale_stride);
         UNROLL for (int i = 0; i < rows; i++)
             UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++)
-                sums[i][j] += __builtin_convertvector(s[i][j], vec) * x[i * x_stride].scale;
+                sums[i][j] += __builtin_convertvector(s[i][j], vec) * (scales[j] * x[i * x_stride].scale);
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < panels; j++) {
@@ -202,7 +205,7 @@ static void int8_work(job *j, int item) {
 }
 
 /* x: M rows of sheaf_int8_quantize; w [ceil(N / LANES), K / 4, LANES, 4] with K a multiple of GROUP, which
- * sheaf_int8_offset has been added to; scale [ceil(N / LANES) * LANES]; bias [N], like y, or NULL. */
+ * sheaf_int8_offset has been added to; scale [ceil(N / LANES), K / GROUP, LANES]; bias [N], like y, or NULL. */
 EXPORT void sheaf_int8_linear(program *program, const void *x, const void *w, const void *scale, const void *bias, void *y,
                               long y_stride, int M, int N, int K, int bf16, int threads) {
     int panels = (N + LANES - 1) / LANES, blocks = (M + ROW_BLOCK - 1) / ROW_BLOCK;

@@ -47,6 +47,15 @@ class KVEventsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.enable_kv_cache_events and self.publisher == "zmq"
 
 
+class LoraModule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An adapter by the name that requests choose it with. ``base_model_name``: of the model's names the one
+    that ``/v1/models`` gives as its parent."""
+
+    name: str
+    path: str
+    base_model_name: str | None = None
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the engine core needs. Names are vLLM's flags with underscores.
 
@@ -58,7 +67,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     the share of prompts in it; None: see ``engine/prompt_share``. ``target_ttft_ms``: until the first token;
     prompts then go by the slack that is left to them. ``max_waiting_requests`` and
     ``max_waiting_tokens`` (of prompts; None: any number) bound what waits. Without ``seed`` each start draws
-    its own. ``quantization`` is what linear layers become at load. ``hf_overrides`` replace keys of
+    its own. ``quantization`` is what linear layers become at load. At most ``max_loras`` adapters are in one
+    batch, and ``max_cpu_loras`` (None: as many) in memory. ``hf_overrides`` replace keys of
     ``config.json``. ``generation_config``: see ``generation_folder``.
     """
 
@@ -89,8 +99,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     target_ttft_ms: float | None = None
     enable_prefix_caching: bool = True
     kv_events_config: KVEventsConfig = KVEventsConfig()
+    enable_lora: bool = False
+    lora_modules: tuple[LoraModule, ...] = ()
+    max_loras: int = 1
+    max_lora_rank: int = 16
+    max_cpu_loras: int | None = None
     pipeline_depth: Literal[0, 1] = 1
     seed: int | None = None
+
+    @property
+    def most_cpu_loras(self) -> int:
+        return self.max_loras if self.max_cpu_loras is None else self.max_cpu_loras
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +142,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reasoning_parser: str | None = None
     default_chat_template_kwargs: dict[str, Any] = {}
     override_generation_config: dict[str, Any] = {}
+    allow_runtime_lora_updating: bool = False
     lame_duck: float = 10.0
     drain_timeout: float = 120.0
     stall_timeout: float = 120.0
@@ -143,6 +163,9 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
         ("long_prefill_token_threshold", 0),
         ("max_num_partial_prefills", 1),
         ("num_gpu_blocks_override", 2),  # one is the null page
+        ("max_loras", 1),
+        ("max_lora_rank", 1),
+        ("max_cpu_loras", config.max_loras),
     )
     for name, lowest in at_least:
         value = getattr(config, name)
@@ -152,6 +175,11 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{spell(name)} must be a number of milliseconds above 0, got {value}")
+    if config.lora_modules and not config.enable_lora:
+        raise ValueError(f"{spell('lora_modules')} needs {spell('enable_lora')} beside it")
+    names = [module.name for module in config.lora_modules]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{spell('lora_modules')}: two adapters have the name {twice}")
     if config.max_num_seqs > MOST_SEQS:
         raise ValueError(f"{spell('max_num_seqs')} must be at most {MOST_SEQS}, got {config.max_num_seqs}")
     if config.max_num_batched_tokens < config.max_num_seqs:

@@ -218,6 +218,7 @@ def test_help_is_in_groups_with_every_default(monkeypatch: pytest.MonkeyPatch) -
         "hardware and kernels:",
         "memory and prefix cache:",
         "scheduling:",
+        "adapters:",
         "API server:",
         "prompts, tool calls and reasoning:",
         "ends and failures:",

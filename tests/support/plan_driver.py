@@ -26,6 +26,7 @@ class Active:
     req_id: int
     prompt: list[int]
     sampling: SamplingParams
+    adapter: int | None = None
     tokens: list[int] = field(default_factory=list)
     pages: list[list[int]] = field(default_factory=list)  # of each KV group; all are kept
     computed: int = 0
@@ -68,8 +69,9 @@ class PlanDriver:
         self._steps = 0
         self._next_id = 0
 
-    def add(self, prompt: list[int], sampling: SamplingParams = GREEDY) -> Active:
-        request = Active(self._next_id, prompt, sampling, list(prompt), [[] for _ in self.layout.groups])
+    def add(self, prompt: list[int], sampling: SamplingParams = GREEDY, adapter: int | None = None) -> Active:
+        pages: list[list[int]] = [[] for _ in self.layout.groups]
+        request = Active(self._next_id, prompt, sampling, adapter, list(prompt), pages)
         self._next_id += 1
         self._active[request.req_id] = request
         self._unknown.add(request.req_id)
@@ -103,6 +105,7 @@ class PlanDriver:
                         num_computed_tokens=0,
                         sampling=request.sampling,
                         block_ids=block_ids,
+                        adapter=request.adapter,
                     )
                 )
                 block_ids = [[] for _ in block_ids]

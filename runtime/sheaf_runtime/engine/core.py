@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from sheaf_runtime.config import EngineConfig, check_config, seconds
+from sheaf_runtime.engine.adapters import Adapters
 from sheaf_runtime.engine.admission import Limits, refuse
 from sheaf_runtime.engine.kv_events import KVEventLog
 from sheaf_runtime.engine.outputs import Output
@@ -16,7 +17,14 @@ from sheaf_runtime.engine.request import Request, derive_seed
 from sheaf_runtime.engine.scheduler import Scheduler
 from sheaf_runtime.engine.structured import Structured
 from sheaf_runtime.grammar.compiler import Compiler
-from sheaf_runtime.protocol.messages import Accepted, AddRequest, EngineReady, EngineStats, Rejected
+from sheaf_runtime.protocol.messages import (
+    Accepted,
+    AdapterAnswer,
+    AddRequest,
+    EngineReady,
+    EngineStats,
+    Rejected,
+)
 from sheaf_runtime.worker.executor import Executor
 
 logger = logging.getLogger(__name__)
@@ -52,7 +60,10 @@ class EngineCore:
             order_by_slack=config.target_ttft_ms is not None,
             prefix_caching=config.enable_prefix_caching,
             pipeline_depth=config.pipeline_depth,
+            max_loras=config.max_loras,
         )
+        self.adapters = Adapters(executor, self.scheduler.adapters, config.most_cpu_loras)
+        self.adapters.load_at_start(config.lora_modules)
         pool_tokens = self.scheduler.kv.max_tokens()
         self._limits = Limits(
             info.vocab_size, info.max_model_len, pool_tokens, info.generates, info.pooled_size
@@ -89,6 +100,8 @@ class EngineCore:
                 message=f"request_id {request_id!r} is already in use by an unfinished request.",
                 param="request_id",
             )
+        if (unknown := self._refuse_adapter(message.request_id, message.adapter)) is not None:
+            return unknown
         refusal = refuse(message, self._limits)
         if refusal is not None:
             return Rejected(
@@ -124,6 +137,7 @@ class EngineCore:
             eos_token_ids=self._executor.info.eos_token_ids,
             rope_switch=self._executor.info.rope_switch,
             pools_all=self._executor.info.pools_all,
+            adapter_name=None if message.adapter is None else self.adapters.name(message.adapter),
         )
         self._num_added += 1
         if (grammar := message.sampling.grammar) is not None:
@@ -131,6 +145,12 @@ class EngineCore:
             self.structured.wait_for(request, grammar, self._clock())
             return None
         return self._admit(request, message.after)
+
+    def _refuse_adapter(self, request_id: str, adapter: int | None) -> Rejected | None:
+        if adapter is None or self.adapters.serves(adapter):
+            return None
+        problem = "the model does not exist any more: its adapter was unloaded"
+        return Rejected(request_id=request_id, reason="not_found", message=problem, param="model")
 
     def _admit(self, request: Request, after: str | None) -> Accepted:
         if after is not None:
@@ -147,6 +167,9 @@ class EngineCore:
         ]
 
     def _admit_compiled(self, request: Request) -> Accepted | Rejected:
+        if (unknown := self._refuse_adapter(request.request_id, request.adapter)) is not None:
+            self.structured.end(request)
+            return unknown
         try:
             return self._admit(request, request.after_id)
         except Exception as error:  # this request's trouble
@@ -176,6 +199,11 @@ class EngineCore:
         return self.scheduler.busy
 
     @property
+    def awaits_threads(self) -> bool:
+        """Whether a grammar is compiled or an adapter read, which somebody has to look after."""
+        return self.structured.num_waiting > 0 or self.adapters.reading
+
+    @property
     def has_requests(self) -> bool:
         return bool(self._requests or self.structured.num_waiting)
 
@@ -188,8 +216,10 @@ class EngineCore:
         """
         scheduler = self.scheduler
         now = self._clock()
-        outputs = self._end_late(now)
+        outputs = self._end_in_vain(now)
         plan = scheduler.schedule(now)
+        if scheduler.adapters.wanted:
+            self.adapters.read_wanted()
         if plan is not None:
             self._drain_rate.note(now, len(plan.new))
             self._iteration_tokens.append(sum(s.num_tokens for s in plan.scheduled))
@@ -206,9 +236,17 @@ class EngineCore:
             return outputs
         return outputs + self._commit()
 
-    def _end_late(self, now: float) -> list[Output]:
-        """Requests whose time is up."""
+    def take_adapter_answers(self) -> list[tuple[bytes, AdapterAnswer]]:
+        """Of adapters that have been read, each with its client."""
+        if self.adapters.retired:
+            self.adapters.forget({r.adapter for r in self._requests.values() if r.adapter is not None})
+        return self.adapters.take_answers()
+
+    def _end_in_vain(self, now: float) -> list[Output]:
+        """Requests whose time is up, and those whose adapter is lost."""
         outputs = self.scheduler.expire(now)
+        if failed := self.adapters.take_failed():
+            outputs += self.scheduler.end_without_adapter(failed)
         for output in outputs:
             self.structured.end(output.request)
             del self._requests[output.request.client, output.request.request_id]
@@ -256,7 +294,12 @@ class EngineCore:
             grammar_cache_hits=grammars.cache_hits,
             grammar_seconds=grammars.seconds,
             iteration_tokens=iteration_tokens,
+            running_adapters=self._names(scheduler.running),
+            waiting_adapters=self._names(scheduler.waiting),
         )
+
+    def _names(self, requests: Iterable[Request]) -> list[str]:
+        return self.adapters.names({r.adapter for r in requests if r.adapter is not None})
 
     def check_integrity(self) -> None:
         """Raise ``AssertionError`` if a page or a request leaked. O(pages)."""

@@ -4,7 +4,7 @@ nothing.
 Admission is by pages: a request must fit with all its tokens so far and one page to grow, after every running
 request has been granted the same. Otherwise it would push others out at once, or be pushed out itself, and
 its prefill would be thrown away. Only a long prompt that finds no room in the step, and a request that waits
-for another's pages, let later ones pass.
+for another's pages or for its adapter, let later ones pass.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sheaf_runtime.engine.adapter_room import AdapterRoom
 from sheaf_runtime.engine.kv_cache import BlockTables, KVCache
 from sheaf_runtime.engine.pages_ahead import find_hit, pages_soon, pages_to_begin, promised
 from sheaf_runtime.engine.request import Request
@@ -30,7 +31,12 @@ class Entry:
 
 
 def entries(
-    waiting: Sequence[Request], running: Sequence[Request], step: Step, kv: KVCache, limits: StepLimits
+    waiting: Sequence[Request],
+    running: Sequence[Request],
+    step: Step,
+    kv: KVCache,
+    limits: StepLimits,
+    adapters: AdapterRoom,
 ) -> Iterator[Entry]:
     """In the order in which they begin. Each is to be in the step, and to hold its pages, before the next one
     is asked for: what is left then decides about that one."""
@@ -46,6 +52,8 @@ def entries(
         if request.must_wait or (
             request.num_to_compute > limits.long and room.holds(0, room.tokens) <= step.reserve
         ):
+            continue
+        if not adapters.takes(request):
             continue
         hit = find_hit(kv, request)
         start = hit.num_published * kv.block_size

@@ -22,17 +22,19 @@ from sheaf_runtime.protocol.messages import (
     CoreMessage,
     EngineFailed,
     Hello,
+    LoadAdapter,
     Rejected,
     RequestOutput,
     ResetPrefixCache,
     StepOutput,
+    UnloadAdapter,
     decode_client,
     encode,
 )
 
 STATS_INTERVAL = 0.1  # seconds
 CHECK_AFTER_IDLE = 1.0  # seconds
-GRAMMAR_POLL = 0.005  # seconds between looks at grammars that are compiled, while nothing else happens
+POLL = 0.005  # seconds between looks at what other threads do, while nothing else happens
 FAREWELL = 2.0  # seconds to wait for a client's Hello, and for its last message to leave
 
 
@@ -120,10 +122,9 @@ class EngineServer:
         core = self._core
         checked = False
         while True:
-            compiling = core.structured.num_waiting > 0
-            if compiling:
+            if core.awaits_threads:
                 if not core.busy:
-                    self._channel.wait(GRAMMAR_POLL)
+                    self._channel.wait(POLL)
             elif not core.busy and not self._channel.wait(None if checked else CHECK_AFTER_IDLE):
                 # Full scans are for quiet times: the pool can have a million pages.
                 core.check_integrity()
@@ -132,6 +133,8 @@ class EngineServer:
             self.take_in()
             for client, answer in core.take_ready():
                 self._channel.send(client, answer)
+            for client, read in core.take_adapter_answers():
+                self._channel.send(client, read)
             if core.busy:
                 checked = False
                 self.send(core.step())
@@ -157,6 +160,10 @@ class EngineServer:
                 self._core.abort(client, message.request_ids)
             elif isinstance(message, ResetPrefixCache):
                 self._core.reset_prefix_cache()
+            elif isinstance(message, LoadAdapter):
+                self._core.adapters.load(client, message)
+            elif isinstance(message, UnloadAdapter):
+                self._core.adapters.unload(message.adapter)
             elif isinstance(message, Hello):
                 self._channel.send(client, self._core.ready)
         if aborted and not self._core.has_requests:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sheaf_runtime.engine.blocks import NULL_BLOCK, BlockPool
-from sheaf_runtime.engine.kv_events import KVEventLog
+from sheaf_runtime.engine.kv_events import AdapterLabel, KVEventLog
 from sheaf_runtime.engine.prefix import extend_digests, page_key
 from sheaf_runtime.worker.plan import KVGroup
 
@@ -168,6 +168,7 @@ class KVCache:
         root: bytes,
         num_computed: int,
         extras: tuple[str, ...] = (),
+        adapter: AdapterLabel = (None, None),
     ) -> None:
         """Let the pages filled by the first ``num_computed`` tokens, all committed, be found. ``extras`` are
         what ``root`` was made of."""
@@ -182,7 +183,7 @@ class KVCache:
                 if self.pool.publish(table[i], page_key(group, held.digests[i]))
             ]
             if self._log is not None:
-                self._log.stored(group, new, held.digests, token_ids, extras)
+                self._log.stored(group, new, held.digests, token_ids, extras, adapter)
         held.num_published = full
 
     def trim(self, held: BlockTables, num_computed: int) -> None:

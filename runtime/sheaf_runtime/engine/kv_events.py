@@ -15,6 +15,7 @@ from sheaf_runtime.engine.prefix import split_key
 from sheaf_runtime.worker.plan import KVGroup
 
 MEDIUM = "GPU"  # the cache that attention reads, wherever it is
+AdapterLabel = tuple[int | None, str | None]  # id and name
 # What vLLM calls the kinds of groups.
 SPEC_KINDS = {
     "full": "full_attention",
@@ -79,6 +80,7 @@ class KVEventLog:
         digests: Sequence[bytes],
         token_ids: Sequence[int],
         extras: tuple[str, ...],
+        adapter: AdapterLabel,
     ) -> None:
         """``pages`` are places in the request's table that can be found from now on; ``digests`` and
         ``token_ids`` are the whole request's."""
@@ -92,9 +94,9 @@ class KVEventLog:
                     parent_block_hash=block_hash(digests[first - 1]) if first else None,
                     token_ids=list(token_ids[first * size : (last + 1) * size]),
                     block_size=size,
-                    lora_id=None,
+                    lora_id=adapter[0],
                     medium=MEDIUM,
-                    lora_name=None,
+                    lora_name=adapter[1],
                     extra_keys=[extras if extras and place == 0 else None for place in places],
                     group_idx=group,
                     kv_cache_spec_kind=SPEC_KINDS[kept.kind],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sheaf_runtime.engine.adapter_room import AdapterRoom
 from sheaf_runtime.engine.kv_cache import KVCache
 from sheaf_runtime.engine.pages_ahead import find_hit, pages_soon, pages_to_begin, promised
 from sheaf_runtime.engine.request import Request
@@ -14,12 +15,18 @@ from sheaf_runtime.engine.step import StepLimits
 
 
 def victims(
-    waiting: Sequence[Request], running: Sequence[Request], kv: KVCache, late: int, limits: StepLimits
+    waiting: Sequence[Request],
+    running: Sequence[Request],
+    kv: KVCache,
+    late: int,
+    limits: StepLimits,
+    adapters: AdapterRoom,
 ) -> list[Request]:
     """Those to preempt, in this order, for the first that waits with a better priority than some that run;
     nobody where that would not let it in. ``late``: pages that come back by themselves."""
     worst = max((r.priority for r in running), default=0)
-    request = next((r for r in waiting if r.priority < worst and not r.must_wait), None)
+    better = (r for r in waiting if r.priority < worst)
+    request = next((r for r in better if not r.must_wait and not adapters.keeps_out(r)), None)
     if request is None:
         return []
     # Those that rank behind it, last first.

@@ -43,6 +43,8 @@ class Request:
     rank: Rank  # the lowest is served first and preempted last
     root: bytes  # of the digest chain of its pages
     extras: tuple[str, ...] = ()  # what the root was made of, in words
+    adapter: int | None = None
+    adapter_name: str | None = None
     pooling: PoolingParams | None = None
     pools_all: bool = False  # each position's hidden state takes part
     digests: list[bytes] = field(default_factory=list)
@@ -76,6 +78,7 @@ class Request:
         eos_token_ids: tuple[int, ...],
         rope_switch: int | None = None,
         pools_all: bool = False,
+        adapter_name: str | None = None,
     ) -> Request:
         """``seed`` is used when the message has none. Prompts longer than ``rope_switch`` share no pages with
         shorter ones: their keys are rotated otherwise. ``pools_all``: a pooling request needs each position's
@@ -87,6 +90,8 @@ class Request:
             sampling = msgspec.structs.replace(sampling, seed=seed)
         stop_ids = frozenset(sampling.stop_token_ids)
         long = rope_switch is not None and len(message.prompt_token_ids) > rope_switch
+        rope = "long" if long else None
+        lora = None if message.adapter is None else str(message.adapter)
         return cls(
             req_id=req_id,
             client=client,
@@ -99,8 +104,10 @@ class Request:
             priority=message.priority,
             rank=rank(message.arrival_time, message.priority, req_id),
             deadline=None if message.timeout is None else message.arrival_time + message.timeout,
-            extras=tuple(word for word in (message.cache_salt, "rope:long" if long else None) if word),
-            root=root_digest(cache_salt=message.cache_salt, rope="long" if long else None),
+            extras=_words(message.cache_salt, rope, lora),
+            root=root_digest(cache_salt=message.cache_salt, lora_id=lora, rope=rope),
+            adapter=message.adapter,
+            adapter_name=adapter_name,
             pooling=message.pooling,
             pools_all=pools_all and message.pooling is not None,
         )
@@ -185,6 +192,11 @@ class Request:
         if self.num_output_tokens == 0:
             self.scored = []
         self.computed = self.in_flight = self.in_flight_samples = 0
+
+
+def _words(salt: str | None, rope: str | None, lora: str | None) -> tuple[str, ...]:
+    tagged = (f"{tag}:{value}" for tag, value in (("rope", rope), ("lora", lora)) if value is not None)
+    return ((salt,) if salt else ()) + tuple(tagged)
 
 
 def derive_seed(engine_seed: int, counter: int) -> int:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from sheaf_runtime.engine.adapter_room import AdapterRoom
 from sheaf_runtime.engine.cost_model import CostModel, StepWork
 from sheaf_runtime.engine.entrance import entries
 from sheaf_runtime.engine.kv_cache import BlockTables, KVCache
@@ -63,6 +64,7 @@ class Scheduler:
         order_by_slack: bool = False,
         prefix_caching: bool = True,
         pipeline_depth: int = 0,
+        max_loras: int = 1,
     ) -> None:
         self.kv = KVCache(
             groups,
@@ -79,6 +81,7 @@ class Scheduler:
         )
         self._target_inter_token = target_inter_token
         self._order_by_slack = order_by_slack
+        self.adapters = AdapterRoom(max_loras)
         self._timed: dict[Request, None] = {}  # that have a deadline, in order of arrival
         self.costs = CostModel()
         self.waiting: list[Request] = []  # both sorted by rank
@@ -118,6 +121,15 @@ class Scheduler:
             self.abort(request)
         return [Output(r, [], "timeout", None, False, [], TIMED_OUT) for r in late]
 
+    def end_without_adapter(self, failed: Mapping[int, str]) -> list[Output]:
+        """End the requests that wait for an adapter which could not be read, by its id and why."""
+        ended = [
+            (r, failed[r.adapter]) for r in self.waiting if r.adapter is not None and r.adapter in failed
+        ]
+        for request, _ in ended:
+            self.abort(request)
+        return [Output(r, [], "error", None, False, [], f"its adapter: {why}") for r, why in ended]
+
     def _too_late(self, request: Request, deadline: float, now: float) -> bool:
         if request.status is not Status.WAITING or request.num_output_tokens:
             return too_late(deadline, now, 0.0)
@@ -141,15 +153,19 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        return bool(self.running or self.waiting or self._launched)
+        """Whether there is something to plan or to commit."""
+        return bool(
+            self.running or self._launched or any(not self.adapters.reads_for(r) for r in self.waiting)
+        )
 
     # --- planning -------------------------------------------------------------------------------------
 
     def schedule(self, now: float) -> StepPlan | None:
         """Plan the next step and count its tokens as in flight; None if there is nothing to launch now.
 
-        Then either a launched step must be committed first, or there are no requests.
+        Then either a launched step must be committed first, or all that wait do so for an adapter.
         """
+        self.adapters.plan(self.running, now)
         self._make_way()
         plan = Step(PromptRoom(self.costs, self.max_num_batched_tokens))
         self._schedule_decodes(plan)
@@ -168,6 +184,7 @@ class Scheduler:
                 sampling=request.worker_sampling,
                 block_ids=[table.copy() for table in request.tables.tables],
                 pooling=request.pooling,
+                adapter=request.adapter,
             )
             for request in admitted
         ]
@@ -235,7 +252,8 @@ class Scheduler:
         for request in self.waiting:
             if wanted >= most or seats <= 0:
                 break
-            if request.num_to_compute <= self._limits.long and not request.must_wait:
+            waits = request.must_wait or self.adapters.keeps_out(request)
+            if request.num_to_compute <= self._limits.long and not waits:
                 wanted += request.num_to_compute
                 seats -= 1
         return min(wanted, most)
@@ -270,7 +288,7 @@ class Scheduler:
     def _admit(self, step: Step, now: float) -> list[Request]:
         """Take requests off the waiting list while they fit."""
         admitted: list[Request] = []
-        for entry in entries(self.waiting, self.running, step, self.kv, self._limits):
+        for entry in entries(self.waiting, self.running, step, self.kv, self._limits, self.adapters):
             request, hit, num_tokens = entry.request, entry.hit, entry.num_tokens
             _remove(self.waiting, request)
             insort(self.running, request, key=_rank)
@@ -288,7 +306,7 @@ class Scheduler:
     def _make_way(self) -> None:
         """Preempt for the first that waits with a better priority than some that run, if that lets it in."""
         late = sum(held.num_held for _, held in self._late)
-        for victim in victims(self.waiting, self.running, self.kv, late, self._limits):
+        for victim in victims(self.waiting, self.running, self.kv, late, self._limits, self.adapters):
             self._preempt(victim)
 
     def _start(self, request: Request, hit: BlockTables, now: float) -> None:
@@ -341,7 +359,14 @@ class Scheduler:
                 outputs.append(output)
             held = request.tables
             if output is None or output.error is None:  # what failed is no good to others
-                self.kv.publish(held, request.token_ids, request.root, request.computed, request.extras)
+                self.kv.publish(
+                    held,
+                    request.token_ids,
+                    request.root,
+                    request.computed,
+                    request.extras,
+                    (request.adapter, request.adapter_name),
+                )
             if output is not None and output.finish_reason is not None:
                 self._end(request)
             else:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import orjson
 
-from sheaf_runtime.config import KVEventsConfig, PoolerConfig
+from sheaf_runtime.config import KVEventsConfig, LoraModule, PoolerConfig
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -100,6 +100,17 @@ def kv_events_config(text: str) -> KVEventsConfig:
     if min(config.buffer_steps, config.hwm) < 0:
         raise argparse.ArgumentTypeError(f"{text!r}: buffer_steps and hwm must not be negative")
     return config
+
+
+def lora_module(text: str) -> LoraModule:
+    if text.lstrip().startswith("{"):
+        module = _struct(text, LoraModule)
+    else:
+        name, _, path = text.partition("=")
+        module = LoraModule(name=name, path=path)
+    if not module.name or not module.path:
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=FOLDER")
+    return module
 
 
 def _struct(text: str, kind: type[T]) -> T:

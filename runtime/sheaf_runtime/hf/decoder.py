@@ -20,7 +20,7 @@ from sheaf_runtime.hf.interface import AttentionHook
 from sheaf_runtime.hf.probe import AttentionCall, check, probe
 from sheaf_runtime.models.config import AttentionConfig, DecoderConfig, LayerConfig
 from sheaf_runtime.models.errors import UnsupportedModelError
-from sheaf_runtime.models.layers import Angles, Attention, Computed, Want
+from sheaf_runtime.models.layers import Angles, Attention, Computed, StepAdapters, Want
 from sheaf_runtime.models.parse import eos_token_ids, read_generation_config, refuse_quantized
 
 
@@ -61,8 +61,10 @@ class TransformersDecoder:
         rows_S: Tensor | None = None,
         want: Want = "hidden",
         angles: list[Angles] | None = None,
+        adapters: StepAdapters | None = None,
     ) -> Computed:
         """Keys and values go to the pages on the way. See ``models.decoder.Decoder``."""
+        assert adapters is None, "refused when the model is loaded"
         shape = (len(tokens_T), self.config.attention.head_dim // 2)
         # Rotated already: by nothing, then.
         cos, sin = torch.ones(shape, device=tokens_T.device), torch.zeros(shape, device=tokens_T.device)

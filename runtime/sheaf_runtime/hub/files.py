@@ -81,7 +81,7 @@ def needed_files(repo: str, listing: Collection[str], index: str | None) -> Sequ
 
 def _other_kind(listing: Collection[str]) -> str:
     if "adapter_config.json" in listing:
-        return "is an adapter (LoRA), which is not supported yet; name the model that it is for"
+        return "is an adapter (LoRA); serve the model that it is for, and name the folder with --lora-modules"
     if "model_index.json" in listing:
         return "is a pipeline of diffusers, no language model"
     if "params.json" in listing:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sheaf_runtime.models.architectures import ARCHITECTURES, Names
 from sheaf_runtime.models.config import ModelConfig, Sharpening
-from sheaf_runtime.models.layers import Attention, Linear, Ops, Target
+from sheaf_runtime.models.layers import Adaptable, Attention, Linear, Ops, StepAdapters, Target
 from sheaf_runtime.models.norms import Norm, RMSNorm, UnitNorm, make_norm
 from sheaf_runtime.models.rope import channel_order
 
@@ -58,10 +58,12 @@ class SelfAttention:
         angles: tuple[Tensor, Tensor],
         attention: Attention,
         rows_S: Tensor | None,
+        adapters: StepAdapters | None,
     ) -> Tensor:
         """[T, C], or [S, C] of ``rows_S``; the keys and values of all are written."""
         heads, kv_heads = self._heads, self._kv_heads
-        qkv_TND = self.qkv(x_TC).view(-1, heads + 2 * kv_heads, self._head_dim)
+        tokens, rows = (None, None) if adapters is None else (adapters.tokens, adapters.rows)
+        qkv_TND = self.qkv(x_TC, tokens).view(-1, heads + 2 * kv_heads, self._head_dim)
         if self.qk_norms is not None:
             self._normalize(self.qk_norms[0], qkv_TND[:, :heads])
             self._normalize(self.qk_norms[1], qkv_TND[:, heads:-kv_heads])
@@ -71,7 +73,7 @@ class SelfAttention:
             qkv_TND[:, :heads].mul_(_sharpness(self._sharpening, positions_T)[:, None, None])
         q_TQD = attention.write_kv(self._index, qkv_TND, *angles)
         attended = attention.attend(self._index, q_TQD, self.sinks, rows_S)
-        return self.output(attended.view(-1, heads * self._head_dim))
+        return self.output(attended.view(-1, heads * self._head_dim), tokens if rows_S is None else rows)
 
     def _normalize(self, norm: Norm, x_TND: Tensor) -> None:
         if not self._per_head:
@@ -91,6 +93,12 @@ class SelfAttention:
                 for kind, tensor in norm.parameters().items():
                     yield f"{prefix}{name}.{kind}", tensor
 
+    def adaptable(self, prefix: str, names: Names) -> Iterator[Adaptable]:
+        order = self._order
+        reorder = None if order is None else lambda rows: self._rotated_to(order, rows)
+        yield Adaptable(self.qkv, tuple(self.qkv.modules(prefix, names.qkv, self._rows)), reorder)
+        yield Adaptable(self.output, tuple(self.output.modules(prefix, (names.output,), ())))
+
     def finish(self, ops: Ops) -> int:
         """Call once, when the weights are loaded. Returns what ``Linear.pack`` does."""
         for norm in self.qk_norms or ():
@@ -101,14 +109,20 @@ class SelfAttention:
 
     def _reorder(self, order: list[int]) -> None:
         """Put the channels of every query and key head in the order in which they are rotated."""
-        rotated = (self._heads + self._kv_heads) * self._head_dim
-        tensors = [tensor[:rotated] for tensor in self.qkv.parameters.values()]
+        for tensor in self.qkv.parameters.values():
+            self._rotated_to(order, tensor)
         if self.qkv.bias is not None:
-            tensors.append(self.qkv.bias[:rotated])
-        tensors += [tensor for norm in self.qk_norms or () for tensor in norm.parameters().values()]
-        for tensor in tensors:
-            heads = tensor.view(-1, self._head_dim, *tensor.shape[1:])
-            heads.copy_(heads[:, order])
+            self._rotated_to(order, self.qkv.bias)
+        for norm in self.qk_norms or ():
+            for tensor in norm.parameters().values():
+                self._heads_to(order, tensor)
+
+    def _rotated_to(self, order: list[int], rows: Tensor) -> None:
+        self._heads_to(order, rows[: (self._heads + self._kv_heads) * self._head_dim])
+
+    def _heads_to(self, order: list[int], rows: Tensor) -> None:
+        heads = rows.view(-1, self._head_dim, *rows.shape[1:])
+        heads.copy_(heads[:, order])
 
 
 def _sharpness(config: Sharpening, positions_T: Tensor) -> Tensor:

@@ -21,12 +21,14 @@ from sheaf_runtime.models.attention import SelfAttention
 from sheaf_runtime.models.config import ModelConfig
 from sheaf_runtime.models.layers import (
     TORCH_OPS,
+    Adaptable,
     Angles,
     Attention,
     Computed,
     Lookups,
     Ops,
     Output,
+    StepAdapters,
     Target,
     Want,
 )
@@ -79,18 +81,24 @@ class DecoderLayer:
         angles: Angles,
         attention: Attention,
         rows_S: Tensor | None,
+        adapters: StepAdapters | None,
     ) -> tuple[Tensor, Tensor]:
         """(x, residual) of the next layer, whose first norm adds them; the first layer has no residual.
         With ``rows_S`` only of these, [S, C] each."""
         normed, residual_TC = self.input_norm(x_TC, residual_TC)
-        attended = self.attention(normed, positions_T, angles, attention, rows_S)
+        attended = self.attention(normed, positions_T, angles, attention, rows_S, adapters)
         if rows_S is not None:
             normed, residual_TC = normed[rows_S], residual_TC[rows_S]
         if self._parallel:
-            return attended + self.mlp(normed), residual_TC
+            return attended + self._mlp(normed, rows_S, adapters), residual_TC
         attended = self._scaled(self.attention_out_norm(attended)[0])
         normed, residual_TC = self.mlp_norm(attended, residual_TC)
-        return self._scaled(self.mlp_out_norm(self.mlp(normed))[0]), residual_TC
+        return self._scaled(self.mlp_out_norm(self._mlp(normed, rows_S, adapters))[0]), residual_TC
+
+    def _mlp(self, x_TC: Tensor, rows_S: Tensor | None, adapters: StepAdapters | None) -> Tensor:
+        if adapters is None or not isinstance(self.mlp, MLP):
+            return self.mlp(x_TC)
+        return self.mlp(x_TC, adapters.tokens if rows_S is None else adapters.rows)
 
     def _scaled(self, x_TC: Tensor) -> Tensor:
         return x_TC if self._multiplier == 1.0 else x_TC * self._multiplier
@@ -108,6 +116,11 @@ class DecoderLayer:
                 yield f"{self._prefix}{name}.{kind}", tensor
         yield from self.attention.targets(self._prefix, self._names)
         yield from self.mlp.targets(self._prefix, self._names)
+
+    def adaptable(self) -> Iterator[Adaptable]:
+        yield from self.attention.adaptable(self._prefix, self._names)
+        if isinstance(self.mlp, MLP):
+            yield from self.mlp.adaptable(self._prefix, self._names)
 
     def finish(self, ops: Ops) -> int:
         for _, norm in self._norms():
@@ -168,6 +181,7 @@ class Decoder:
         rows_S: Tensor | None = None,
         want: Want = "hidden",
         angles: list[Angles] | None = None,
+        adapters: StepAdapters | None = None,
     ) -> Computed:
         """Keys and values of all tokens go to the pages on the way; what is wanted is of ``rows_S``, or of
         all. Logits that are wanted here cost less than if they are asked for afterwards. ``prompt_lens_T`` is
@@ -181,7 +195,7 @@ class Decoder:
                 # Behind the last layer's keys and values, rows that nobody reads are not computed.
                 rows_S = given.rows_S if layer is self.layers[-1] else None
                 x_TC, residual_TC = layer(
-                    x_TC, residual_TC, positions_T, given.angles[rope], attention, rows_S
+                    x_TC, residual_TC, positions_T, given.angles[rope], attention, rows_S, given.adapters
                 )
             hidden_TC, _ = self.final_norm(x_TC, residual_TC)
             if want == "hidden":
@@ -191,7 +205,7 @@ class Decoder:
 
         if angles is None:
             angles = self.angles(positions_T, prompt_lens_T)
-        given = Lookups(tokens_T, angles, rows_S)
+        given = Lookups(tokens_T, angles, rows_S, adapters)
         made = attention.run(layers, given, want)
         if self._bare or made.logits_TV is None:
             return made
@@ -231,6 +245,11 @@ class Decoder:
         if self.output is not None and not self.config.tie_word_embeddings:
             assert self.output.weight is not None
             yield "lm_head.weight", self.output.weight
+
+    def adaptable(self) -> Iterator[Adaptable]:
+        """The layers to which adapters may add: all linear ones but the head, routers and experts."""
+        for layer in self.layers:
+            yield from layer.adaptable()
 
     def ignored(self) -> tuple[str, ...]:
         """Tensors that a checkpoint may hold although this model has no place for them."""

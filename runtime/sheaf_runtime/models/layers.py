@@ -22,6 +22,9 @@ from sheaf_runtime.models.schemes import PLAIN, PackedLinear, Scheme
 # Where a part of a checkpoint goes: its tensor's name and a view of the parameter that it fills.
 Target = tuple[str, Tensor]
 
+# A module of a checkpoint by its name, and the rows that are its part of a layer.
+Module = tuple[str, slice]
+
 # oneDNN blocks a packed weight for one number of rows. Measured on AVX-512 from 1 to 512 rows, the layout
 # chosen for many rows is also the fastest for few.
 PACK_FOR_ROWS = 512
@@ -39,6 +42,7 @@ class Lookups:
     tokens_T: Tensor
     angles: list[Angles]
     rows_S: Tensor | None
+    adapters: StepAdapters | None = None
 
 
 # What is wanted of tokens of a step: hidden states alone, logits as well, or also the likeliest tokens.
@@ -81,6 +85,22 @@ class Attention(Protocol):
         ...
 
 
+class RowAdapters(Protocol):
+    """Adapters of the rows of a step; other rows have none."""
+
+    def add(self, layer: Linear, x_TC: Tensor, y_TN: Tensor) -> None:
+        """To what ``layer`` made of ``x``, in place: what the adapters make of those rows that are theirs."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepAdapters:
+    """Those of all tokens of a step, and of ``Lookups.rows_S``."""
+
+    tokens: RowAdapters
+    rows: RowAdapters
+
+
 class Linear:
     """``y = x W^T + b``; several matrices of a checkpoint may be stacked in one (q, k and v).
 
@@ -98,7 +118,8 @@ class Linear:
         device: torch.device,
         scheme: Scheme = PLAIN,
     ) -> None:
-        self._scheme, self._out_features = scheme, out_features
+        self._scheme = scheme
+        self.in_features, self.out_features = in_features, out_features
         self.parameters = scheme.parameters(out_features, in_features, dtype, device)
         self.bias = torch.empty(out_features, dtype=dtype, device=device) if bias else None
         self._packed: PackedLinear | None = None
@@ -111,23 +132,41 @@ class Linear:
             self.parameters = {}
         return saved
 
-    def __call__(self, x_TC: Tensor) -> Tensor:
+    def __call__(self, x_TC: Tensor, adapters: RowAdapters | None = None) -> Tensor:
         if self._packed is not None:
-            return self._packed(x_TC, self.bias)
-        return F.linear(x_TC, self.parameters["weight"], self.bias)
+            y_TN = self._packed(x_TC, self.bias)
+        else:
+            y_TN = F.linear(x_TC, self.parameters["weight"], self.bias)
+        if adapters is not None:
+            adapters.add(self, x_TC, y_TN)
+        return y_TN
 
-    def targets(self, prefix: str, names: tuple[str, ...], rows: tuple[int, ...]) -> Iterator[Target]:
-        """The checkpoint's matrices of so many rows that are stacked here; a single one may hold them all."""
+    def modules(self, prefix: str, names: tuple[str, ...], rows: tuple[int, ...]) -> Iterator[Module]:
+        """The checkpoint's modules of so many rows that are stacked here; a single one may be all of it."""
         if len(names) == 1:
-            rows = (self._out_features,)
+            rows = (self.out_features,)
         start = 0
         for name, count in zip(names, rows, strict=True):
-            stop = start + count
+            yield prefix + name, slice(start, start + count)
+            start += count
+
+    def targets(self, prefix: str, names: tuple[str, ...], rows: tuple[int, ...]) -> Iterator[Target]:
+        """The parameters of ``modules``, and their biases."""
+        for name, part in self.modules(prefix, names, rows):
             for kind, tensor in self.parameters.items():
-                yield f"{prefix}{name}.{kind}", tensor[start:stop]
+                yield f"{name}.{kind}", tensor[part]
             if self.bias is not None:
-                yield f"{prefix}{name}.bias", self.bias[start:stop]
-            start = stop
+                yield f"{name}.bias", self.bias[part]
+
+
+@dataclass(frozen=True)
+class Adaptable:
+    """A layer to which adapters may add, and the modules that it is made of. ``reorder`` puts rows of output
+    [out, *] in the order in which the layer has them, in place; None: it has them as the checkpoint does."""
+
+    layer: Linear
+    modules: tuple[Module, ...]
+    reorder: Callable[[Tensor], None] | None = None
 
 
 class Output:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sheaf_runtime.models.architectures import Names
 from sheaf_runtime.models.config import ExpertsConfig, MLPConfig
-from sheaf_runtime.models.layers import Linear, Ops, Target
+from sheaf_runtime.models.layers import Adaptable, Linear, Ops, RowAdapters, Target
 from sheaf_runtime.models.schemes import PackedLinear
 
 
@@ -32,8 +32,12 @@ class MLP:
         self.down = Linear(inner, hidden, bias=config.bias, dtype=dtype, device=device, scheme=ops.scheme)
         self._act = activation(config, ops)
 
-    def __call__(self, x_TC: Tensor) -> Tensor:
-        return self.down(self._act(self.gate_up(x_TC)))
+    def __call__(self, x_TC: Tensor, adapters: RowAdapters | None = None) -> Tensor:
+        return self.down(self._act(self.gate_up(x_TC, adapters)), adapters)
+
+    def adaptable(self, prefix: str, names: Names) -> Iterator[Adaptable]:
+        yield Adaptable(self.gate_up, tuple(self.gate_up.modules(prefix, names.gate_up, self._rows)))
+        yield Adaptable(self.down, tuple(self.down.modules(prefix, (names.down,), ())))
 
     def targets(self, prefix: str, names: Names) -> Iterator[Target]:
         yield from self.gate_up.targets(prefix, names.gate_up, self._rows)

@@ -19,7 +19,7 @@ from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error", "timeout"]
-RejectReason = Literal["invalid", "queue_full", "draining", "internal"]
+RejectReason = Literal["invalid", "not_found", "queue_full", "draining", "internal"]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -36,7 +36,8 @@ class AddRequest(Message, frozen=True, kw_only=True):
     different ``cache_salt`` never share prefix pages. ``after`` names a request of this client with the same
     prompt, which is computed first so that this one finds its pages. With ``pooling`` the request gets one
     vector and no tokens, whatever ``sampling`` says. ``timeout``: seconds from its arrival after which it
-    ends with that finish reason, or earlier where its first token cannot come by then.
+    ends with that finish reason, or earlier where its first token cannot come by then. ``adapter`` is the id
+    of one that is loaded.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class AddRequest(Message, frozen=True, kw_only=True):
     after: str | None = None
     pooling: PoolingParams | None = None
     timeout: float | None = None
+    adapter: int | None = None
 
 
 class AbortRequests(Message, frozen=True, kw_only=True):
@@ -58,6 +60,22 @@ class AbortRequests(Message, frozen=True, kw_only=True):
 
 class ResetPrefixCache(Message, frozen=True, kw_only=True):
     """Requests after this message find no page of those before it."""
+
+
+class LoadAdapter(Message, frozen=True, kw_only=True):
+    """Answered by ``AdapterAnswer``. ``adapter`` is an id that no other load had or will have: what is cached
+    of an adapter goes by it, and not by the name, which may come again with other weights. Those of
+    ``EngineConfig.lora_modules`` have the ids from 1 on."""
+
+    adapter: int
+    name: str
+    path: str
+
+
+class UnloadAdapter(Message, frozen=True, kw_only=True):
+    """Requests that came before this message keep it until they end."""
+
+    adapter: int
 
 
 class Hello(Message, frozen=True, kw_only=True):
@@ -94,6 +112,14 @@ class Rejected(Message, frozen=True, kw_only=True):
     message: str
     param: str | None = None
     retry_after: int = 1
+
+
+class AdapterAnswer(Message, frozen=True, kw_only=True):
+    """``problem`` None: requests may name it from now on. ``missing``: there is nothing at its path."""
+
+    adapter: int
+    problem: str | None = None
+    missing: bool = False
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -154,6 +180,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     grammar_cache_hits: int = 0  # counter
     grammar_seconds: float = 0.0  # counter: from the first try to the compiled grammar
     iteration_tokens: list[int] = []  # tokens of each step since the last snapshot
+    running_adapters: list[str] = []  # names, of requests that run
+    waiting_adapters: list[str] = []
 
 
 class StepOutput(Message, frozen=True, kw_only=True):
@@ -170,8 +198,8 @@ class EngineFailed(Message, frozen=True, kw_only=True):
     message: str
 
 
-ClientMessage = Hello | AddRequest | AbortRequests | ResetPrefixCache
-CoreMessage = EngineReady | Accepted | Rejected | StepOutput | EngineFailed
+ClientMessage = Hello | AddRequest | AbortRequests | ResetPrefixCache | LoadAdapter | UnloadAdapter
+CoreMessage = EngineReady | Accepted | Rejected | StepOutput | AdapterAnswer | EngineFailed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_client: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(ClientMessage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from sheaf_runtime.server.adapters import adapter_routes
 from sheaf_runtime.server.completions import completion_routes
 from sheaf_runtime.server.edge import App, Edge
 from sheaf_runtime.server.embeddings import embedding_routes
@@ -30,6 +31,7 @@ def create_app(service: Service) -> App:
         embedding_routes,
         scoring_routes,
         model_routes,
+        adapter_routes,
         tokenizer_routes,
         cache_routes,
         probe_routes,

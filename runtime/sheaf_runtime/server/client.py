@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 import zmq
@@ -13,16 +14,19 @@ import zmq
 from sheaf_runtime.protocol.messages import (
     AbortRequests,
     Accepted,
+    AdapterAnswer,
     AddRequest,
     ClientMessage,
     EngineFailed,
     EngineReady,
     EngineStats,
     Hello,
+    LoadAdapter,
     Rejected,
     RequestOutput,
     ResetPrefixCache,
     StepOutput,
+    UnloadAdapter,
     decode_core,
     encode,
 )
@@ -118,6 +122,7 @@ class EngineClient:
         self._closed = False
         self._queues: dict[str, OutputQueue] = {}
         self._admissions: dict[str, asyncio.Future[None]] = {}
+        self._loads: dict[int, asyncio.Future[AdapterAnswer]] = {}  # of adapters
         self._heard = time.monotonic()  # of the last sign of progress
         self._stall_timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -177,6 +182,19 @@ class EngineClient:
         if self.failure is None:
             self._send(ResetPrefixCache())
 
+    async def load_adapter(self, message: LoadAdapter) -> AdapterAnswer:
+        """Returns once the core has read it, or knows why it cannot. Raises ``EngineDeadError``."""
+        if self.failure is not None:
+            raise EngineDeadError(self.failure)
+        answer: asyncio.Future[AdapterAnswer] = self._loop.create_future()
+        self._loads[message.adapter] = answer
+        self._send(message)
+        return await answer
+
+    def unload_adapter(self, adapter: int) -> None:
+        if self.failure is None:
+            self._send(UnloadAdapter(adapter=adapter))
+
     def abort_all(self) -> None:
         """Ends everything in flight; each request's reader sees finish reason ``abort``. Later ones, which
         may be in the tokenizer now, are rejected."""
@@ -192,12 +210,14 @@ class EngineClient:
             return
         self.failure = message
         error = EngineDeadError(message)
-        for admission in self._admissions.values():
-            if not admission.done():
-                admission.set_exception(error)
+        futures: list[asyncio.Future[Any]] = [*self._admissions.values(), *self._loads.values()]
+        for waiting in futures:
+            if not waiting.done():
+                waiting.set_exception(error)
         for queue in set(self._queues.values()):
             queue.fail(error)
         self._admissions.clear()
+        self._loads.clear()
         self._queues.clear()
         self._on_failure(message)
 
@@ -243,6 +263,9 @@ class EngineClient:
             if (admission := self._admissions.pop(message.request_id, None)) and not admission.done():
                 admission.set_exception(RejectedError(message))
             self._forget(message.request_id)
+        elif isinstance(message, AdapterAnswer):
+            if (load := self._loads.pop(message.adapter, None)) and not load.done():
+                load.set_result(message)
         elif isinstance(message, EngineReady):
             self.info = message
             self._on_ready(message)

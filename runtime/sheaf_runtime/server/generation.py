@@ -75,7 +75,8 @@ class Generation:
         visible: frozenset[int] = frozenset(),
         counts_tokens: bool = False,
     ) -> None:
-        """``visible`` special tokens are part of the text. ``counts_tokens``: those without text are told."""
+        """``visible`` special tokens are part of the text. ``counts_tokens``: those without text are told.
+        Raises ``ApiError`` for an adapter that was unloaded meanwhile."""
         self.request_id = request_id
         self._service = service
         self._queue = OutputQueue()
@@ -84,6 +85,7 @@ class Generation:
         self._span: Attributes | None = None  # for its trace, likewise
         self._body: Body | None = None
         self._model = body.model or service.model_names[0]
+        adapter = service.adapter_of(body.model)
         self._n = body.n
         self._watcher: asyncio.Task[None] | None = None
         # Each token is news then, though it may add no text yet.
@@ -106,6 +108,7 @@ class Generation:
                     cache_salt=body.cache_salt,
                     after=first if copy else None,
                     timeout=timeout,
+                    adapter=adapter,
                 )
                 text = OutputText(
                     service.folder.tokenizer,
@@ -346,6 +349,8 @@ def rejected(error: RejectedError) -> ApiError:
         return ApiError(429, rejection.message, code="queue_full", headers=headers)
     if rejection.reason == "draining":
         return ApiError(503, rejection.message, code="draining", headers={"Retry-After": "1"})
+    if rejection.reason == "not_found":
+        return ApiError(404, rejection.message, param=rejection.param, code="model_not_found")
     if rejection.reason == "invalid":
         return ApiError(400, rejection.message, param=rejection.param)
     return ApiError(500, rejection.message)

@@ -24,9 +24,11 @@ STALE_SECONDS = 1.0
 
 
 class Metrics:
-    """``in_flight``, ``seconds_since_progress`` and ``draining`` are asked at scrape time."""
+    """``in_flight``, ``seconds_since_progress`` and ``draining`` are asked at scrape time. ``max_loras`` is
+    None where there are no adapters."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, max_loras: int | None = None) -> None:
+        self._max_loras = max_loras
         self._labels = {"model_name": model_name, "engine": "0"}
         self.in_flight: Callable[[], int] = lambda: 0
         self.seconds_since_progress: Callable[[], float] = lambda: 0.0
@@ -108,6 +110,8 @@ class Metrics:
     def render(self) -> str:
         """One page of Prometheus' text format."""
         parts = [*self._load(), *self._counters()]
+        if self._max_loras is not None:
+            parts.append(self._adapters(self._max_loras))
         if self.info is not None:
             parts += self._blocks(self.info)
         parts += [histogram.lines() for histogram in self._histograms]
@@ -149,6 +153,18 @@ class Metrics:
         sizes = {"block_size": str(info.block_size), "num_gpu_blocks": str(info.num_blocks)}
         name = "vllm:cache_config_info"
         yield f"{header('gauge', name, 'The KV cache.')}{name}{label_text({**self._labels, **sizes})} 1\n"
+
+    def _adapters(self, most: int) -> str:
+        """As vLLM has it: the news is in the labels, and the value is the time."""
+        stats = self._stats if self.in_flight() else None
+        labels = {
+            "max_lora": str(most),
+            "running_lora_adapters": ",".join(stats.running_adapters if stats else ()),
+            "waiting_lora_adapters": ",".join(stats.waiting_adapters if stats else ()),
+        }
+        name = "vllm:lora_requests_info"
+        head = header("gauge", name, "Adapters of requests that run and that wait; the value is the time.")
+        return f"{head}{name}{label_text(labels)} {time.time()}\n"
 
     def _counters(self) -> Iterator[str]:
         stats = self._stats

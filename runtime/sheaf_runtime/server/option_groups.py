@@ -217,6 +217,43 @@ def scheduling(add: Add) -> None:
     )
 
 
+def adapters(add: Add) -> None:
+    add("--enable-lora", action="store_true", help="serve LoRA adapters beside the model; model chooses one")
+    add(
+        "--lora-modules",
+        nargs="+",
+        type=values.lora_module,
+        default=[],
+        metavar="NAME=FOLDER",
+        help='adapters from the start; also as {"name": ..., "path": ..., "base_model_name": ...}',
+    )
+    add(
+        "--max-loras",
+        type=values.positive,
+        default=ENGINE.max_loras,
+        metavar="N",
+        help="most different adapters in a batch; requests of others wait for their turn",
+    )
+    add(
+        "--max-cpu-loras",
+        type=values.positive,
+        metavar="N",
+        help="most adapters in memory; others are read again when they are asked for (default: --max-loras)",
+    )
+    add(
+        "--max-lora-rank",
+        type=values.positive,
+        default=ENGINE.max_lora_rank,
+        metavar="N",
+        help="highest rank of an adapter",
+    )
+    add(
+        "--allow-runtime-lora-updating",
+        action="store_true",
+        help="let whoever may call load and unload adapters by this machine's paths",
+    )
+
+
 def http(add: Add) -> None:
     add("--host", default=SERVER.host, metavar="ADDRESS", help="to listen on")
     add("--port", type=values.port, default=SERVER.port, help="to listen on")
@@ -336,6 +373,7 @@ GROUPS = {
     "hardware and kernels": hardware,
     "memory and prefix cache": memory,
     "scheduling": scheduling,
+    "adapters": adapters,
     "API server": http,
     "prompts, tool calls and reasoning": prompts,
     "ends and failures": ends,

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from sheaf_runtime.config import EngineConfig, Quantization, ServerConfig, check_config
 from sheaf_runtime.flags.config_file import read_with_config
 from sheaf_runtime.flags.parser import OptionError, Parser
+from sheaf_runtime.server.adapter_names import name_problem
 from sheaf_runtime.server.model_folder import ModelFolderError, SamplingDefaults
 from sheaf_runtime.server.option_groups import add_all
 from sheaf_runtime.server.vllm_flags import ABSENT
@@ -32,7 +33,7 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     given["quantization"] = {"None": "none"}.get(given["quantization"], given["quantization"])
     _refuse_missing_features(given)
     given["dtype"] = {"float": "float32", "half": "float16"}.get(given["dtype"], given["dtype"])
-    for name in ("served_model_name", "api_key", "allowed_origins"):
+    for name in ("served_model_name", "api_key", "allowed_origins", "lora_modules"):
         given[name] = tuple(given[name])
     engine = EngineConfig(**{name: given[name] for name in EngineConfig.__struct_fields__})
     server = ServerConfig(**{name: given[name] for name in ServerConfig.__struct_fields__})
@@ -40,10 +41,19 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
         check_config(engine, _flag)
     except ValueError as error:
         raise OptionError(str(error)) from error
+    _check_adapters(engine, server)
     _check_generation_config(server.override_generation_config)
     if server.ssl_keyfile and not server.ssl_certfile:
         raise OptionError("--ssl-keyfile needs --ssl-certfile beside it")
     return engine, server
+
+
+def _check_adapters(engine: EngineConfig, server: ServerConfig) -> None:
+    if server.allow_runtime_lora_updating and not engine.enable_lora:
+        raise OptionError("--allow-runtime-lora-updating needs --enable-lora beside it")
+    for module in engine.lora_modules:
+        if problem := name_problem(module.name, server.served_model_name or (engine.model,)):
+            raise OptionError(f"--lora-modules: {problem}")
 
 
 def _check_generation_config(overrides: Mapping[str, Any]) -> None:

@@ -25,20 +25,22 @@ def model_routes(service: Service) -> APIRouter:
     created = int(time.time())
 
     def row(name: str) -> dict[str, Any]:
+        adapter = service.adapters.get(name)
         return {
             "id": name,
             "object": "model",
             "created": created,
             "owned_by": "sheaf",
-            "root": service.root,
-            "parent": None,
+            "root": service.root if adapter is None else adapter.path,
+            "parent": None if adapter is None else adapter.parent,
             "max_model_len": service.max_model_len,
         }
 
     @router.get("/models", response_model=None)
     async def list_models() -> Response:
-        """The names this server answers to."""
-        return _json({"object": "list", "data": [row(name) for name in service.model_names]})
+        """The names this server answers to: the model's, and those of its adapters."""
+        names = (*service.model_names, *(adapter.name for adapter in service.adapters))
+        return _json({"object": "list", "data": [row(name) for name in names]})
 
     @router.get("/models/{name:path}", response_model=None)
     async def get_model(name: str) -> Response:

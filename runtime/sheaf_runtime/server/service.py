@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sheaf_runtime.config import EngineConfig, ServerConfig
 from sheaf_runtime.priority import make_way
 from sheaf_runtime.protocol.messages import EngineReady
+from sheaf_runtime.server.adapter_names import AdapterNames
 from sheaf_runtime.server.body import Bodies
 from sheaf_runtime.server.client import EngineClient
 from sheaf_runtime.server.errors import ApiError
@@ -36,8 +37,11 @@ class Service:
         self.server_config = server
         self.traces = traces
         self.model_names = server.served_model_name or (self.root,)
+        self.adapters = AdapterNames(self.model_names, engine.lora_modules)
         self.lifecycle = Lifecycle()
-        self.metrics = Metrics(self.model_names[0])
+        self.metrics = Metrics(
+            self.model_names[0], max_loras=engine.max_loras if engine.enable_lora else None
+        )
         self.metrics.draining = lambda: self.lifecycle.draining
         self.tokenizing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "tokenize")
         self.tokenizing_large = ThreadPoolExecutor(1, "tokenize-large", make_way)
@@ -112,8 +116,8 @@ class Service:
         """The name to answer with. Raises ``ApiError`` 404 for a model that is not served here."""
         if not name:
             return self.model_names[0]
-        if name not in self.model_names:
-            served = ", ".join(self.model_names)
+        if name not in self.model_names and self.adapters.get(name) is None:
+            served = ", ".join((*self.model_names, *(adapter.name for adapter in self.adapters)))
             raise ApiError(
                 404,
                 f"the model '{name}' does not exist; this server has: {served}",
@@ -121,3 +125,8 @@ class Service:
                 code="model_not_found",
             )
         return name
+
+    def adapter_of(self, name: str | None) -> int | None:
+        """The id of the adapter that a request names; None: it names the model. Raises as ``check_model``."""
+        adapter = self.adapters.get(self.check_model(name))
+        return None if adapter is None else adapter.id_

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 _OUT = "leave it out"
 _ONE = "a replica is one process on one device; scale with more replicas"
-_LORA = "no adapters yet"
 _TEXT = "text models only"
 _AUTO = "leave it out, this is decided from the hardware"
 _FOLDER = "weights are read from the model's folder"
@@ -66,10 +65,12 @@ ABSENT: Mapping[str, str] = {
     "--speculative-config": "no speculative decoding yet",
     "--speculative-model": "no speculative decoding yet",
     "--num-speculative-tokens": "no speculative decoding yet",
-    "--enable-lora": _LORA,
-    "--lora-modules": _LORA,
-    "--max-loras": _LORA,
-    "--max-lora-rank": _LORA,
+    "--lora-dtype": "adapters are computed in the model's own --dtype",
+    "--lora-extra-vocab-size": "adapters that bring tokens of their own are refused",
+    "--enable-lora-bias": "adapters with biases are refused",
+    "--lora-target-modules": "leave it out, the adapter's own target_modules count",
+    "--fully-sharded-loras": _ONE,
+    "--default-mm-loras": _TEXT,
     "--limit-mm-per-prompt": _TEXT,
     "--mm-processor-kwargs": _TEXT,
     "--language-model-only": "leave it out, only text is served",

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sheaf_runtime.models.layers import Want
+from sheaf_runtime.models.layers import StepAdapters, Want
+from sheaf_runtime.worker.adapters import Adapters
 from sheaf_runtime.worker.adjust import Adjustments
 from sheaf_runtime.worker.chunks import cut, most_pieces
 from sheaf_runtime.worker.failures import is_device_failure
@@ -63,6 +64,7 @@ class StepInputs:
     want: Want
     groups: tuple[GroupInputs, ...]
     there: There
+    adapters: StepAdapters | None = None
 
 
 @dataclass
@@ -161,7 +163,9 @@ class Batch:
         eos_token_ids: tuple[int, ...],
         device: torch.device,
         apart: bool,
+        adapters: Adapters | None = None,
     ) -> None:
+        self._adapters = adapters
         self._block_size = block_size
         # The last sampled token has a cell too, though it is never computed.
         self._mirror = TokenMirror(max_num_seqs, max_len + 1, device, apart=apart)
@@ -234,6 +238,10 @@ class Batch:
         elif not to_score and not to_pool:
             none = np.empty(0, np.int64)
             rows_S = buffer.there(none) if targets is None else targets.logit_rows_S
+        adapters = None
+        if self._adapters is not None:
+            own_S = [] if targets is None else _adapters_of(targets.mirrored)
+            adapters = self._adapters.of_step(_adapters_of(mirrored), count, own_S, buffer.there)
         return Prepared(
             plan,
             buffer,
@@ -249,6 +257,7 @@ class Batch:
                 want=want,
                 groups=groups,
                 there=buffer.there,
+                adapters=adapters,
             ),
             targets,
             to_score,
@@ -410,6 +419,10 @@ class Batch:
         logger.error("a request could not be %s", stage, exc_info=error)
         row.failed = f"the request could not be {stage}: {type(error).__name__}: {error}"
         self._failed.append(row)
+
+
+def _adapters_of(rows: list[Row]) -> list[int | None]:
+    return [row.request.adapter for row in rows]
 
 
 def _to_pool(order: list[Scheduled], mirrored: list[Row], query_start: Int64) -> list[PoolTarget]:

@@ -108,8 +108,9 @@ class CpuAttention:
     """See ``backend.PagedAttention``. A page's keys lie as ``sheaf_kernels.cpu.paged_attention`` has them.
 
     Small steps run as a recording of their kernel calls, from token ids to what is wanted: one for each
-    number of rows and each want. A run begins with copies of what the step brings, so that nearly nothing is
-    left to do in Python at its turn: then no cache holds anything of Python, and it is ten times as slow.
+    number of rows and each want; with adapters they run call by call. A run begins with copies of what the
+    step brings, so that nearly nothing is left to do in Python at its turn: then no cache holds anything of
+    Python, and it is ten times as slow.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class CpuAttention:
 
     def run(self, layers: Layers, given: Lookups, want: Want) -> Computed:
         planned, rows = self._planned, len(given.tokens_T)
-        if rows > RECORDED_ROWS or not self._record:
+        if rows > RECORDED_ROWS or not self._record or given.adapters is not None:
             return self._run_now(layers, given)
         if planned.recording is None:
             recording = self._recordings.get((rows, want))

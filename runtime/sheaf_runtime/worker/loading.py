@@ -21,13 +21,15 @@ from sheaf_runtime.models.config import DecoderConfig, LayerConfig
 from sheaf_runtime.models.decoder import Decoder
 from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.gguf_checkpoint import GGUFCheckpoint
-from sheaf_runtime.models.layers import Angles, Attention, Computed, Want
+from sheaf_runtime.models.layers import Angles, Attention, Computed, StepAdapters, Want
 from sheaf_runtime.models.overrides import overridden
 from sheaf_runtime.models.parse import is_native, load_model_config, read_config
+from sheaf_runtime.models.schemes import PLAIN
 from sheaf_runtime.models.weights import load_weights, untie_if_different
 from sheaf_runtime.pooling.folder import causal_architectures, read_pooling
 from sheaf_runtime.pooling.spec import PoolingSpec
 from sheaf_runtime.text.tokenizer import Tokenizer, TokenizerError
+from sheaf_runtime.worker.adapters import Adapters
 from sheaf_runtime.worker.backend import Backend, make_ops, resolve_backend
 from sheaf_runtime.worker.kv_layout import KVLayout, kv_layout
 from sheaf_runtime.worker.pooling import Pooler
@@ -52,6 +54,7 @@ class Model(Protocol):
         rows_S: Tensor | None = None,
         want: Want = "hidden",
         angles: list[Angles] | None = None,
+        adapters: StepAdapters | None = None,
     ) -> Computed: ...
     def angles(self, positions_T: Tensor, prompt_lens_T: Tensor) -> list[Angles]: ...
     def logits(self, hidden_RC: Tensor) -> Tensor: ...
@@ -68,6 +71,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     pooling: PoolingSpec | None = None
     pooler: Pooler | None = None
+    adapters: Adapters | None = None
 
     @property
     def pooled_size(self) -> int | None:
@@ -109,6 +113,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
     raw = overridden(read_config(folder), config.hf_overrides)
     pooling = read_pooling(folder, raw, config.runner, config.convert, config.pooler_config)
     if pooling is not None:
+        if config.enable_lora:
+            raise UnsupportedModelError("--enable-lora is for models that generate text; leave it out")
         raw = raw | {"architectures": causal_architectures(raw.get("architectures"))}
     named = raw.get("dtype") or raw.get("torch_dtype")
     if named in (None, "auto") and isinstance(folder, Path):
@@ -148,6 +154,8 @@ def _load_native(
             f"--batch-invariant: the model would run on {backend} kernels, whose sums depend on the batch; "
             "the CPU kernels' do not (--device cpu --attention-backend cpu says why they cannot run)"
         )
+    if config.enable_lora and (config.quantization != "none" or model_config.scheme != PLAIN):
+        raise UnsupportedModelError("--enable-lora needs layers in floats, these are quantized")
     checkpoint = _open_checkpoint(folder, model_config.attention.head_dim)
     head = pooling is None or pooling.needs_head
     decoder = Decoder(
@@ -166,9 +174,28 @@ def _load_native(
     weights_bytes -= decoder.finish()
     if pooling is not None:
         pooler = Pooler(pooling, score_weight=score_weight, logits=decoder.logits)
-    ends = model_config.eos_token_ids
+    adapters = None
+    if config.enable_lora:
+        adapters = Adapters(
+            list(decoder.adaptable()),
+            num_layers=model_config.num_layers,
+            slots=config.max_loras,
+            max_rank=config.max_lora_rank,
+            dtype=dtype,
+            device=device,
+            ops=make_ops(backend),
+        )
     return LoadedModel(
-        decoder, device, dtype, max_model_len, weights_bytes, backend, ends, pooling=pooling, pooler=pooler
+        decoder,
+        device,
+        dtype,
+        max_model_len,
+        weights_bytes,
+        backend,
+        model_config.eos_token_ids,
+        pooling=pooling,
+        pooler=pooler,
+        adapters=adapters,
     )
 
 
@@ -200,6 +227,11 @@ def _load_transformers(
     if isinstance(folder, HeaderFolder):
         raise UnsupportedModelError(
             f"{folder} is a GGUF file, which our own decoder reads; leave out --model-impl transformers"
+        )
+    if config.enable_lora:
+        raise UnsupportedModelError(
+            "--enable-lora needs a model of our own table, this one runs through transformers' code; merge "
+            "the adapter into it"
         )
     if config.hf_overrides:
         raise UnsupportedModelError("--hf-overrides needs a model of our own table, not transformers' code")

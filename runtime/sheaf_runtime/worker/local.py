@@ -147,6 +147,7 @@ class LocalExecutor:
             dtype=dtype_name(model.dtype),
             device=str(model.device),
         )
+        self._adapters = model.adapters
         self._runner: Runner | None = self._device.call(Runner, model, config, num_blocks)
         self._launched: deque[_Launched] = deque()
 
@@ -178,6 +179,16 @@ class LocalExecutor:
             self._launched[0].wait_until_started()
         return launched.result()
 
+    def load_adapter(self, id_: int, path: str) -> None:
+        """Raises ``AdapterError``."""
+        assert self._adapters is not None, "without --enable-lora"
+        with torch.no_grad():
+            self._adapters.load(id_, path)
+
+    def drop_adapter(self, id_: int) -> None:
+        assert self._adapters is not None
+        self._adapters.drop(id_)
+
     def warm_up(self) -> None:
         """Run the shapes that matter once; needs an idle executor."""
         assert not self._launched
@@ -203,7 +214,7 @@ class LocalExecutor:
         """Let the steps under way finish, then give the memory back. May be called twice."""
         self._device.close()
         self._launched.clear()
-        self._runner = None
+        self._runner = self._adapters = None
 
     def _running(self) -> Runner:
         if self._runner is None:
@@ -223,11 +234,18 @@ def _num_blocks(model: LoadedModel, config: EngineConfig) -> int:
         return override
     if model.device.type == "cuda":
         memory, flag = _cuda_pool_memory(model, config), "--gpu-memory-utilization"
+        memory -= _adapters_bytes(model, config.max_loras)
     else:
-        memory, flag = cpu_pool_memory(available_memory(), config.kv_cache_memory), "--kv-cache-memory"
+        available = available_memory() - _adapters_bytes(model, config.most_cpu_loras)
+        memory, flag = cpu_pool_memory(available, config.kv_cache_memory), "--kv-cache-memory"
     groups, size = model.kv_layout(config.block_size).groups, _request_size(model, config)
     pages = pages_that_fit(memory, groups, size, flag=flag)
     return min(pages, config.max_num_seqs * size.most_pages(groups) + 1)
+
+
+def _adapters_bytes(model: LoadedModel, count: int) -> int:
+    """Of so many adapters of the highest rank."""
+    return 0 if model.adapters is None else count * model.adapters.most_bytes
 
 
 def _request_size(model: LoadedModel, config: EngineConfig) -> RequestSize:

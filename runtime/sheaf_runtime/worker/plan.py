@@ -22,7 +22,8 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     ``token_ids`` holds the prompt and, on resume, every token committed so far. ``num_computed_tokens`` are
     already in the cache (prefix hit). ``sampling.seed`` is never None here. ``num_prompt_tokens`` fixes the
     output position that randomness is counted from, so that a resumed request draws the same numbers.
-    With ``pooling`` its hidden states are pooled where a token would be sampled.
+    With ``pooling`` its hidden states are pooled where a token would be sampled. ``adapter`` is the id of one
+    that is loaded.
     """
 
     req_id: int
@@ -33,6 +34,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     block_ids: BlockIds
     pooling: PoolingParams | None = None
+    adapter: int | None = None
 
 
 class Scheduled(msgspec.Struct, frozen=True, kw_only=True):

@@ -104,6 +104,7 @@ class Runner:
             eos_token_ids=model.eos_token_ids,
             device=model.device,
             apart=self._apart,
+            adapters=model.adapters,
         )
         self._chooser = TokenChooser(model.backend, self._batch)
         self._on_cuda = model.device.type == "cuda"
@@ -141,6 +142,7 @@ class Runner:
             rows_S=inputs.rows_S,
             want=inputs.want,
             angles=step.angles,
+            adapters=inputs.adapters,
         )
         step.hidden_TC, step.tokens_S = computed.hidden_TC, computed.tokens_T
         if targets is not None:

@@ -25,7 +25,7 @@ from sheaf_runtime.engine.order import Rank, rank, too_late
 from sheaf_runtime.engine.outputs import TIMED_OUT, Counters, Output
 from sheaf_runtime.engine.pages_ahead import find_hit
 from sheaf_runtime.engine.preemption import victims
-from sheaf_runtime.engine.prompt_share import PromptRoom
+from sheaf_runtime.engine.prompt_share import PendingPrompt, PromptRoom
 from sheaf_runtime.engine.request import Request, Status
 from sheaf_runtime.engine.step import Launched, Step, StepLimits
 from sheaf_runtime.protocol.messages import FinishReason
@@ -168,7 +168,7 @@ class Scheduler:
         self.adapters.plan(self.running, now)
         self._make_way()
         plan = Step(PromptRoom(self.costs, self.max_num_batched_tokens))
-        self._schedule_decodes(plan)
+        self._schedule_decodes(plan, now)
         self._schedule_prompts(plan)
         admitted = [] if plan.short_of_pages else self._admit(plan, now)
         if not plan.chosen:
@@ -215,7 +215,7 @@ class Scheduler:
         self._launched.append((step, work, launched))
         return StepPlan(step=step, ended=ended, new=new, scheduled=scheduled)
 
-    def _schedule_decodes(self, step: Step) -> None:
+    def _schedule_decodes(self, step: Step, now: float) -> None:
         """Running requests that have one token to go; what they leave is the room for prompts."""
         for request in self.running.copy():
             if request.status is Status.RUNNING and request.num_to_compute == 1:
@@ -223,10 +223,11 @@ class Scheduler:
         decodes = StepWork()
         for request in step.chosen:
             decodes.add(_start(request), 1)
-        prefills = sum(r.num_to_compute > 1 for r in self.running)
+        could = self.waiting[: self.max_num_seqs - len(self.running)]
+        prompts = [r for r in self.running if r.num_to_compute > 1] + could
         step.room.leave_for(
             decodes,
-            prompts=prefills + min(len(self.waiting), self.max_num_seqs - len(self.running)),
+            prompts=(_pending(r, now) for r in prompts),
             target=self._target_inter_token,
         )
 
@@ -462,6 +463,12 @@ def _remove(requests: list[Request], request: Request) -> None:
     index = bisect_left(requests, request.rank, key=_rank)
     assert requests[index] is request
     del requests[index]
+
+
+def _pending(request: Request, now: float) -> PendingPrompt:
+    """One that has tokens already and starts over has no first token to wait for."""
+    waited = 0.0 if request.num_output_tokens else now - request.arrival_time
+    return PendingPrompt(_start(request), request.num_to_compute, request.num_prompt_tokens, waited)
 
 
 def _start(request: Request) -> int:

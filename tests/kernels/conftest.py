@@ -1,6 +1,8 @@
 """Kernels run on the CPU here, in Triton's interpreter."""
 
 import os
+import platform
+import shutil
 import sys
 
 import pytest
@@ -11,6 +13,8 @@ assert "triton" not in sys.modules or os.environ.get("TRITON_INTERPRET") == "1",
 )
 os.environ["TRITON_INTERPRET"] = "1"
 
+from sheaf_kernels.cpu import build  # noqa: E402
+from sheaf_kernels.cpu.library import Library, load  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
 
@@ -27,6 +31,16 @@ def _call_device_function(self: interpreter.InterpretedFunction, *args: object, 
 
 _patched: set[object] = set()
 interpreter.InterpretedFunction.__call__ = _call_device_function
+
+
+@pytest.fixture
+def cpu_kernels() -> Library:
+    """The CPU's kernels, on the machine's own level."""
+    if not build.levels_of(platform.machine(), build.machine_features()):
+        pytest.skip("no kernels are written for this CPU")
+    if not any(map(shutil.which, build.COMPILERS)):
+        pytest.skip("no C compiler")
+    return load()  # what does not compile fails here
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,7 +4,6 @@ exact, and a row's bits depend on nothing but the row."""
 from __future__ import annotations
 
 import platform
-import shutil
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from sheaf_kernels.cpu.int8 import (
     pack_int8,
     quantize_rows_reference,
 )
-from sheaf_kernels.cpu.library import Library, load
+from sheaf_kernels.cpu.library import Library
 from sheaf_kernels.cpu.program import Memory, Program
 from sheaf_runtime.models.schemes import rounded_to_int8
 from torch import Tensor
@@ -27,13 +26,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-2}}
 
 
-@pytest.fixture(autouse=True)
-def kernels() -> Library:
-    if not build.levels_of(platform.machine(), build.machine_features()):
-        pytest.skip("no kernels are written for this CPU")
-    if not any(map(shutil.which, build.COMPILERS)):
-        pytest.skip("no C compiler")
-    return load()
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +108,12 @@ def test_portable_c_gives_the_same(portable: Library, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_do_not_depend_on_the_number_of_threads(
-    dtype: torch.dtype, kernels: Library, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, cpu_kernels: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, packed = numbers(250, 640).to(dtype), pack_int8(*rounded_to_int8(numbers(300, 640)))
     made = []
-    for threads in (1, kernels.threads, 7):
-        monkeypatch.setattr(kernels, "threads", threads)
+    for threads in (1, cpu_kernels.threads, 7):
+        monkeypatch.setattr(cpu_kernels, "threads", threads)
         made.append(linear_int8(x, packed))
     assert torch.equal(made[1], made[0])
     assert torch.equal(made[2], made[0])

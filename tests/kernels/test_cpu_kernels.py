@@ -14,7 +14,7 @@ import pytest
 import torch
 from sheaf_kernels.cpu import build
 from sheaf_kernels.cpu.elementwise import KINDS, activate, clamped_swiglu, head_norm, rms_norm
-from sheaf_kernels.cpu.library import Library, load
+from sheaf_kernels.cpu.library import Library
 from sheaf_kernels.cpu.linear import linear, linear_reference, pack
 from sheaf_kernels.cpu.lookup import likeliest, likeliest_reference, take_rows, take_rows_reference
 from sheaf_kernels.cpu.paged_attention import (
@@ -33,13 +33,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: {"rtol": 2e-5, "atol": 2e-5}, torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2}}
 
 
-@pytest.fixture(autouse=True)
-def kernels() -> Library:
-    if not build.levels_of(platform.machine(), build.machine_features()):
-        pytest.skip("no kernels are written for this CPU")
-    if not any(map(shutil.which, build.COMPILERS)):
-        pytest.skip("no C compiler")
-    return load()  # what does not compile fails here
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
 
 def close(made: Tensor, wanted: Tensor) -> None:
@@ -258,14 +252,14 @@ def test_attention_has_the_same_bits_alone_and_in_company(dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_do_not_depend_on_the_number_of_threads(
-    dtype: torch.dtype, kernels: Library, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, cpu_kernels: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """rustformers/llm#67"""
     sizes = [(2600, 1), (700, 700), (40, 9)]
     x, weight = torch.randn(40, 640).to(dtype), torch.randn(300, 640).to(dtype)
     made = []
-    for threads in (1, kernels.threads, 7):
-        monkeypatch.setattr(kernels, "threads", threads)
+    for threads in (1, cpu_kernels.threads, 7):
+        monkeypatch.setattr(cpu_kernels, "threads", threads)
         made.append((Cache(sizes, dtype, Q=9, K=3, D=64).attend(), linear(x, pack(weight))))
     for attended, multiplied in made[1:]:
         assert torch.equal(attended, made[0][0])

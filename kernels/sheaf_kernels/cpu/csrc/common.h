@@ -227,6 +227,19 @@ INLINE void multiply(const int bf16, int rows, const void *x, size_t x_stride, c
     }
 }
 
+/* y[row, a panel's channels] = sums and their bias, or NULL; of the N channels the last panel may have fewer. */
+INLINE void put(const int bf16, char *y, size_t y_stride, const char *bias, int N, int row, int panel, vec sums) {
+    int column = panel * LANES, left = N - column;
+    size_t at = row * y_stride + column;
+    if (left >= LANES) {
+        if (bias) sums += load(bf16, bias, column);
+        store(bf16, y, at, sums);
+        return;
+    }
+    for (int c = 0; c < left; c++)
+        store1(bf16, y, at + c, sums[c] + (bias ? load1(bf16, bias, column + c) : 0.0f));
+}
+
 /* A job is a struct that begins with this. Threads take items one after the other until there are none, so that a
  * thread which another process holds up costs one item, not its share. */
 typedef struct job {

@@ -144,18 +144,6 @@ typedef struct {
     int M, N, groups, bf16, panels, step, parts;
 } int8_job;
 
-INLINE void put(const int8_job *l, const int bf16, int row, int panel, vec sums) {
-    int column = panel * LANES, left = l->N - column;
-    size_t at = row * l->y_stride + column;
-    if (left >= LANES) {
-        if (l->bias) sums += load(bf16, l->bias, column);
-        store(bf16, l->y, at, sums);
-        return;
-    }
-    for (int c = 0; c < left; c++)
-        store1(bf16, l->y, at + c, sums[c] + (l->bias ? load1(bf16, l->bias, column + c) : 0.0f));
-}
-
 /* Rows by two panels: integers within a group, floats over groups in the order of K, whatever else is computed
  * beside a row. */
 INLINE void rows_by_panels_int8(const int8_job *l, const int rows, int m, int p, int panels) {
@@ -181,7 +169,8 @@ INLINE void rows_by_panels_int8(const int8_job *l, const int rows, int m, int p,
     }
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < panels; j++) {
-            if (l->bf16) put(l, 1, m + i, p + j, sums[i][j]); else put(l, 0, m + i, p + j, sums[i][j]);
+            if (l->bf16) put(1, l->y, l->y_stride, l->bias, l->N, m + i, p + j, sums[i][j]);
+            else put(0, l->y, l->y_stride, l->bias, l->N, m + i, p + j, sums[i][j]);
         }
 }
 

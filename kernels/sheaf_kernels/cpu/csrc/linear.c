@@ -12,18 +12,6 @@ typedef struct {
     int M, N, K, bf16, panels, step, groups;
 } linear_job;
 
-INLINE void put(const linear_job *l, const int bf16, int row, int panel, vec sums) {
-    int column = panel * LANES, left = l->N - column;
-    size_t at = row * l->y_stride + column;
-    if (left >= LANES) {
-        if (l->bias) sums += load(bf16, l->bias, column);
-        store(bf16, l->y, at, sums);
-        return;
-    }
-    for (int c = 0; c < left; c++)
-        store1(bf16, l->y, at + c, sums[c] + (l->bias ? load1(bf16, l->bias, column + c) : 0.0f));
-}
-
 INLINE void vector_block(const linear_job *l, const int bf16, int m0, int m1, int p0, int p1) {
     const size_t size = bf16 ? 2 : 4, x_size = bf16 ? sizeof(factor) : 4, panel = (size_t)l->K * LANES;
     for (int p = p0; p < p1; p += PANELS_AT_ONCE) {
@@ -36,7 +24,8 @@ INLINE void vector_block(const linear_job *l, const int bf16, int m0, int m1, in
                      panels == 1 ? 0 : (long)panel, l->K, sums, PANELS_AT_ONCE * LANES);
             for (int i = 0; i < rows; i++)
                 for (int j = 0; j < panels; j++)
-                    put(l, bf16, m + i, p + j, load_f32(sums + (i * PANELS_AT_ONCE + j) * LANES));
+                    put(bf16, l->y, l->y_stride, l->bias, l->N, m + i, p + j,
+                        load_f32(sums + (i * PANELS_AT_ONCE + j) * LANES));
         }
     }
 }
@@ -94,7 +83,7 @@ static void tile_block(const linear_job *l, int m0, int m1, int p0, int p1) {
             _tile_stored(1, sums[1], 64);
             for (int i = 0; i < rows; i++)
                 for (int j = 0; j < 2 && p + j < p1; j++)
-                    put(l, 1, m + i, p + j, load_f32(sums[2 * (i / 16) + j][i % 16]));
+                    put(1, l->y, l->y_stride, l->bias, l->N, m + i, p + j, load_f32(sums[2 * (i / 16) + j][i % 16]));
         }
     }
 }

@@ -193,10 +193,10 @@ def test_text_is_cut_as_the_model_does(pre: str, tmp_path: Path) -> None:
     write_gguf(folder, tmp_path / "model.gguf")
     file = GGUFFile(tmp_path / "model.gguf")
     file.metadata["tokenizer.ggml.pre"] = pre
-    from sheaf_runtime.gguf.tokenizer import tokenizer_files
+    from sheaf_runtime.gguf.tokenizer import tokenizer_json
     from tokenizers import Tokenizer as RustTokenizer
 
-    tokenizer = RustTokenizer.from_str(tokenizer_files(file)[0])
+    tokenizer = RustTokenizer.from_str(tokenizer_json(file))
     assert tokenizer.pre_tokenizer is not None
     cut = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str("I'm 12345 in\n\n x")]
     numbers = {"gpt-2": ["Ġ12345"], "smollm": ["1", "2", "3", "4", "5"], "llama-bpe": ["123", "45"]}

@@ -7,13 +7,16 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, lru_cache, partial
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sheaf_runtime.gguf.errors import MAGIC, GGUFError
+
+if TYPE_CHECKING:
+    from sheaf_runtime.gguf.reader import GGUFFile
 
 
 def find_gguf(model: str | Path) -> Path | None:
@@ -43,10 +46,12 @@ def open_folder(model: str | Path) -> Path | HeaderFolder:
 
 
 class HeaderFolder(Traversable):
-    """The folder, or, with a name ``inside`` of it, one of its files. ``path`` is the GGUF file."""
+    """The folder, or, with a name ``inside`` of it, one of its files, each written when it is read.
+    ``file`` is the GGUF file."""
 
-    def __init__(self, path: Path, files: Mapping[str, str], inside: str = "") -> None:
-        self.path = path
+    def __init__(self, file: GGUFFile, files: Mapping[str, Callable[[], str]], inside: str = "") -> None:
+        self.file = file
+        self.path = file.path
         self._files = files
         self._inside = inside
 
@@ -65,7 +70,7 @@ class HeaderFolder(Traversable):
 
     def joinpath(self, *names: str | os.PathLike[str]) -> HeaderFolder:
         inside = "/".join(filter(None, [self._inside, *map(str, names)]))
-        return HeaderFolder(self.path, self._files, inside)
+        return HeaderFolder(self.file, self._files, inside)
 
     def __truediv__(self, name: str | os.PathLike[str]) -> HeaderFolder:
         return self.joinpath(name)
@@ -82,7 +87,7 @@ class HeaderFolder(Traversable):
     def read_bytes(self) -> bytes:
         if not self.is_file():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
-        return self._files[self._inside].encode()
+        return self._files[self._inside]().encode()
 
     def read_text(self, encoding: str | None = None) -> str:
         return self.read_bytes().decode()
@@ -96,16 +101,18 @@ def _read(path: Path, _modified: int, _size: int) -> HeaderFolder:
     # Only here: they need numpy, which the API process of any other model goes without.
     from sheaf_runtime.gguf.config import generation_config, model_config
     from sheaf_runtime.gguf.reader import GGUFFile
-    from sheaf_runtime.gguf.tokenizer import tokenizer_files
+    from sheaf_runtime.gguf.tokenizer import tokenizer_config, tokenizer_json
 
     file = GGUFFile(path)
     if "token_embd.weight" not in file.tensors:
         raise GGUFError(f"{path} has no token_embd.weight: it is no language model")
-    tokenizer, tokenizer_config = tokenizer_files(file)
     contents = {
         "config.json": model_config(file),
         "generation_config.json": generation_config(file),
-        "tokenizer_config.json": tokenizer_config,
+        "tokenizer_config.json": tokenizer_config(file),
     }
-    files = {name: json.dumps(content, ensure_ascii=False) for name, content in contents.items()}
-    return HeaderFolder(path, files | {"tokenizer.json": tokenizer})
+    files: dict[str, Callable[[], str]] = {
+        name: partial(json.dumps, content, ensure_ascii=False) for name, content in contents.items()
+    }
+    # Only when it is read: it takes half a second to make, and the engine does without it.
+    return HeaderFolder(file, files | {"tokenizer.json": cache(partial(tokenizer_json, file))})

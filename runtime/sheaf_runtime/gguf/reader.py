@@ -33,6 +33,7 @@ _SCALARS = {
     12: "<d",
 }
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")  # of a string
 # Numbers, and bytes, of one block of each type that can be read.
 BLOCKS = {
     "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2),
@@ -116,7 +117,9 @@ class GGUFFile:
         if kind != _ARRAY:
             return self._scalar(_SCALARS[kind])
         element, count = self._scalar("<I"), self._scalar("<Q")
-        if element in (_STRING, _ARRAY):
+        if element == _STRING:
+            return self._strings(count)
+        if element == _ARRAY:
             return [self._value(element) for _ in range(count)]
         dtype = np.dtype(_SCALARS[element])
         if self._at + count * dtype.itemsize > len(self._data):
@@ -131,9 +134,18 @@ class GGUFFile:
         return value
 
     def _string(self) -> str:
-        length = self._scalar("<Q")
-        raw = self._data[self._at : self._at + length]
-        if len(raw) < length:
-            raise IndexError("the string is longer than the file")
-        self._at += length
-        return raw.decode("utf-8")
+        return self._strings(1)[0]
+
+    def _strings(self, count: int) -> list[str]:
+        """Hundreds of thousands are in a vocabulary: one loop, no calls of our own within."""
+        data, at, size, length_of = self._data, self._at, len(self._data), _LENGTH.unpack_from
+        strings = []
+        for _ in range(count):
+            (length,) = length_of(data, at)
+            at += 8
+            if length > size - at:
+                raise IndexError("the string is longer than the file")
+            strings.append(data[at : at + length].decode("utf-8"))
+            at += length
+        self._at = at
+        return strings

@@ -1,4 +1,4 @@
-"""A GGUF file's vocabulary as ``tokenizer.json`` and ``tokenizer_config.json``."""
+"""A GGUF file's vocabulary as the text of ``tokenizer.json``, and as ``tokenizer_config.json``."""
 
 from __future__ import annotations
 
@@ -38,16 +38,9 @@ _PRE: dict[str, tuple[bool, str | None, bool, bool]] = {
 SPACE = "▁"
 
 
-def tokenizer_files(file: GGUFFile) -> tuple[str, dict[str, Any]]:
-    """The text of ``tokenizer.json``, and ``tokenizer_config.json``. Raises ``GGUFError``."""
-    metadata = {
-        key.removeprefix("tokenizer.ggml."): value
-        for key, value in file.metadata.items()
-        if key.startswith("tokenizer.ggml.")
-    }
-    tokens: list[str] = metadata.get("tokens", [])
-    if not tokens:
-        raise GGUFError(f"{file.path} has no vocabulary")
+def tokenizer_json(file: GGUFFile) -> str:
+    """Raises ``GGUFError``."""
+    metadata, tokens = _vocabulary(file)
     kind = metadata.get("model")
     if kind == "gpt2":
         tokenizer = _byte_level(file, metadata, tokens)
@@ -63,6 +56,12 @@ def tokenizer_files(file: GGUFFile) -> tuple[str, dict[str, Any]]:
         [AddedToken(tokens[i], normalized=False) for i, t in enumerate(types) if t == USER_DEFINED]
     )
     _add_ends(tokenizer, metadata, tokens, sentencepiece=kind == "llama")
+    return tokenizer.to_str()
+
+
+def tokenizer_config(file: GGUFFile) -> dict[str, Any]:
+    """Raises ``GGUFError``."""
+    metadata, tokens = _vocabulary(file)
     named = {
         f"{name}_token": tokens[metadata[key]]
         for name, key in (
@@ -76,7 +75,20 @@ def tokenizer_files(file: GGUFFile) -> tuple[str, dict[str, Any]]:
     config = {**named, "model_max_length": file.metadata.get("llama.context_length", 1 << 30)}
     if (template := file.metadata.get("tokenizer.chat_template")) is not None:
         config["chat_template"] = template
-    return tokenizer.to_str(), config
+    return config
+
+
+def _vocabulary(file: GGUFFile) -> tuple[dict[str, Any], list[str]]:
+    """The metadata of the tokenizer, and the tokens by id."""
+    metadata = {
+        key.removeprefix("tokenizer.ggml."): value
+        for key, value in file.metadata.items()
+        if key.startswith("tokenizer.ggml.")
+    }
+    tokens: list[str] = metadata.get("tokens", [])
+    if not tokens:
+        raise GGUFError(f"{file.path} has no vocabulary")
+    return metadata, tokens
 
 
 def _byte_level(file: GGUFFile, metadata: dict[str, Any], tokens: list[str]) -> Tokenizer:

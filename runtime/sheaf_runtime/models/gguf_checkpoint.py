@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,9 +40,9 @@ class GGUFCheckpoint:
     """``head_dim`` puts channels in order where the file pairs neighbouring ones. Raises
     ``UnsupportedModelError``."""
 
-    def __init__(self, path: Path, head_dim: int) -> None:
+    def __init__(self, file: GGUFFile, head_dim: int) -> None:
+        self._file = file
         try:
-            self._file = GGUFFile(path)
             self._family = family_of(self._file)
         except GGUFError as error:
             raise UnsupportedModelError(str(error)) from error

@@ -202,6 +202,9 @@ def _load_native(
 def _tokenizers_end(folder: Traversable) -> list[int]:
     """The end token that the tokenizer names: chat models end their turns with it, and often nobody else says
     so. Nothing where there is no tokenizer, which is the API process's trouble."""
+    if isinstance(folder, HeaderFolder):  # known without the tokenizer, which takes its time to make
+        end = folder.file.metadata.get("tokenizer.ggml.eos_token_id")
+        return [] if end is None else [end]
     try:
         tokenizer = Tokenizer.from_folder(folder)
     except TokenizerError:
@@ -213,7 +216,7 @@ def _tokenizers_end(folder: Traversable) -> list[int]:
 
 def _open_checkpoint(folder: Path | HeaderFolder, head_dim: int) -> Checkpoint:
     if isinstance(folder, HeaderFolder):
-        return GGUFCheckpoint(folder.path, head_dim)
+        return GGUFCheckpoint(folder.file, head_dim)
     return SafetensorsFolder(folder)
 
 

@@ -19,6 +19,9 @@ Runner = Literal["auto", "generate", "pooling"]
 Convert = Literal["auto", "none", "embed", "classify"]
 PoolingType = Literal["LAST", "MEAN"]
 
+DEFAULT_LOOKUP = 5
+MOST_DRAFTS = 64  # of one request in a step
+
 
 class PoolerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """vLLM's ``--pooler-config``, which beats what the folder says. ``use_activation``: embeddings are
@@ -45,6 +48,25 @@ class KVEventsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def enabled(self) -> bool:
         return self.enable_kv_cache_events and self.publisher == "zmq"
+
+
+class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """vLLM's ``--speculative-config``. At most ``num_speculative_tokens`` are proposed at a time: those that
+    followed the latest occurrence of the request's last n tokens, n from ``prompt_lookup_max`` down to
+    ``prompt_lookup_min``. One of these that is not given is as the other; 5 where none is."""
+
+    method: Literal["ngram"]
+    num_speculative_tokens: int
+    prompt_lookup_max: int | None = None
+    prompt_lookup_min: int | None = None
+
+    @property
+    def lookup(self) -> tuple[int, int]:
+        """(shortest, longest) n."""
+        shortest, longest = self.prompt_lookup_min, self.prompt_lookup_max
+        if shortest is None:
+            shortest = DEFAULT_LOOKUP if longest is None else longest
+        return shortest, shortest if longest is None else longest
 
 
 class LoraModule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,7 +127,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_lora_rank: int = 16
     max_cpu_loras: int | None = None
     pipeline_depth: Literal[0, 1] = 1
+    speculative_config: SpeculativeConfig | None = None
     seed: int | None = None
+
+    @property
+    def max_drafts(self) -> int:
+        """Tokens that are proposed for one request in a step."""
+        return 0 if self.speculative_config is None else self.speculative_config.num_speculative_tokens
 
     @property
     def most_cpu_loras(self) -> int:
@@ -177,6 +205,8 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
             raise ValueError(f"{spell(name)} must be a number of milliseconds above 0, got {value}")
     if config.lora_modules and not config.enable_lora:
         raise ValueError(f"{spell('lora_modules')} needs {spell('enable_lora')} beside it")
+    if config.speculative_config is not None:
+        _check_speculation(config.speculative_config, spell("speculative_config"))
     names = [module.name for module in config.lora_modules]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"{spell('lora_modules')}: two adapters have the name {twice}")
@@ -187,6 +217,22 @@ def check_config(config: EngineConfig, spell: Callable[[str], str] = str) -> Non
             f"{spell('max_num_batched_tokens')} ({config.max_num_batched_tokens}) must be at least "
             f"{spell('max_num_seqs')} ({config.max_num_seqs}): a step has to hold a token of each running "
             "request; raise it"
+        )
+
+
+def _check_speculation(config: SpeculativeConfig, name: str) -> None:
+    if not 1 <= config.num_speculative_tokens <= MOST_DRAFTS:
+        raise ValueError(
+            f"{name}: num_speculative_tokens must be from 1 to {MOST_DRAFTS}, "
+            f"got {config.num_speculative_tokens}"
+        )
+    shortest, longest = config.lookup
+    for key, value in (("prompt_lookup_min", shortest), ("prompt_lookup_max", longest)):
+        if not 1 <= value <= MOST_DRAFTS:
+            raise ValueError(f"{name}: {key} must be from 1 to {MOST_DRAFTS}, got {value}")
+    if shortest > longest:
+        raise ValueError(
+            f"{name}: prompt_lookup_min ({shortest}) must be at most prompt_lookup_max ({longest})"
         )
 
 

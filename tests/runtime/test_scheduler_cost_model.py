@@ -96,7 +96,7 @@ def test_hours_of_chats_do_not_make_the_cost_of_prompts_forgotten():
 )
 def test_the_inverse_is_exact(token, pair, seconds, start, most):
     model = CostModel()
-    model._coefficients = [0.0, token, 0.0, 0.0, pair]
+    model._coefficients = [0.0, token, 0.0, 0.0, pair, 0.0]
     count = model.prompt_tokens_within(seconds, start, most)
     assert 0 <= count <= most
     if not model.known:

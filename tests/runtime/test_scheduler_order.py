@@ -163,13 +163,13 @@ def order(engine, *prompts):
 def test_with_a_target_for_first_tokens_who_has_least_time_left_goes_first():
     for target, expected in ((None, ["50", "200"]), (500.0, ["200", "50"])):
         engine = Engine(max_num_seqs=1, max_num_batched_tokens=256, target_ttft_ms=target)
-        engine.core.scheduler.costs._coefficients = [0.01, 0.001, 0.001, 0.0, 0.0]
+        engine.core.scheduler.costs._coefficients = [0.01, 0.001, 0.001, 0.0, 0.0, 0.0]
         assert order(engine, 50, 200) == expected
 
 
 def test_what_is_cached_takes_no_time():
     engine = Engine(max_num_seqs=1, max_num_batched_tokens=256, target_ttft_ms=500.0)
-    engine.core.scheduler.costs._coefficients = [0.01, 0.001, 0.001, 0.0, 0.0]
+    engine.core.scheduler.costs._coefficients = [0.01, 0.001, 0.001, 0.0, 0.0, 0.0]
     engine.add("200", 200, output=1)
     engine.drain()
     engine.add("other", 150, output=1)
@@ -204,7 +204,7 @@ def test_a_timeout_ends_what_waits_and_what_runs_and_frees_their_pages(depth):
 
 def test_a_prompt_that_cannot_make_it_is_not_begun():
     engine = Engine(num_blocks=400)
-    engine.core.scheduler.costs._coefficients = [0.01, 0.01, 0.001, 0.0, 0.0]
+    engine.core.scheduler.costs._coefficients = [0.01, 0.01, 0.001, 0.0, 0.0, 0.0]
     engine.add("hopeless", 200, timeout=1.0)
     engine.add("tight", 90, timeout=1.0, output=2)
     engine.step()
@@ -216,7 +216,7 @@ def test_a_prompt_that_cannot_make_it_is_not_begun():
 
 def test_a_chat_whose_prompt_is_cached_can_make_it():
     engine = Engine(num_blocks=400)
-    engine.core.scheduler.costs._coefficients = [0.01, 0.01, 0.001, 0.0, 0.0]
+    engine.core.scheduler.costs._coefficients = [0.01, 0.01, 0.001, 0.0, 0.0, 0.0]
     engine.add("a", 200, output=1)
     engine.drain()
     engine.add("a", 200, output=1, timeout=1.0)

@@ -11,9 +11,10 @@ from random import Random
 import pytest
 from checked_executor import CheckedExecutor, Info, expected_output, expected_vector
 from engine_jobs import GROUPS, Job, random_jobs
+from foreseen import Foreseen
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.config import EngineConfig, SpeculativeConfig
 from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.kv_cache import KVCache
 from sheaf_runtime.engine.prefix import root_digest
@@ -73,6 +74,7 @@ def test_every_request_gets_its_tokens(seed, depth):
         target_inter_token_ms=r.choice([None, None, 1e-3, 5.0, 40.0]),
         enable_prefix_caching=r.random() < 0.7,
         pipeline_depth=depth,
+        speculative_config=r.choice([None, SpeculativeConfig(method="ngram", num_speculative_tokens=4)]),
     )
     # A pool that holds the longest request and little more, so that the others get in its way.
     longest = max(len(j.message.prompt_token_ids) + j.message.sampling.max_tokens for j in jobs)
@@ -89,7 +91,15 @@ def test_every_request_gets_its_tokens(seed, depth):
     seconds = r.choice([None, lambda plan: r.uniform(0, 1) ** 4 + len(plan.scheduled) / 1000])
     executor = CheckedExecutor(info, block_size, max_num_seqs, budget, salts, seconds)
     now = [0.0]
-    run(jobs, EngineCore(executor, config, clock=lambda: now[0]), now)
+    core = EngineCore(executor, config, clock=lambda: now[0])
+    if core.scheduler.speculation is not None:
+        answers = [
+            m.prompt_token_ids
+            + expected_output(m.prompt_token_ids, m.sampling, vocab_size=97, salt=salts[m.sampling.seed])
+            for m in (j.message for j in jobs)
+        ]
+        core.scheduler.speculation.make_proposer = lambda: Foreseen(answers, r.random(), r)
+    run(jobs, core, now)
     for job in jobs:
         m = job.message
         if job.reason == "timeout":

@@ -76,7 +76,7 @@ def test_who_has_waited_for_many_times_what_it_takes_may_bring_more():
 def test_a_prompt_that_starts_over_after_preemption_is_not_late():
     """Its answer has begun long ago: that says nothing about how long a first token is waited for."""
     costs = CostModel()
-    costs._coefficients = [0.01, 0.001, 0.001, 0.0, 0.0]
+    costs._coefficients = [0.01, 0.001, 0.001, 0.0, 0.0, 0.0]
     room, decodes = PromptRoom(costs, 64), StepWork(decodes=4, decode_context=400)
     seconds = []
     for waited in (0.0, 60.0):
@@ -98,7 +98,7 @@ def test_a_prompt_that_starts_over_after_preemption_is_not_late():
 )
 def test_the_room_is_never_exceeded_but_by_the_first_token(token, pair, seconds, tokens, chunks):
     costs = CostModel()
-    costs._coefficients = [0.01, token, 0.001, 0.0, pair]
+    costs._coefficients = [0.01, token, 0.001, 0.0, pair, 0.0]
     room = PromptRoom(costs, tokens, seconds)
     taken = []
     for start, wanted in chunks:
@@ -115,7 +115,7 @@ def test_the_room_is_never_exceeded_but_by_the_first_token(token, pair, seconds,
 
 def test_what_leaves_the_step_gives_its_room_back():
     costs = CostModel()
-    costs._coefficients = [0.01, 0.001, 0.001, 0.0, 0.0]
+    costs._coefficients = [0.01, 0.001, 0.001, 0.0, 0.0, 0.0]
     room = PromptRoom(costs, 64)
     room.leave_for(
         StepWork(decodes=4, decode_context=400), prompts=[PendingPrompt(0, 64, 64, 0.0)], target=0.05

@@ -175,7 +175,33 @@ def test_sizes(text: str, size: int) -> None:
         (["--enable-chunked-prefill"], "--enable-chunked-prefill is not supported: leave it out"),
         (["--enable_chunked_prefill"], "--enable_chunked_prefill is not supported: leave it out"),
         (["-tp", "2"], "-tp is not supported"),
-        (["--speculative-config={}"], "--speculative-config is not supported: no speculative decoding yet"),
+        (
+            ["--speculative-config={}"],
+            "Object missing required field `method`; it is a JSON object of method",
+        ),
+        (["--speculative-config.method", "eagle3"], "method eagle3 is not supported; use ngram"),
+        (["--speculative-config", '{"model": "small"}'], "leave model out, ngram proposes without one"),
+        (
+            [
+                "--speculative-config",
+                '{"method": "ngram", "num_speculative_tokens": 3, "parallel_drafting": 1}',
+            ],
+            "unknown field `parallel_drafting`; it is a JSON object of method, num_speculative_tokens",
+        ),
+        (
+            ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 0}'],
+            "--speculative-config: num_speculative_tokens must be from 1 to 64, got 0",
+        ),
+        (
+            [
+                "--speculative-config",
+                '{"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}',
+                "--speculative-config.prompt_lookup_min",
+                "3",
+            ],
+            "--speculative-config: prompt_lookup_min (3) must be at most prompt_lookup_max (2)",
+        ),
+        (["--speculative-model", "small"], "write --speculative-config with method ngram"),
         (["--model", "m"], "sheaf serve MODEL"),
         (
             ["--max-num-batched-tokens", "63"],
@@ -404,7 +430,7 @@ def test_flags_from_a_file(tmp_path: Path) -> None:
     [
         ("port: 70000", "65535"),
         ("no-such-flag: 1", "unrecognized argument --no-such-flag"),
-        ("speculative_config: {}", "--speculative-config is not supported"),
+        ("speculative_config: {}", "Object missing required field `method`"),
         ("config: b.yaml", "a file cannot name another"),
         ("enable-auto-tool-choice: maybe", "enable-auto-tool-choice"),
         ("access-log: 5", "access-log"),

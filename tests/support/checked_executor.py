@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from sheaf_runtime.protocol.pooling import PoolingParams
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker.masks import TokenMasks
-from sheaf_runtime.worker.plan import KVGroup, PooledVector, SampledTokens, StepPlan, StepResult
+from sheaf_runtime.worker.plan import KVGroup, PooledVector, SampledTokens, Scheduled, StepPlan, StepResult
 
 FULL = KVGroup(kind="full", layers=(0,), page_bytes=1)
 
@@ -121,6 +121,8 @@ class CheckedExecutor:
         assert plan.step == self.last_step + 1
         self.last_step = plan.step
         self._check_pages(plan)
+        drafted = {s.req_id for other, _ in self.launched for s in other.scheduled if s.draft_token_ids}
+        assert drafted.isdisjoint(s.req_id for s in plan.scheduled), "planned before its drafts are judged"
         self.launched.append((plan, False))
         self.steps.append(plan)
 
@@ -204,9 +206,15 @@ class CheckedExecutor:
             assert item.start == row.computed, "tokens are computed in order, each once"
             assert item.num_tokens > 0
             end = item.start + item.num_tokens
-            assert end <= len(row.token_ids), "a token is computed that does not exist"
+            known = end - len(item.draft_token_ids)
+            assert known <= len(row.token_ids), "a token is computed that does not exist"
+            assert known > item.start, "drafts follow the request's last token"
             assert end <= row.num_prompt + row.sampling.max_tokens - 1, "more tokens than could be wanted"
-            assert item.sample == (end == len(row.token_ids))
+            assert item.sample == (known == len(row.token_ids))
+            if item.draft_token_ids:
+                tokens = self._judge(row, item, known, writes, holders)
+                sampled.append(SampledTokens(req_id=item.req_id, epoch=item.epoch, token_ids=tokens))
+                continue
             h = self._write(row, item.start, end, writes, holders)
             row.computed = end
             if item.sample and row.pooling is not None:
@@ -218,6 +226,29 @@ class CheckedExecutor:
                 row.token_ids.append(token)
                 sampled.append(SampledTokens(req_id=item.req_id, epoch=item.epoch, token_ids=[token]))
         return sampled, pooled
+
+    def _judge(
+        self,
+        row: Mirror,
+        item: Scheduled,
+        known: int,
+        writes: list[set[tuple[int, int]]],
+        holders: Counter[int],
+    ) -> list[int]:
+        """Compute a request's last token and its drafts; what is left of them is what was sampled."""
+        assert item.sample
+        assert known == item.start + 1, "drafts belong to single tokens"
+        row.token_ids += item.draft_token_ids
+        made: list[int] = []
+        for position in range(item.start, item.start + item.num_tokens):
+            h = self._write(row, position, position + 1, writes, holders)
+            made.append(sample(h, row.sampling, position + 1 - row.num_prompt, self.info.vocab_size))
+        came = 0
+        while came < len(item.draft_token_ids) and made[came] == item.draft_token_ids[came]:
+            came += 1
+        row.token_ids[known:] = made[: came + 1]
+        row.computed = known + came
+        return made[: came + 1]
 
     def _write(
         self, row: Mirror, start: int, end: int, writes: list[set[tuple[int, int]]], holders: Counter[int]

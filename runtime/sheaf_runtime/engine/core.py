@@ -61,6 +61,7 @@ class EngineCore:
             prefix_caching=config.enable_prefix_caching,
             pipeline_depth=config.pipeline_depth,
             max_loras=config.max_loras,
+            speculation=config.speculative_config,
         )
         self.adapters = Adapters(executor, self.scheduler.adapters, config.most_cpu_loras)
         self.adapters.load_at_start(config.lora_modules)
@@ -210,13 +211,16 @@ class EngineCore:
     def step(self) -> list[Output]:
         """Launch a step if one can be planned, then commit the oldest one if the pipeline is full.
 
-        With depth 1 the device always has the next step queued while the host commits the last one. What a
+        With depth 1 the device always has the next step queued while the host commits the last one, unless
+        there are drafts (``speculation``). What a
         grammar allows next depends on the tokens before: then the last step is committed while the next one's
         forward runs, and masks and sampler follow.
         """
         scheduler = self.scheduler
         now = self._clock()
         outputs = self._end_in_vain(now)
+        if scheduler.needs_results():
+            return outputs + self._commit()
         plan = scheduler.schedule(now)
         if scheduler.adapters.wanted:
             self.adapters.read_wanted()
@@ -289,6 +293,9 @@ class EngineCore:
             prefix_cache_queries=counters.prefix_cache_queries,
             prefix_cache_hits=counters.prefix_cache_hits,
             preemptions=counters.preemptions,
+            drafts=counters.drafted,
+            draft_tokens=counters.draft_tokens,
+            accepted_at=counters.accepted_at.copy(),
             grammars_compiled=grammars.compiled,
             grammars_refused=grammars.refused,
             grammar_cache_hits=grammars.cache_hits,

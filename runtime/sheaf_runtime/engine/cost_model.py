@@ -1,9 +1,10 @@
 """What a step costs, learnt from the steps that ran. Pure: no clock, no device.
 
     seconds = fixed + a * prompt tokens + b * decodes + c * positions that decodes read
-              + d * (prompt token, position it attends to) pairs
+              + d * (prompt token, position it attends to) pairs + e * drafts
 
-A *decode* is a request with one token in the step. Five coefficients, none negative, by least squares over
+A *decode* is a request whose next token the step makes; *drafts* are further tokens of it (``speculation``).
+Six coefficients, none negative, by least squares over
 the steps so far, of which later ones count more. Three things make it hold on a real machine:
 
 - errors count relative to the step's duration, so that a decode of 40 ms is fitted as well as a prompt of
@@ -24,6 +25,8 @@ NEARBY = 2.0  # scales of error up to which a step counts in full
 STEADY = 1e-3  # how firmly a coefficient stays where the steps do not tell
 LEAST_ERROR = 0.02  # relative; a machine that is never off by more
 
+FEATURES = 6
+
 Vector = list[float]
 
 
@@ -35,6 +38,7 @@ class StepWork:
     decodes: int = 0
     decode_context: int = 0  # positions that decodes attend to
     prompt_pairs: float = 0.0  # (prompt token, position it attends to)
+    drafts: int = 0
 
     def add(self, start: int, num_tokens: int) -> None:
         """``num_tokens`` more of a request from position ``start``."""
@@ -57,7 +61,7 @@ class CostModel:
     def __init__(self) -> None:
         self._fade = math.exp(-1 / MEMORY)
         self._kinds = [_Sums(), _Sums()]  # of steps without prompt tokens, and with
-        self._coefficients: Vector = [0.0] * 5
+        self._coefficients: Vector = [0.0] * FEATURES
         self._error = 1.0  # relative, typical
 
     @property
@@ -68,7 +72,7 @@ class CostModel:
     @property
     def coefficients(self) -> dict[str, float]:
         """Seconds per unit of each; for records."""
-        names = ("fixed", "prompt_token", "decode", "decode_position", "prompt_pair")
+        names = ("fixed", "prompt_token", "decode", "decode_position", "prompt_pair", "draft")
         return dict(zip(names, self._coefficients, strict=True))
 
     def observe(self, work: StepWork, seconds: float) -> None:
@@ -87,9 +91,14 @@ class CostModel:
         """Seconds."""
         return sum(c * x for c, x in zip(self._coefficients, _features(work), strict=True))
 
+    @property
+    def draft_seconds(self) -> float:
+        """What a draft adds to a step; 0 where none was seen."""
+        return self._coefficients[-1]
+
     def prompt_seconds(self, start: int, num_tokens: int) -> float:
         """What so many prompt tokens from position ``start`` add to a step that runs anyway."""
-        _, token, _, _, pair = self._coefficients
+        _, token, _, _, pair, _ = self._coefficients
         return token * num_tokens + pair * pairs(start, num_tokens)
 
     def prompt_tokens_within(self, seconds: float, start: int, most: int) -> int:
@@ -101,7 +110,7 @@ class CostModel:
             return 0
         if self.prompt_seconds(start, most) <= seconds:
             return most
-        _, token, _, _, pair = self._coefficients
+        _, token, _, _, pair, _ = self._coefficients
         linear, square = token + pair * (start + 0.5), pair / 2  # linear * n + square * n * n <= seconds
         guess = 2 * seconds / (linear + math.sqrt(linear * linear + 4 * square * seconds))
         count = min(most, max(0, int(guess) + 1))
@@ -128,8 +137,8 @@ class _Sums:
     """Of one kind of steps: the two sides of the normal equations, of rows whose right side is 1."""
 
     def __init__(self) -> None:
-        self.gram = [[0.0] * 5 for _ in range(5)]
-        self.moment = [0.0] * 5
+        self.gram = [[0.0] * FEATURES for _ in range(FEATURES)]
+        self.moment = [0.0] * FEATURES
 
     def take(self, row: Vector, weight: float, fade: float) -> None:
         for i, x in enumerate(row):
@@ -138,7 +147,7 @@ class _Sums:
 
 
 def _features(work: StepWork) -> Vector:
-    return [1.0, work.prompt_tokens, work.decodes, work.decode_context, work.prompt_pairs]
+    return [1.0, work.prompt_tokens, work.decodes, work.decode_context, work.prompt_pairs, work.drafts]
 
 
 def solve_nonnegative(gram: list[Vector], moment: Vector) -> Vector:

@@ -161,6 +161,11 @@ class KVCache:
             table += ids
         return new
 
+    def has_spare(self, requests: int, num_tokens: int) -> bool:
+        """Whether so many requests could each grow by so many tokens, and by one page more."""
+        pages = requests * (1 + -(-num_tokens // self.block_size)) * len(self._groups)
+        return pages <= self.pool.num_available
+
     def publish(
         self,
         held: BlockTables,

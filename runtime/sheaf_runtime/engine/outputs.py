@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sheaf_runtime.engine.request import Request
 from sheaf_runtime.protocol.messages import FinishReason, TokenLogprobs
@@ -20,6 +20,9 @@ class Counters:
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     preemptions: int = 0  # requests
+    drafted: int = 0  # requests of steps that had drafts
+    draft_tokens: int = 0
+    accepted_at: list[int] = field(default_factory=list)  # drafts that came, by their place
 
 
 @dataclass(frozen=True, slots=True)

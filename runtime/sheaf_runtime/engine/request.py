@@ -8,6 +8,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from sheaf_runtime.engine.drafting import Drafting
 from sheaf_runtime.engine.kv_cache import BlockTables
 from sheaf_runtime.engine.order import Rank, rank
 from sheaf_runtime.engine.prefix import root_digest
@@ -60,6 +61,7 @@ class Request:
     in_flight_samples: int = 0
     last_step: int = -1  # launched last with it in the plan
     scored: list[TokenLogprobs] = field(default_factory=list)  # of the prompt, as asked for
+    drafting: Drafting | None = None  # where it may have drafts
 
     # For metrics.
     cached_tokens: int = 0  # prefix hit at first admission
@@ -132,6 +134,14 @@ class Request:
         """Tokens that could be launched now: those that exist, here or on the device, and were not yet."""
         known = len(self.token_ids) + self.in_flight_samples
         return min(known, self.final_length) - self.computed - self.in_flight
+
+    def drafts_within(self, most: int) -> int:
+        """How many drafts, of ``most``, the next step may have of it: none is computed that cannot be wanted,
+        and end tokens are kept away from all samples of a step or from none."""
+        room = self.final_length - len(self.token_ids)
+        if (early := self.sampling.min_tokens - self.num_output_tokens) > 0:
+            room = min(room, early - 1)
+        return max(0, min(most, room))
 
     def append(self, token_ids: list[int]) -> tuple[list[int], FinishReason | None, int | None]:
         """Commit sampled tokens up to the one that ends the request.

@@ -17,6 +17,7 @@ from bisect import bisect_left, insort
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
+from sheaf_runtime.config import SpeculativeConfig
 from sheaf_runtime.engine.adapter_room import AdapterRoom
 from sheaf_runtime.engine.cost_model import CostModel, StepWork
 from sheaf_runtime.engine.entrance import entries
@@ -27,7 +28,8 @@ from sheaf_runtime.engine.pages_ahead import find_hit
 from sheaf_runtime.engine.preemption import victims
 from sheaf_runtime.engine.prompt_share import PendingPrompt, PromptRoom
 from sheaf_runtime.engine.request import Request, Status
-from sheaf_runtime.engine.step import Launched, Step, StepLimits
+from sheaf_runtime.engine.speculation import Speculation
+from sheaf_runtime.engine.step import Launched, LaunchedStep, Step, StepLimits
 from sheaf_runtime.protocol.messages import FinishReason
 from sheaf_runtime.worker.plan import (
     BlockIds,
@@ -65,6 +67,7 @@ class Scheduler:
         prefix_caching: bool = True,
         pipeline_depth: int = 0,
         max_loras: int = 1,
+        speculation: SpeculativeConfig | None = None,
     ) -> None:
         self.kv = KVCache(
             groups,
@@ -84,14 +87,16 @@ class Scheduler:
         self.adapters = AdapterRoom(max_loras)
         self._timed: dict[Request, None] = {}  # that have a deadline, in order of arrival
         self.costs = CostModel()
+        self.speculation = None if speculation is None else Speculation(speculation, self.costs)
         self.waiting: list[Request] = []  # both sorted by rank
         self.running: list[Request] = []
         self.counters = Counters()
-        self._launched: deque[tuple[int, StepWork, list[Launched]]] = deque()
+        self._launched: deque[LaunchedStep] = deque()
         self._late: list[tuple[int, BlockTables]] = []  # (step that must be committed first, pages)
         self._ended: list[int] = []  # ids that the worker does not know to have ended yet
         self._next_step = 0
         self._no_new_blocks: BlockIds = [[] for _ in groups]  # shared by all plans, never written
+        self._no_drafts: list[int] = []  # the same
 
     # --- requests come and go -------------------------------------------------------------------------
 
@@ -160,6 +165,14 @@ class Scheduler:
 
     # --- planning -------------------------------------------------------------------------------------
 
+    def needs_results(self) -> bool:
+        """Whether launched steps are to be committed before the next one is planned."""
+        if self.speculation is None or not self._launched:
+            return False
+        if any(item.drafts for launched in self._launched for item in launched.items):
+            return True  # those of its requests wait, and the others would go on without them
+        return self.speculation.wait([r for r in self.running if r.num_output_tokens])
+
     def schedule(self, now: float) -> StepPlan | None:
         """Plan the next step and count its tokens as in flight; None if there is nothing to launch now.
 
@@ -195,7 +208,8 @@ class Scheduler:
         work = StepWork()
         for request, (num_tokens, new_block_ids) in plan.chosen.items():
             start = _start(request)
-            sample = start + num_tokens == len(request.token_ids) + request.in_flight_samples
+            drafts = plan.drafts.get(request, self._no_drafts)
+            sample = start + num_tokens - len(drafts) == len(request.token_ids) + request.in_flight_samples
             scheduled.append(
                 Scheduled(
                     req_id=request.req_id,
@@ -204,15 +218,18 @@ class Scheduler:
                     num_tokens=num_tokens,
                     new_block_ids=new_block_ids,
                     sample=sample,
+                    draft_token_ids=drafts,
                 )
             )
-            launched.append(Launched(request, request.epoch, num_tokens, sample))
-            work.add(start, num_tokens)
+            launched.append(Launched(request, request.epoch, num_tokens, sample, drafts))
+            work.add(start, num_tokens - len(drafts))
+            work.drafts += len(drafts)
             request.in_flight += num_tokens
             request.in_flight_samples += sample
             request.last_step = step
         ended, self._ended = self._ended, []
-        self._launched.append((step, work, launched))
+        since = None if self._launched else now
+        self._launched.append(LaunchedStep(step, work, launched, since))
         return StepPlan(step=step, ended=ended, new=new, scheduled=scheduled)
 
     def _schedule_decodes(self, step: Step, now: float) -> None:
@@ -230,6 +247,28 @@ class Scheduler:
             prompts=(_pending(r, now) for r in prompts),
             target=self._target_inter_token,
         )
+        if self.speculation is not None and step.chosen:
+            self._add_drafts(step, self.speculation)
+
+    def _add_drafts(self, step: Step, speculation: Speculation) -> None:
+        """To requests of the step, as far as there is room that nobody else is short of."""
+        decodes = list(step.chosen)
+        # Prompts keep half of the tokens, and each running request finds pages for its next tokens.
+        for request, drafts in zip(decodes, speculation.choose(decodes, step.room.tokens // 2), strict=True):
+            if not drafts:
+                continue
+            num_tokens, new_block_ids = step.chosen[request]
+            end = _start(request) + num_tokens
+            slots = len(request.tables.tables[-1]) * self.kv.block_size - end
+            if len(drafts) > slots and not self.kv.has_spare(len(self.running), len(drafts)):
+                drafts = drafts[:slots]
+            more = self._grow(request, num_tokens + len(drafts))
+            assert more is not None
+            if more is not self._no_new_blocks:
+                new_block_ids = [a + b for a, b in zip(new_block_ids, more, strict=True)]
+            step.chosen[request] = (num_tokens + len(drafts), new_block_ids)
+            step.drafts[request] = drafts
+            step.room.tokens -= len(drafts)
 
     def _schedule_prompts(self, step: Step) -> None:
         """Chunks of the running requests' prompts."""
@@ -276,6 +315,7 @@ class Scheduler:
             victim = self.running[-1]
             if victim in step.chosen:
                 step.room.give_back(_start(victim), step.chosen.pop(victim)[0])
+                step.drafts.pop(victim, None)
             self._preempt(victim)
         return 0
 
@@ -333,20 +373,26 @@ class Scheduler:
 
     def commit(self, result: StepResult, now: float) -> list[Output]:
         """Take in the oldest launched step: publish its pages, append its tokens, end what is over."""
-        step, work, launched = self._launched.popleft()
+        launched = self._launched.popleft()
+        step, work = launched.step, launched.work
         assert result.step == step, f"got the result of step {result.step}, expected {step}"
         if result.seconds is not None:
             self.costs.observe(work, result.seconds)
+        if self.speculation is not None:
+            handover = None
+            if launched.since is not None and not self._launched and result.seconds is not None:
+                handover = now - launched.since - result.seconds
+            self.speculation.observe(work.drafts, handover)
         sampled = {(s.req_id, s.epoch): s for s in result.sampled}
         scored = {(s.req_id, s.epoch): s.logprobs for s in result.scored}
         pooled = {(p.req_id, p.epoch): p for p in result.pooled}
         outputs = []
-        for item in launched:
+        for item in launched.items:
             request = item.request
             if request.epoch != item.epoch:
                 continue
             request.in_flight -= item.num_tokens
-            request.computed += item.num_tokens
+            request.computed += item.num_tokens - len(item.drafts)
             request.scored += scored.get((request.req_id, request.epoch), ())
             self.counters.prompt_tokens += request.count_prompt()
             output = None
@@ -355,6 +401,8 @@ class Scheduler:
                 key = request.req_id, request.epoch
                 if request.pooling is None:
                     output = self._append(request, sampled[key], now)
+                    if item.drafts:
+                        self._count_drafts(request, item.drafts, output)
                 else:
                     output = self._answer(request, pooled[key], now)
                 outputs.append(output)
@@ -372,6 +420,8 @@ class Scheduler:
                 self._end(request)
             else:
                 self.kv.trim(held, request.computed)
+                if self.speculation is not None:
+                    self.speculation.follow(request, 0 if output is None else len(output.token_ids))
         self.counters.steps += 1
         self._release_late(step)
         return outputs
@@ -385,6 +435,17 @@ class Scheduler:
         taken, finish_reason, stop_token_id = request.append(sampled.token_ids)
         self.counters.generation_tokens += len(taken)
         return Output(request, taken, finish_reason, stop_token_id, first, sampled.logprobs[: len(taken)])
+
+    def _count_drafts(self, request: Request, drafts: list[int], output: Output) -> None:
+        """All tokens but the last are drafts that came: only these are computed."""
+        came = max(0, len(output.token_ids) - 1)
+        request.computed += came
+        counters = self.counters
+        counters.drafted += 1
+        counters.draft_tokens += len(drafts)
+        counters.accepted_at += [0] * (len(drafts) - len(counters.accepted_at))
+        for place in range(came):
+            counters.accepted_at[place] += 1
 
     def _answer(self, request: Request, pooled: PooledVector, now: float) -> Output:
         request.first_token_time = now
@@ -402,7 +463,7 @@ class Scheduler:
         _remove(self.running, request)
         self._ended.append(request.req_id)
         held = request.tables
-        if self._launched and request.last_step >= self._launched[0][0]:
+        if self._launched and request.last_step >= self._launched[0].step:
             self._late.append((request.last_step, held))
         else:
             self.kv.release(held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sheaf_runtime.engine.cost_model import StepWork
 from sheaf_runtime.engine.prompt_share import PromptRoom
 from sheaf_runtime.engine.request import Request
 from sheaf_runtime.worker.plan import BlockIds
@@ -15,6 +16,17 @@ class Launched:
     epoch: int
     num_tokens: int
     sample: bool
+    drafts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchedStep:
+    """``since``: when it was planned, if nothing else was in flight then."""
+
+    step: int
+    work: StepWork
+    items: list[Launched]
+    since: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +40,11 @@ class StepLimits:
 
 @dataclass(slots=True)
 class Step:
-    """The step that is planned: ``chosen`` requests with their tokens and new pages."""
+    """The step that is planned: ``chosen`` requests with their tokens, ``drafts`` included, and new pages."""
 
     room: PromptRoom
     chosen: dict[Request, tuple[int, BlockIds]] = field(default_factory=dict)
+    drafts: dict[Request, list[int]] = field(default_factory=dict)
     reserve: int = 0  # tokens that long prompts leave to shorter ones, which run or wait
     short_of_pages: bool = False
 

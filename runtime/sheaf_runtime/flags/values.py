@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import orjson
 
-from sheaf_runtime.config import KVEventsConfig, LoraModule, PoolerConfig
+from sheaf_runtime.config import KVEventsConfig, LoraModule, PoolerConfig, SpeculativeConfig
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -100,6 +100,15 @@ def kv_events_config(text: str) -> KVEventsConfig:
     if min(config.buffer_steps, config.hwm) < 0:
         raise argparse.ArgumentTypeError(f"{text!r}: buffer_steps and hwm must not be negative")
     return config
+
+
+def speculative_config(text: str) -> SpeculativeConfig:
+    given = json_object(text)
+    if (method := given.get("method", "ngram")) != "ngram":
+        raise argparse.ArgumentTypeError(f"{text!r}: method {method} is not supported; use ngram")
+    if "model" in given:
+        raise argparse.ArgumentTypeError(f"{text!r}: leave model out, ngram proposes without one")
+    return _struct(text, SpeculativeConfig)
 
 
 def lora_module(text: str) -> LoraModule:

@@ -175,6 +175,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_queries: int  # counter, tokens
     prefix_cache_hits: int  # counter, tokens
     preemptions: int  # counter
+    drafts: int = 0  # counter: requests of steps that had drafts
+    draft_tokens: int = 0  # counter
+    accepted_at: list[int] = []  # counters: drafts that came, by their place
     grammars_compiled: int = 0  # counter
     grammars_refused: int = 0  # counter: what cannot be held, or takes too long
     grammar_cache_hits: int = 0  # counter

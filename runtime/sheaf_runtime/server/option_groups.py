@@ -215,6 +215,13 @@ def scheduling(add: Add) -> None:
         default=ENGINE.pipeline_depth,
         help="steps planned ahead",
     )
+    add(
+        "--speculative-config",
+        type=values.speculative_config,
+        metavar=JSON,
+        help="propose what followed the same words before, where that saves time: "
+        '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 5, "prompt_lookup_min": 2}',
+    )
 
 
 def adapters(add: Add) -> None:

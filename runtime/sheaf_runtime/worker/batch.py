@@ -23,6 +23,7 @@ from sheaf_runtime.models.layers import StepAdapters, Want
 from sheaf_runtime.worker.adapters import Adapters
 from sheaf_runtime.worker.adjust import Adjustments
 from sheaf_runtime.worker.chunks import cut, most_pieces
+from sheaf_runtime.worker.drafts import draft_cells
 from sheaf_runtime.worker.failures import is_device_failure
 from sheaf_runtime.worker.mirror import TokenMirror
 from sheaf_runtime.worker.plan import NewRequest, Scheduled, StepPlan
@@ -80,7 +81,8 @@ class Row:
 
 @dataclass(frozen=True)
 class SampleTargets:
-    """The requests of the step that get a token: S of them, and what they want of the sampler.
+    """The requests of the step that get a token: S of them, and what they want of the sampler. One with
+    drafts is there once for each, and once more.
 
     ``next_cells_S`` of the mirror get the tokens; ``logit_rows_S`` are rows of T. ``logprobs`` has what each
     request asked for. ``parameters`` None: all are greedy. ``plain``: the likeliest tokens are all that is
@@ -128,12 +130,13 @@ class ScoreTarget:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A step before its turn on the device. ``entered`` and ``writes`` come first there. ``inputs`` None:
-    nothing is computed."""
+    """A step before its turn on the device. ``entered``, ``drafts`` and ``writes`` come first there.
+    ``inputs`` None: nothing is computed."""
 
     plan: StepPlan
     buffer: StepBuffer
     entered: list[tuple[int, Int32]]  # rows of the mirror and their tokens
+    drafts: tuple[Int64, Int32] | None  # cells of the mirror and their tokens
     writes: list[RowWrite]
     cells_T: Int64  # of the mirror, and the step's tokens in its buffer
     tokens_T: Int32
@@ -144,9 +147,10 @@ class Prepared:
 
 
 class Batch:
-    """``max_len`` is the most tokens that one request can hold, prompt and output; ``chunks`` has the KV
-    groups' own, None where a group has none. ``apart``: see ``StepBuffers``; block tables then have all
-    their columns in every step, so that nothing is at another place for longer requests.
+    """``max_len`` is the most tokens that one request can hold, prompt and output, ``max_drafts`` how many of
+    them a step may propose; ``chunks`` has the KV groups' own, None where a group has none. ``apart``: see
+    ``StepBuffers``; block tables then have all their columns in every step, so that nothing is at another
+    place for longer requests.
 
     ``prepare`` and ``release`` are one thread's, ``begin``, ``append`` and ``fail`` the device's.
     """
@@ -164,6 +168,7 @@ class Batch:
         device: torch.device,
         apart: bool,
         adapters: Adapters | None = None,
+        max_drafts: int = 0,
     ) -> None:
         self._adapters = adapters
         self._block_size = block_size
@@ -179,7 +184,8 @@ class Batch:
             eos_token_ids=eos_token_ids,
             mirror_RL=self._mirror.ids_RL,
         )
-        most = _most_bytes(max_num_seqs, max_num_batched_tokens, width, chunks)
+        targets = min(max_num_batched_tokens, max_num_seqs * (1 + max_drafts))
+        most = _most_bytes(max_num_seqs, max_num_batched_tokens, targets, width, chunks)
         self._buffers = StepBuffers(most, device, apart=apart)
         self._rows: dict[int, Row] = {}
         self._free = list(range(max_num_seqs - 1, -1, -1))
@@ -209,7 +215,9 @@ class Batch:
         if not plan.scheduled:
             none = np.empty(0, np.int64)
             writes = self.sampling.take_writes()
-            return Prepared(plan, buffer, entered, writes, none, none.astype(np.int32), None, None, [], [])
+            return Prepared(
+                plan, buffer, entered, None, writes, none, none.astype(np.int32), None, None, [], []
+            )
         order = sorted(plan.scheduled, key=lambda s: (s.num_tokens > 1, s.start + s.num_tokens))
         mirrored = [self._rows[s.req_id] for s in order]
         rows = np.array([row.index for row in mirrored])
@@ -246,6 +254,7 @@ class Batch:
             plan,
             buffer,
             entered,
+            draft_cells(order, rows, self._mirror.width),
             self.sampling.take_writes(),
             cells_T,
             tokens_T,
@@ -331,7 +340,11 @@ class Batch:
         chosen = [i for i, s in enumerate(order) if s.sample and mirrored[i].request.pooling is None]
         if not chosen:
             return None
-        mine, length_S = [mirrored[i] for i in chosen], context_len[chosen]
+        # Rows of drafts lie before the last of their request.
+        behind = [place for i in chosen for place in range(len(order[i].draft_token_ids), -1, -1)]
+        if len(behind) > len(chosen):
+            chosen = [i for i in chosen for _ in range(1 + len(order[i].draft_token_ids))]
+        mine, length_S = [mirrored[i] for i in chosen], context_len[chosen] - behind
         rows_S = np.array([row.index for row in mine])
         cells_S = rows_S * self._mirror.width + length_S
         wanted, parameters = self._wishes(mine, rows_S, length_S)
@@ -341,7 +354,7 @@ class Batch:
             mirrored=mine,
             next_cells=cells_S.tolist(),
             next_cells_S=buffer.put(cells_S, np.int64),
-            logit_rows_S=buffer.there(buffer.put(query_start[1:][chosen] - 1, np.int64)),
+            logit_rows_S=buffer.there(buffer.put(query_start[1:][chosen] - 1 - behind, np.int64)),
             logprobs=logprobs,
             wanted=wanted.packed(buffer.put),
             parameters=None if parameters is None else parameters.packed(buffer.put),
@@ -401,6 +414,8 @@ class Batch:
             self._mirror.enter(row, ids)
         self.sampling.write(step.writes)
         if step.inputs is not None:
+            if step.drafts is not None:
+                self._mirror.write(*step.drafts, step.inputs.there)
             self._mirror.gather(step.cells_T, step.tokens_T, step.inputs.there)
 
     def append_likeliest(self, targets: SampleTargets, tokens: list[int]) -> None:
@@ -439,9 +454,11 @@ def _to_pool(order: list[Scheduled], mirrored: list[Row], query_start: Int64) ->
     ]
 
 
-def _most_bytes(max_num_seqs: int, tokens: int, columns: int, chunks: tuple[int | None, ...]) -> int:
+def _most_bytes(
+    max_num_seqs: int, tokens: int, targets: int, columns: int, chunks: tuple[int | None, ...]
+) -> int:
     """Of the largest step's buffer: what ``prepare`` takes, in its order."""
-    T, S = (tokens,), (max_num_seqs,)
+    T, S = (tokens,), (targets,)
     pieces = [padded_bytes(T, np.int64)] * 3 + [padded_bytes(T, np.int32)]
     for chunk in chunks:
         requests = max_num_seqs if chunk is None else most_pieces(max_num_seqs, tokens, chunk)

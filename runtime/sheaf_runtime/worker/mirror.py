@@ -4,7 +4,7 @@ step's input without a visit to the host.
 All that is done here is done in the order of the steps on the device: a row may be given to another request
 while a step that writes into it is under way.
 
-Legend: R rows, L cells of a row, S requests that get a token, T tokens of a step.
+Legend: R rows, L cells of a row, S requests that get a token, T tokens of a step, N drafts of a step.
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ class TokenMirror:
 
     def enter(self, row: int, ids: Int32) -> None:
         self.ids_RL[row, : len(ids)] = to_device(ids, self.ids_RL.device)
+
+    def write(self, cells_N: Int64, tokens_N: Int32, there: There) -> None:
+        """Tokens that the host brings."""
+        if self._flat is not None:
+            self._flat[cells_N] = tokens_N
+        else:
+            self.ids_RL.view(-1).index_copy_(0, there(cells_N), there(tokens_N))
 
     def gather(self, cells_T: Int64, tokens_T: Int32, there: There) -> None:
         """Into ``tokens_T`` of the step's buffer, on the device."""

@@ -44,6 +44,10 @@ class Scheduled(msgspec.Struct, frozen=True, kw_only=True):
     whose blocks came with it). ``sample`` is True when the chunk reaches the request's last token; the
     token sampled then is appended to the worker's mirror on the device and is the next step's input, so
     the host need not have seen it.
+
+    ``draft_token_ids`` are the last of the ``num_tokens``: what may follow the request's last token. A token
+    is sampled after each of them and before; those count up to the first that is not the draft. No other step
+    with this request is launched until the result is known.
     """
 
     req_id: int
@@ -52,6 +56,7 @@ class Scheduled(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
     new_block_ids: BlockIds
     sample: bool
+    draft_token_ids: list[int] = []
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from sheaf_runtime.models.layers import Angles
 from sheaf_runtime.worker.backend import Begin, make_attention
 from sheaf_runtime.worker.batch import Batch, Prepared
 from sheaf_runtime.worker.choose import Chosen, TokenChooser, likeliest_sampled
+from sheaf_runtime.worker.drafts import joined
 from sheaf_runtime.worker.loading import LoadedModel
 from sheaf_runtime.worker.masks import TokenMasks
 from sheaf_runtime.worker.plan import StepPlan, StepResult
@@ -48,7 +49,7 @@ class _Sampled:
             sampled = likeliest_sampled(self.prepared.targets, self.likeliest)
         return StepResult(
             step=self.prepared.plan.step,
-            sampled=sampled,
+            sampled=joined(sampled, self.prepared.plan),
             scored=[scored for part in self.scores for scored in part.scored()],
             pooled=[] if self.pooled is None else self.pooled.tolist(),
         )
@@ -105,6 +106,7 @@ class Runner:
             device=model.device,
             apart=self._apart,
             adapters=model.adapters,
+            max_drafts=config.max_drafts,
         )
         self._chooser = TokenChooser(model.backend, self._batch)
         self._on_cuda = model.device.type == "cuda"

@@ -142,7 +142,7 @@ class SamplingState:
         position_S = length_S - picked["prompt"]
         due = (picked["free_from"] > 0) & (position_S >= picked["free_from"])
         if due.any():
-            for row in rows_S[due].tolist():  # each request once
+            for row in set(rows_S[due].tolist()):  # each request once
                 self._free(row)
         return self._wanted(rows_S, length_S, self._bad_words.find(rows_S, position_S, length_S))
 

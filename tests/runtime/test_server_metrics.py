@@ -168,6 +168,17 @@ def test_histogram_buckets_are_cumulative(metrics: Metrics) -> None:
     assert buckets["2560.0"] == 4, "an hour's queue has a quantile too, as with vLLM"
 
 
+def test_drafts() -> None:
+    assert not any("spec_decode" in name for name in families(Metrics("m")))
+    metrics = Metrics('my "model"\\x', max_drafts=4)
+    metrics.on_stats(stats(drafts=5, draft_tokens=15, accepted_at=[4, 3, 1]))
+    assert value(metrics, "vllm:spec_decode_num_drafts_total") == 5
+    assert value(metrics, "vllm:spec_decode_num_draft_tokens_total") == 15
+    assert value(metrics, "vllm:spec_decode_num_accepted_tokens_total") == 8
+    by_place = families(metrics)["vllm:spec_decode_num_accepted_tokens_per_pos"].samples
+    assert {s.labels["position"]: s.value for s in by_place} == {"0": 4, "1": 3, "2": 1, "3": 0}
+
+
 def test_every_promised_name_is_there(metrics: Metrics) -> None:
     names = {name.removeprefix("vllm:") for name in families(metrics)}
     promised = """

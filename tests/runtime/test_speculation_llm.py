@@ -4,22 +4,16 @@ wrong, so that some are accepted and some are not in nearly every step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
-from foreseen import Foreseen
+from foreseen import NGRAM, opened, told, with_drafts
 from model_folders import byte_level, write_folder
-from sheaf_runtime import LLM, SamplingParams
-from sheaf_runtime.config import SpeculativeConfig
+from sheaf_runtime import SamplingParams
 from sheaf_runtime.engine.cost_model import CostModel
-from sheaf_runtime.engine.llm import Completion
 from tiny_families import write_tiny
 
-NGRAM = SpeculativeConfig(method="ngram", num_speculative_tokens=5, prompt_lookup_max=3, prompt_lookup_min=1)
 PROMPTS = [[7 + 5 * i % 61 for i in range(n)] for n in (1, 9, 33, 14, 14, 70)]
 
 
@@ -29,32 +23,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_folder(tmp_path_factory.mktemp("speculation"), tokenizer)
     vocab_size = tokenizer.get_vocab_size() + 37  # padded, as many are
     return write_tiny(folder, "llama", head_dim=16, num_hidden_layers=2, vocab_size=vocab_size)
-
-
-@contextmanager
-def opened(folder: Path, **options: Any) -> Iterator[LLM]:
-    options = {"block_size": 16, "max_num_seqs": 8, "max_num_batched_tokens": 64} | options
-    options.setdefault("kv_cache_memory", 1 << 22)
-    with LLM(str(folder), dtype="float32", max_model_len=256, **options) as llm:
-        yield llm
-
-
-def with_drafts(
-    llm: LLM, prompts: list[list[int]], expected: list[Completion], params: list[SamplingParams], wrong: float
-) -> list[Completion]:
-    """Seconds are not looked at, so that drafts are computed whatever they cost."""
-    answers = [p + c.token_ids for p, c in zip(prompts, expected, strict=True)]
-    speculation = llm._core.scheduler.speculation
-    assert speculation is not None
-    draw = Random(4)
-    speculation.make_proposer = lambda: Foreseen(answers, wrong, draw, 200)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CostModel, "observe", lambda *_: None)
-        return llm.generate(prompts, params)
-
-
-def told(completions: list[Completion]) -> list[Any]:
-    return [(c.token_ids, c.text, c.finish_reason, c.stop_reason, c.logprobs) for c in completions]
 
 
 PARAMETERS: dict[str, dict[str, Any]] = {

@@ -61,7 +61,7 @@ def operator_page() -> str:
 
 def runtime_page() -> str:
     """A pod's /metrics once its engine is ready."""
-    metrics = Metrics("m", max_loras=1)
+    metrics = Metrics("m", max_loras=1, max_drafts=1)
     metrics.info = EngineReady(**dict.fromkeys(EngineReady.__struct_fields__, 1))
     return metrics.render()
 

@@ -62,7 +62,7 @@ class SamplerRows:
         length_S = np.array([len(held.tokens) for held in self.held])
         wanted = self.state.adjustments(self._rows, length_S)
         self.state.write(self.state.take_writes())
-        return self.state.masked(wanted, [held.row for held in self.held], masks)
+        return self.state.masked(wanted, [(held.row, 0) for held in self.held], masks)
 
     @property
     def _rows(self) -> npt.NDArray[np.int64]:

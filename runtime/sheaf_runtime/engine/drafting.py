@@ -37,7 +37,6 @@ class Drafting:
 
 
 def may_draft(sampling: SamplingParams) -> bool:
-    """Penalties, and bans of several words, look at tokens one by one."""
-    penalised = sampling.repetition_penalty != 1 or sampling.frequency_penalty or sampling.presence_penalty
-    banned = any(len(word) > 1 for word in sampling.bad_words)
-    return not penalised and not banned and sampling.grammar is None
+    """Penalties count tokens one by one."""
+    penalties = sampling.frequency_penalty, sampling.presence_penalty
+    return sampling.repetition_penalty == 1 and not any(penalties)

@@ -16,7 +16,7 @@ from sheaf_runtime.grammar.matcher import Matcher
 from sheaf_runtime.protocol.grammar import Grammar
 from sheaf_runtime.protocol.messages import Rejected
 from sheaf_runtime.worker.masks import TokenMasks, packed_width
-from sheaf_runtime.worker.plan import StepPlan
+from sheaf_runtime.worker.plan import Scheduled, StepPlan
 
 # A request that found no place to be compiled in for this long is told to come again.
 PATIENCE = 60.0
@@ -93,23 +93,28 @@ class Structured:
 
     # --- requests that run ----------------------------------------------------------------------------
 
-    def masked(self, plan: StepPlan) -> list[int]:
+    def masked(self, plan: StepPlan) -> list[Scheduled]:
         """Requests of the plan that get a token and have a grammar."""
         if not self._matchers:
             return []
-        return [s.req_id for s in plan.scheduled if s.sample and s.req_id in self._matchers]
+        return [s for s in plan.scheduled if s.sample and s.req_id in self._matchers]
 
-    def masks(self, masked: Iterable[int], requests: dict[int, Request]) -> TokenMasks | None:
+    def masks(self, masked: Iterable[Scheduled], requests: dict[int, Request]) -> TokenMasks | None:
         """For those that have not ended since the step was planned. All their tokens have been committed."""
-        live = [id_ for id_ in masked if id_ in self._matchers and id_ in requests]
+        live = [item for item in masked if item.req_id in self._matchers and item.req_id in requests]
         if not live:
             return None
-        bits = np.empty((len(live), self._width), np.int32)
-        for index, id_ in enumerate(live):
-            request = requests[id_]
+        ids = [item.req_id for item in live for _ in range(1 + len(item.draft_token_ids))]
+        bits = np.empty((len(ids), self._width), np.int32)
+        first = 0
+        for item in live:
+            request, drafts = requests[item.req_id], item.draft_token_ids
+            # Of a step that has drafts all samples may be ends, or none (``Request.drafts_within``).
             may_stop = request.num_output_tokens >= request.sampling.min_tokens
-            self._matchers[id_].fill(bits, index, may_stop=may_stop)
-        return TokenMasks(live, bits)
+            rows = bits[first : first + 1 + len(drafts)]
+            self._matchers[item.req_id].fill_along(rows, drafts, may_stop=may_stop)
+            first += len(rows)
+        return TokenMasks(ids, bits)
 
     def take(self, outputs: Iterable[Output]) -> None:
         """Committed tokens."""

@@ -1,10 +1,11 @@
-"""Where one request is in its grammar. It follows committed tokens only, so preemption rolls back nothing."""
+"""Where one request is in its grammar. It follows committed tokens only, so preemption rolls back nothing; it
+looks along drafts, and comes back."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,31 @@ class Matcher:
                 except Exception:  # this request's trouble: no token is allowed it any more
                     logger.exception("a grammar cannot take a token: its request ends")
                     self._lost = True
+
+    def fill_along(self, masks_MW: Int32, drafts: Sequence[int], *, may_stop: bool) -> None:
+        """A row for what may come next, and one for what may come after each of ``drafts``. Rows behind a
+        draft that the grammar does not take allow everything: what comes there does not count."""
+        self.fill(masks_MW, 0, may_stop=may_stop)
+        if not drafts:
+            return
+        lost, taken = self._lost, 0
+        for row, draft in enumerate(drafts, 1):
+            if not self._matcher.is_terminated():  # else the request goes on, and end tokens change nothing
+                if self._lost or not self._takes(draft):
+                    masks_MW[row:] = -1
+                    break
+                taken += 1
+            self.fill(masks_MW, row, may_stop=may_stop)
+        if taken:
+            self._matcher.rollback(taken)
+        self._lost = lost  # what happens along drafts concerns nobody, unless they come
+
+    def _takes(self, token_id: int) -> bool:
+        try:
+            return bool(self._matcher.accept_token(token_id, False))
+        except Exception:
+            logger.exception("a grammar cannot take a draft")
+            return False
 
     def fill(self, masks_MW: Int32, index: int, *, may_stop: bool) -> None:
         """One row of packed bits: what may come next; nothing, if the request has to end in an error.

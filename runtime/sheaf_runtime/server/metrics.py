@@ -25,9 +25,10 @@ STALE_SECONDS = 1.0
 
 class Metrics:
     """``in_flight``, ``seconds_since_progress`` and ``draining`` are asked at scrape time. ``max_loras`` is
-    None where there are no adapters."""
+    None where there are no adapters, ``max_drafts`` 0 where there is no speculation."""
 
-    def __init__(self, model_name: str, max_loras: int | None = None) -> None:
+    def __init__(self, model_name: str, max_loras: int | None = None, max_drafts: int = 0) -> None:
+        self._max_drafts = max_drafts
         self._max_loras = max_loras
         self._labels = {"model_name": model_name, "engine": "0"}
         self.in_flight: Callable[[], int] = lambda: 0
@@ -112,6 +113,8 @@ class Metrics:
         parts = [*self._load(), *self._counters()]
         if self._max_loras is not None:
             parts.append(self._adapters(self._max_loras))
+        if self._max_drafts:
+            parts += self._drafts()
         if self.info is not None:
             parts += self._blocks(self.info)
         parts += [histogram.lines() for histogram in self._histograms]
@@ -165,6 +168,21 @@ class Metrics:
         name = "vllm:lora_requests_info"
         head = header("gauge", name, "Adapters of requests that run and that wait; the value is the time.")
         return f"{head}{name}{label_text(labels)} {time.time()}\n"
+
+    def _drafts(self) -> Iterator[str]:
+        stats = self._stats
+        accepted = list(stats.accepted_at) if stats else []
+        for name, value, help_ in (
+            ("num_drafts", stats.drafts if stats else 0, "Times that a request had drafts."),
+            ("num_draft_tokens", stats.draft_tokens if stats else 0, "Drafts computed."),
+            ("num_accepted_tokens", sum(accepted), "Drafts that came."),
+        ):
+            yield self._line("counter", f"vllm:spec_decode_{name}", value, help_)
+        name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
+        yield header("counter", name, "Drafts that came, by their place behind the last token.")
+        accepted += [0] * (self._max_drafts - len(accepted))
+        for place, count in enumerate(accepted):
+            yield f"{name}{label_text({**self._labels, 'position': str(place)})} {count}\n"
 
     def _counters(self) -> Iterator[str]:
         stats = self._stats

@@ -40,7 +40,9 @@ class Service:
         self.adapters = AdapterNames(self.model_names, engine.lora_modules)
         self.lifecycle = Lifecycle()
         self.metrics = Metrics(
-            self.model_names[0], max_loras=engine.max_loras if engine.enable_lora else None
+            self.model_names[0],
+            max_loras=engine.max_loras if engine.enable_lora else None,
+            max_drafts=engine.max_drafts,
         )
         self.metrics.draining = lambda: self.lifecycle.draining
         self.tokenizing = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "tokenize")

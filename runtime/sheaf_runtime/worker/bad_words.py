@@ -68,13 +68,17 @@ class BadWordTable:
         """``length_S`` tokens are there, ``position_S`` of them output."""
         if not self._row_W.size:
             return None
-        order = np.argsort(rows_S)
-        at = np.searchsorted(rows_S[order], self._row_W)
-        at_W = order[np.minimum(at, len(order) - 1)]
-        found = np.flatnonzero((rows_S[at_W] == self._row_W) & (position_S[at_W] >= self._size_W))
+        order = np.argsort(rows_S, kind="stable")
+        first = np.searchsorted(rows_S[order], self._row_W)
+        count = np.searchsorted(rows_S[order], self._row_W, side="right") - first
+        # One that has drafts is in the step several times, and so are its words.
+        word = np.repeat(np.arange(len(count)), count)
+        at_W = order[(first - np.cumsum(count) + count)[word] + np.arange(len(word))]
+        come = position_S[at_W] >= self._size_W[word]
+        found, at_W = word[come], at_W[come]
         if not found.size:
             return None
-        at_W, prefix_WL = at_W[found], self._prefix_WL[found]
+        prefix_WL = self._prefix_WL[found]
         behind = np.arange(-prefix_WL.shape[1], 0)
         cells_WL = (self._row_W[found] * self._width + length_S[at_W])[:, None] + behind
         return BadWords(at_W, self._last_W[found], prefix_WL, np.where(prefix_WL < 0, -1, cells_WL))

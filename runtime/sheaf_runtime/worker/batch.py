@@ -66,6 +66,7 @@ class StepInputs:
     groups: tuple[GroupInputs, ...]
     there: There
     adapters: StepAdapters | None = None
+    drafts: bool = False  # some of the tokens are
 
 
 @dataclass
@@ -90,6 +91,7 @@ class SampleTargets:
     """
 
     requests: list[Scheduled]
+    places: list[int]  # drafts of the request that come before
     mirrored: list[Row]
     next_cells: list[int]
     next_cells_S: Int64
@@ -104,6 +106,7 @@ class SampleTargets:
         part = slice(index, index + 1)
         return SampleTargets(
             self.requests[part],
+            self.places[part],
             self.mirrored[part],
             self.next_cells[part],
             self.next_cells_S[part],
@@ -250,11 +253,12 @@ class Batch:
         if self._adapters is not None:
             own_S = [] if targets is None else _adapters_of(targets.mirrored)
             adapters = self._adapters.of_step(_adapters_of(mirrored), count, own_S, buffer.there)
+        drafts = draft_cells(order, rows, self._mirror.width)
         return Prepared(
             plan,
             buffer,
             entered,
-            draft_cells(order, rows, self._mirror.width),
+            drafts,
             self.sampling.take_writes(),
             cells_T,
             tokens_T,
@@ -267,6 +271,7 @@ class Batch:
                 groups=groups,
                 there=buffer.there,
                 adapters=adapters,
+                drafts=drafts is not None,
             ),
             targets,
             to_score,
@@ -351,6 +356,7 @@ class Batch:
         logprobs = [row.request.sampling.logprobs for row in mine]
         return SampleTargets(
             requests=[order[i] for i in chosen],
+            places=[len(order[i].draft_token_ids) - later for i, later in zip(chosen, behind, strict=True)],
             mirrored=mine,
             next_cells=cells_S.tolist(),
             next_cells_S=buffer.put(cells_S, np.int64),

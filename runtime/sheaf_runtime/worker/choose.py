@@ -134,8 +134,8 @@ class TokenChooser:
         own_LV = logits_SV[asked] if asked else None
         wanted = targets.wanted
         if masks is not None:
-            req_ids = [item.req_id for item in targets.requests]
-            wanted = self._batch.sampling.masked(wanted, req_ids, masks)
+            rows = [(s.req_id, place) for s, place in zip(targets.requests, targets.places, strict=True)]
+            wanted = self._batch.sampling.masked(wanted, rows, masks)
         tokens_S = choose_tokens(self._backend, logits_SV, wanted, targets.parameters, targets.there)
         logprobs = None
         if own_LV is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,6 +78,8 @@ CPU_OPS = Ops(
 
 # Rows up to which Python and the waking of threads take a noticeable part of a step.
 RECORDED_ROWS = 64
+# Steps with drafts have any number of rows: one is recorded once it has come so often that it had paid.
+SELDOM = 16
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,9 @@ class CpuAttention:
     """See ``backend.PagedAttention``. A page's keys lie as ``sheaf_kernels.cpu.paged_attention`` has them.
 
     Small steps run as a recording of their kernel calls, from token ids to what is wanted: one for each
-    number of rows and each want; with adapters they run call by call. A run begins with copies of what the
-    step brings, so that nearly nothing is left to do in Python at its turn: then no cache holds anything of
-    Python, and it is ten times as slow.
+    number of rows and each want; with adapters they run call by call, as those with drafts do at first. A run
+    begins with copies of what the step brings, so that nearly nothing is left to do in Python at its turn:
+    then no cache holds anything of Python, and it is ten times as slow.
     """
 
     def __init__(
@@ -125,6 +128,7 @@ class CpuAttention:
         self._narrow_plans: list[Plan] = []  # of the rows that ``run`` was given
         self._slots: list[Tensor] = []
         self._recordings: dict[tuple[int, Want], _Recording] = {}
+        self._seen: Counter[tuple[int, Want]] = Counter()  # steps with drafts that are not recorded
         self._memory = Memory()
         self._record = True
 
@@ -159,6 +163,8 @@ class CpuAttention:
         if planned.recording is None:
             recording = self._recordings.get((rows, want))
             if recording is None:
+                if planned.inputs.drafts and self._comes_seldom(rows, want):
+                    return self._run_now(layers, given)
                 try:
                     recording = self._recordings[rows, want] = self._made(layers, given)
                 except CannotRecordError as error:
@@ -174,6 +180,10 @@ class CpuAttention:
         if given.rows_S is None:
             return recording.computed
         return Computed(recording.computed.hidden_TC[given.rows_S])
+
+    def _comes_seldom(self, rows: int, want: Want) -> bool:
+        self._seen[rows, want] += 1
+        return self._seen[rows, want] <= SELDOM
 
     def _run_now(self, layers: Layers, given: Lookups) -> Computed:
         self._slots, self._plans = self._planned.slots, self._planned.plans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,27 +12,32 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class TokenMasks:
-    """A packed row for each of M requests: token t is bit t % 32 of word t // 32, 1 where it is allowed, as
-    xgrammar writes them. Requests that get no token in the step are passed over. ``bits_MW`` stays as it is
-    until the step has been collected."""
+    """A packed row for each of M requests, with drafts one more for each of these, in order: token t is bit
+    t % 32 of word t // 32, 1 where it is allowed, as xgrammar writes them. Requests that get no token in the
+    step are passed over. ``bits_MW`` stays as it is until the step has been collected."""
 
     req_ids: list[int]
     bits_MW: npt.NDArray[np.int32]
 
 
 def masked_rows(
-    masks: TokenMasks, req_ids: Sequence[int], vocab_size: int
+    masks: TokenMasks, rows: Sequence[tuple[int, int]], vocab_size: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32] | None]:
-    """Which of these requests have a mask, by their places, and these masks; None: there are none."""
-    given = {req_id: m for m, req_id in enumerate(masks.req_ids)}
-    pairs = [(s, given[req_id]) for s, req_id in enumerate(req_ids) if req_id in given]
+    """Which of these rows of a step have a mask, by their places, and these masks; None: there are none. A
+    row is a request, and how many of its drafts come before."""
+    given = {}
+    seen: Counter[int] = Counter()
+    for m, req_id in enumerate(masks.req_ids):
+        given[req_id, seen[req_id]] = m
+        seen[req_id] += 1
+    pairs = [(s, given[row]) for s, row in enumerate(rows) if row in given]
     if not pairs:
         return np.empty(0, np.int64), None
     width = packed_width(vocab_size)
     if masks.bits_MW.shape[1] != width:
         raise ValueError(f"a token mask has {masks.bits_MW.shape[1]} words, the vocabulary needs {width}")
-    rows, chosen = np.array(pairs).T
-    return rows, masks.bits_MW[chosen]
+    masked, chosen = np.array(pairs).T
+    return masked, masks.bits_MW[chosen]
 
 
 def packed_width(vocab_size: int) -> int:

@@ -146,15 +146,18 @@ class SamplingState:
                 self._free(row)
         return self._wanted(rows_S, length_S, self._bad_words.find(rows_S, position_S, length_S))
 
-    def masked(self, wanted: Adjustments, req_ids: list[int], masks: TokenMasks | None) -> Adjustments:
-        """What a step wants, and its masks, which come last. ``req_ids`` are those of its rows."""
+    def masked(
+        self, wanted: Adjustments, rows: list[tuple[int, int]], masks: TokenMasks | None
+    ) -> Adjustments:
+        """What a step wants, and its masks, which come last. ``rows``: the request of each of its rows, and
+        how many of its drafts come before."""
         if masks is None:
             return wanted
-        masked, bits_MW = masked_rows(masks, req_ids, self._vocab)
+        masked, bits_MW = masked_rows(masks, rows, self._vocab)
         if bits_MW is None:
             return wanted
         if not len(wanted.rows_S):
-            wanted = self._without_wishes(len(req_ids))
+            wanted = self._without_wishes(len(rows))
         return replace(wanted, masked=masked, bits_MW=bits_MW)
 
     def _without_wishes(self, count: int) -> Adjustments:

@@ -171,6 +171,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     default_chat_template_kwargs: dict[str, Any] = {}
     override_generation_config: dict[str, Any] = {}
     allow_runtime_lora_updating: bool = False
+    adapters_file: str | None = None
     lame_duck: float = 10.0
     drain_timeout: float = 120.0
     stall_timeout: float = 120.0

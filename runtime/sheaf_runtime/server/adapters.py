@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from typing import Literal
 
 from fastapi import APIRouter, Response
 
-from sheaf_runtime.config import LoraModule
-from sheaf_runtime.protocol.messages import LoadAdapter
-from sheaf_runtime.server.adapter_names import name_problem
-from sheaf_runtime.server.client import EngineDeadError
+from sheaf_runtime.server.adapter_changes import load_adapter, unload_adapter
 from sheaf_runtime.server.errors import ApiError
 from sheaf_runtime.server.json_route import JsonRoute
 from sheaf_runtime.server.schemas import Body
 from sheaf_runtime.server.service import Service
-
-logger = logging.getLogger(__name__)
 
 
 class LoadRequest(Body):
@@ -34,7 +27,6 @@ class UnloadRequest(Body):
 
 def adapter_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["adapters"], route_class=JsonRoute)
-    changes = asyncio.Lock()  # a name is looked up before an adapter is read, and written behind that
 
     @router.post("/load_lora_adapter", response_model=None)
     async def load_lora_adapter(body: LoadRequest) -> Response:
@@ -42,8 +34,7 @@ def adapter_routes(service: Service) -> APIRouter:
         _check_allowed(service)
         if not body.lora_name or not body.lora_path:
             raise ApiError(400, "Both 'lora_name' and 'lora_path' must be provided.")
-        async with changes:
-            await _load(service, body)
+        await load_adapter(service, body.lora_name, body.lora_path, replace=body.load_inplace)
         return _success(body.lora_name, "added")
 
     @router.post("/unload_lora_adapter", response_model=None)
@@ -53,12 +44,8 @@ def adapter_routes(service: Service) -> APIRouter:
         name = body.lora_name
         if not name:
             raise ApiError(400, "'lora_name' needs to be provided to unload a LoRA adapter.")
-        async with changes:
-            adapter = service.adapters.remove(name)
-            if adapter is None:
-                raise ApiError(404, f"The lora adapter '{name}' cannot be found.", param="lora_name")
-            service.client.unload_adapter(adapter.id_)
-        logger.info("unloaded the adapter %s", name)
+        if not await unload_adapter(service, name):
+            raise ApiError(404, f"The lora adapter '{name}' cannot be found.", param="lora_name")
         return _success(name, "removed")
 
     return router
@@ -72,35 +59,6 @@ def _check_allowed(service: Service) -> None:
             "--allow-runtime-lora-updating, or name them with --lora-modules",
         )
     service.admit()
-
-
-async def _load(service: Service, body: LoadRequest) -> None:
-    """Raises ``ApiError``; nothing has changed then."""
-    names, client = service.adapters, service.client
-    if names.get(body.lora_name) is not None and not body.load_inplace:
-        raise ApiError(
-            400,
-            f"The lora adapter '{body.lora_name}' has already been loaded. If you want to load the adapter "
-            "in place, set 'load_inplace' to True.",
-            param="lora_name",
-        )
-    if problem := name_problem(body.lora_name, service.model_names):
-        raise ApiError(400, problem, param="lora_name")
-    adapter = names.make(LoraModule(name=body.lora_name, path=body.lora_path))
-    message = LoadAdapter(adapter=adapter.id_, name=adapter.name, path=adapter.path)
-    try:
-        answer = await client.load_adapter(message)
-    except EngineDeadError as error:
-        raise ApiError(500, str(error), code="engine_dead") from error
-    except asyncio.CancelledError:
-        client.unload_adapter(adapter.id_)
-        raise
-    if answer.problem is not None:
-        status = 404 if answer.missing else 400
-        raise ApiError(status, f"{body.lora_name}: {answer.problem}", param="lora_path")
-    if (before := names.put(adapter)) is not None:
-        client.unload_adapter(before.id_)
-    logger.info("loaded the adapter %s from %s", adapter.name, adapter.path)
 
 
 def _success(name: str, what: str) -> Response:

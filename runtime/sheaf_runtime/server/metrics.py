@@ -4,9 +4,10 @@ that it costs the engine nothing."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from sheaf_runtime.protocol.messages import EngineReady, EngineStats, FinishReason
+from sheaf_runtime.server.adapter_states import AdapterState
 from sheaf_runtime.server.exposition import Histogram, Series, header, label_text
 
 LATENCY = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
@@ -34,6 +35,7 @@ class Metrics:
         self.in_flight: Callable[[], int] = lambda: 0
         self.seconds_since_progress: Callable[[], float] = lambda: 0.0
         self.draining: Callable[[], bool] = lambda: False
+        self.adapters: Callable[[], Mapping[str, AdapterState]] = dict  # of --adapters-file
         self.info: EngineReady | None = None
         self._stats: EngineStats | None = None
         self._finished = dict.fromkeys(REASONS, 0)
@@ -115,6 +117,8 @@ class Metrics:
             parts.append(self._adapters(self._max_loras))
         if self._max_drafts:
             parts += self._drafts()
+        if states := self.adapters():
+            parts.append(self._adapter_states(states))
         if self.info is not None:
             parts += self._blocks(self.info)
         parts += [histogram.lines() for histogram in self._histograms]
@@ -183,6 +187,14 @@ class Metrics:
         accepted += [0] * (self._max_drafts - len(accepted))
         for place, count in enumerate(accepted):
             yield f"{name}{label_text({**self._labels, 'position': str(place)})} {count}\n"
+
+    def _adapter_states(self, states: Mapping[str, AdapterState]) -> str:
+        name = "sheaf:adapter_info"
+        lines = [header("gauge", name, "Adapters of --adapters-file; failed ones say why.")]
+        for adapter, known in states.items():
+            labels = {"adapter": adapter, "path": known.path, "state": known.state, "message": known.message}
+            lines.append(f"{name}{label_text({**self._labels, **labels})} 1\n")
+        return "".join(lines)
 
     def _counters(self) -> Iterator[str]:
         stats = self._stats

@@ -259,6 +259,11 @@ def adapters(add: Add) -> None:
         action="store_true",
         help="let whoever may call load and unload adapters by this machine's paths",
     )
+    add(
+        "--adapters-file",
+        metavar="FILE",
+        help='adapters to have, as {"name": "folder", ...}, read again when the file changes',
+    )
 
 
 def http(add: Add) -> None:

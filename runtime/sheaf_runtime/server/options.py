@@ -51,6 +51,8 @@ def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
 def _check_adapters(engine: EngineConfig, server: ServerConfig) -> None:
     if server.allow_runtime_lora_updating and not engine.enable_lora:
         raise OptionError("--allow-runtime-lora-updating needs --enable-lora beside it")
+    if server.adapters_file is not None and not engine.enable_lora:
+        raise OptionError("--adapters-file needs --enable-lora beside it")
     for module in engine.lora_modules:
         if problem := name_problem(module.name, server.served_model_name or (engine.model,)):
             raise OptionError(f"--lora-modules: {problem}")

@@ -12,6 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from sheaf_runtime.config import EngineConfig, ServerConfig
 from sheaf_runtime.hub.errors import HubError
 from sheaf_runtime.hub.name import Order
 from sheaf_runtime.protocol.messages import EngineReady
+from sheaf_runtime.server.adapter_file import AdapterFile
 from sheaf_runtime.server.app import create_app
 from sheaf_runtime.server.client import EngineClient
 from sheaf_runtime.server.core_process import CoreProcess, describe_exit
@@ -72,6 +74,7 @@ class Server:
         self._http = HttpServer(create_app(self._service), certificate)
         self._core = core
         self._client: EngineClient | None = None
+        self._follow: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()  # a signal, or the engine is lost
         self._signals: list[signal.Signals] = []
         self._exit_status = OK
@@ -93,7 +96,7 @@ class Server:
                 tasks = [asyncio.create_task(self._watch_core()), asyncio.create_task(self._load_folder())]
                 await self._stop.wait()
                 await self._finish()
-                await _cancel(*tasks)
+                await _cancel(*tasks, *([self._follow] if self._follow else []))
                 await self._stop_core()
         else:
             await self._finish()
@@ -161,6 +164,7 @@ class Server:
 
     def _on_ready(self, info: EngineReady) -> None:
         self._service.engine_ready(info)
+        self._follow_adapters()
         gc.collect()
         gc.freeze()  # what start-up made is never collected: no pauses for looking at it
         logger.info(
@@ -172,6 +176,13 @@ class Server:
             info.num_blocks,
             info.block_size,
         )
+
+    def _follow_adapters(self) -> None:
+        if self._config.adapters_file is None:
+            return
+        file = AdapterFile(self._service, Path(self._config.adapters_file), time.monotonic)
+        self._service.metrics.adapters = lambda: file.states
+        self._follow = asyncio.create_task(file.follow(self._service.adapters_tried, asyncio.sleep))
 
     # --- what ends it ---------------------------------------------------------------------------------
 

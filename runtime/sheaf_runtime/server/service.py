@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -38,6 +39,9 @@ class Service:
         self.traces = traces
         self.model_names = server.served_model_name or (self.root,)
         self.adapters = AdapterNames(self.model_names, engine.lora_modules)
+        # A name is looked up before an adapter is read, and written behind that.
+        self.adapter_changes = asyncio.Lock()
+        self._adapters_tried = server.adapters_file is None
         self.lifecycle = Lifecycle()
         self.metrics = Metrics(
             self.model_names[0],
@@ -79,8 +83,14 @@ class Service:
         self.metrics.info = info
         self._ready_if_complete()
 
+    def adapters_tried(self) -> None:
+        """Each adapter of ``--adapters-file`` is here, or it is known why not."""
+        self._adapters_tried = True
+        self._ready_if_complete()
+
     def _ready_if_complete(self) -> None:
-        if self._folder is not None and self._client is not None and self._client.info is not None:
+        loaded = self._folder is not None and self._client is not None and self._client.info is not None
+        if loaded and self._adapters_tried:
             self.lifecycle.engine_ready()
 
     def admit(self) -> None:

@@ -27,13 +27,13 @@ def message(request_id, prompt, *, max_tokens=8, priority=0, salt=None, **sampli
     )
 
 
-def engine(*, depth=0, num_blocks=64, groups=(FULL,), clock=time.time, **config):
+def engine(*, depth=0, num_blocks=64, groups=(FULL,), device="cpu", clock=time.time, **config):
     config = EngineConfig(
         model="none",
         pipeline_depth=depth,
         **{"block_size": 4, "max_num_seqs": 8, "max_num_batched_tokens": 32} | config,
     )
-    info = Info(num_blocks=num_blocks, kv_groups=groups, max_model_len=200)
+    info = Info(num_blocks=num_blocks, kv_groups=groups, max_model_len=200, device=device)
     executor = CheckedExecutor(info, config.block_size, config.max_num_seqs, config.max_num_batched_tokens)
     return EngineCore(executor, config, clock=clock), executor
 
@@ -281,15 +281,35 @@ def hit_of(core, request_id, *args, **kwargs):
     return request.cached_tokens
 
 
-def test_a_hit_is_whole_pages_and_leaves_a_token_to_compute():
-    core, _ = engine()
+@pytest.mark.parametrize(("device", "hits"), [("cpu", [11, 12, 6, 5]), ("cuda:0", [8, 12, 4, 4])])
+def test_a_hit_leaves_a_token_to_compute_and_on_a_cpu_ends_where_prompts_part(device, hits):
+    core, executor = engine(device=device)
     prompt = list(range(12))
     assert hit_of(core, "a", prompt) == 0
-    assert hit_of(core, "b", prompt) == 8  # 12 are cached; the last token must be computed
-    assert hit_of(core, "c", [*prompt, 50]) == 12
-    assert hit_of(core, "d", [*prompt[:6], 50, 51]) == 4
-    assert core.scheduler.counters.prefix_cache_hits == 24
-    assert core.scheduler.counters.prefix_cache_queries == 12 + 12 + 13 + 8
+    assert hit_of(core, "b", prompt) == hits[0]  # 12 are cached; the last token must be computed
+    assert hit_of(core, "c", [*prompt, 50]) == hits[1]
+    assert hit_of(core, "d", [*prompt[:6], 50, 51]) == hits[2]
+    assert hit_of(core, "e", [*prompt[:5], 60, 61]) == hits[3]
+    assert core.scheduler.counters.prefix_cache_hits == sum(hits)
+    assert core.scheduler.counters.prefix_cache_queries == 12 + 12 + 13 + 8 + 7
+    copies = [pair for plan in executor.steps for new in plan.new for pair in new.copied_pages]
+    assert len(copies) == (3 if device == "cpu" else 0)
+
+
+def test_the_next_turn_begins_behind_all_that_was_said():
+    """Also where the answer ends within a page, and where it was aborted there; not where it failed."""
+    core, _ = engine()
+    add(core, "a", range(6), max_tokens=5)
+    add(core, "gone", range(30, 36), max_tokens=50)
+    said, gone = core._requests[b"c", "a"], core._requests[b"c", "gone"]
+    for _ in range(4):
+        core.step()
+    core.abort(b"c", ["gone"])
+    drain(core)
+    assert hit_of(core, "b", [*said.token_ids, 1, 2, 3]) == 10  # its last token was never computed
+    assert hit_of(core, "c", [*gone.token_ids, 1, 2, 3]) == len(gone.token_ids) - 1
+    core.scheduler.kv.forget()
+    assert hit_of(core, "d", [*said.token_ids, 1, 2, 3]) == 0
 
 
 def test_output_tokens_can_be_hit_by_the_next_turn():
@@ -303,7 +323,7 @@ def test_output_tokens_can_be_hit_by_the_next_turn():
 def test_salt_separates_and_caching_can_be_off():
     core, _ = engine()
     hit_of(core, "a", range(12), salt="x")
-    assert hit_of(core, "b", range(12), salt="x") == 8
+    assert hit_of(core, "b", range(12), salt="x") == 11
     core.step()
     sched = core.scheduler
     y = Request.from_message(
@@ -604,6 +624,6 @@ def test_stats():
     stats = core.take_stats()
     assert (stats.running, stats.waiting, stats.queued_tokens, stats.oldest_arrival) == (0, 0, 0, None)
     assert stats.blocks_live == 0
-    assert stats.blocks_cached == (20 + 2) // 4 + (7 + 7) // 4
+    assert stats.blocks_cached == -(-(20 + 2) // 4) + -(-(7 + 7) // 4)  # the last of each is not full
     assert (stats.prompt_tokens, stats.generation_tokens) == (27, 11)
     assert sum(stats.iteration_tokens) == 12 + 2 + 7 + 7

@@ -151,7 +151,10 @@ class CheckedExecutor:
             del tables[req_id]
         fresh = [page for s in plan.scheduled for ids in s.new_block_ids for page in ids]
         for new in plan.new:
-            assert new.num_computed_tokens % size == 0, "a hit is whole pages"
+            part = [
+                t[new.num_computed_tokens // size] for t in new.block_ids if new.num_computed_tokens % size
+            ]
+            assert [to for _, to in new.copied_pages] == part, "a page of which a part is a hit is a copy"
             tables[new.req_id] = [list(t) for t in new.block_ids]
             fresh += [page for t in new.block_ids for page in t[new.num_computed_tokens // size :]]
         assert len(fresh) == len(set(fresh)), "one page is given out twice"
@@ -174,6 +177,9 @@ class CheckedExecutor:
             assert new.req_id not in self.rows
             assert new.sampling.seed is not None
             assert new.num_computed_tokens < len(new.token_ids)
+            for group, (source, target) in enumerate(new.copied_pages):
+                for slot in range(self.block_size):
+                    self.cells[group][target, slot] = self.cells[group].get((source, slot), (0, -1))
             self.rows[new.req_id] = Mirror(
                 new.epoch,
                 list(new.token_ids),

@@ -153,6 +153,7 @@ class CacheMachine(Counted):
             block_size=self.size,
             prefix_caching=True,
             max_in_flight_tokens=self.CHUNK,
+            copy_pages=r.random() < 0.7,
         )
         self.stem = [r.randrange(97) for _ in range(40)]
         self.held: list[Holder] = []
@@ -164,10 +165,14 @@ class CacheMachine(Counted):
         tokens = self.stem[: r.randint(0, 40)] + [r.randrange(97) for _ in range(r.randint(1, 6))]
         salt = r.choice([None, None, "x"])
         hit = self.kv.find_hit(tokens, root_digest(cache_salt=salt), [])
-        computed = hit.num_published * self.size
+        computed = self.kv.hit_tokens(hit)
         assert computed < len(tokens)
+        assert hit.num_copied < self.size
+        for group, page in enumerate(hit.sources):
+            assert self.contents[page][:2] == (group, salt)
+            assert self.contents[page][2][:computed] == tuple(tokens[:computed])
         for group, (kv, table) in enumerate(zip(self.groups, hit.tables, strict=True)):
-            first = first_read(kv, computed) // self.size
+            first = first_read(kv, hit.num_published * self.size) // self.size
             for i, page in enumerate(table):
                 if i >= first:  # the next token sees it
                     assert self.contents[page] == (group, salt, tuple(tokens[: (i + 1) * self.size]))
@@ -198,6 +203,8 @@ class CacheMachine(Counted):
         for group, table in enumerate(holder.held.tables):
             for i in range(holder.computed // self.size, end // self.size):
                 self.contents[table[i]] = (group, holder.salt, tuple(holder.tokens[: (i + 1) * self.size]))
+            if end % self.size:
+                self.contents[table[-1]] = (group, holder.salt, tuple(holder.tokens[:end]))
         holder.computed = end
         self.kv.publish(holder.held, holder.tokens, holder.root, end)
         self.kv.trim(holder.held, end)
@@ -205,6 +212,8 @@ class CacheMachine(Counted):
     @rule(holder=consumes(holders))
     def release(self, holder: Holder | None) -> None:
         if holder in self.held:
+            if holder.computed <= len(holder.held.tables[-1]) * self.size:  # else it was never to be computed
+                self.kv.publish_rest(holder.held, holder.tokens, holder.root, holder.computed)
             self.kv.release(holder.held)
             self.held.remove(holder)
 

@@ -129,6 +129,13 @@ class BlockPool:
                 else:
                     self._link_before(self._ring, block)
 
+    def use(self, block_id: int) -> None:
+        """It was of use: pages that wait to be evicted go behind those which were not."""
+        block = self._blocks[block_id]
+        if block.ref_count == 0:
+            self._unlink(block)
+            self._link_before(self._ring, block)
+
     # --- content addresses ----------------------------------------------------------------------------
 
     def publish(self, block_id: int, key: bytes) -> bool:

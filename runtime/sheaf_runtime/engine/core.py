@@ -60,6 +60,8 @@ class EngineCore:
             order_by_slack=config.target_ttft_ms is not None,
             prefix_caching=config.enable_prefix_caching,
             pipeline_depth=config.pipeline_depth,
+            # Elsewhere a copy costs more launches than a page of tokens.
+            copy_pages=info.device == "cpu",
             max_loras=config.max_loras,
             speculation=config.speculative_config,
         )

@@ -56,7 +56,7 @@ def entries(
         if not adapters.takes(request):
             continue
         hit = find_hit(kv, request)
-        start = hit.num_published * kv.block_size
+        start = kv.hit_tokens(hit)
         num_tokens = min(len(request.token_ids), request.final_length) - start
         short = num_tokens <= limits.long
         if short:

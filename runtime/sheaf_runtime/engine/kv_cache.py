@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sheaf_runtime.engine.blocks import NULL_BLOCK, BlockPool
+from sheaf_runtime.engine.branches import Branches
 from sheaf_runtime.engine.kv_events import AdapterLabel, KVEventLog
-from sheaf_runtime.engine.prefix import extend_digests, page_key
+from sheaf_runtime.engine.prefix import extend_digests, page_key, part_digest, part_key, split_key
 from sheaf_runtime.worker.plan import KVGroup
 
 
@@ -24,12 +25,17 @@ class BlockTables:
 
     ``first_live[g]`` is the index of the first page of group g that is still held. ``digests`` are those of
     the request's first full pages; ``num_published`` of them can be found by others.
+
+    Of a hit, ``num_copied`` tokens more are in ``sources``, a page of each group: the request begins behind
+    them with a copy.
     """
 
     tables: list[list[int]]
     first_live: list[int]
     digests: list[bytes]
     num_published: int = 0
+    num_copied: int = 0
+    sources: list[int] = field(default_factory=list)
 
     @property
     def num_held(self) -> int:
@@ -38,7 +44,8 @@ class BlockTables:
 
 class KVCache:
     """``max_in_flight_tokens`` bounds how many tokens of one request can be launched and not yet committed:
-    a window group must hold pages for them beside its window."""
+    a window group must hold pages for them beside its window. ``copy_pages``: a hit may end within a page,
+    which is copied then; else it ends with a whole one."""
 
     def __init__(
         self,
@@ -48,8 +55,11 @@ class KVCache:
         block_size: int,
         prefix_caching: bool,
         max_in_flight_tokens: int,
+        copy_pages: bool = False,
     ) -> None:
         self.pool = BlockPool(num_blocks)
+        self.pool.on_evict = self._evicted
+        self._branches = Branches() if copy_pages and prefix_caching else None
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         self._groups = tuple(groups)
@@ -60,12 +70,13 @@ class KVCache:
     def record(self) -> KVEventLog:
         """From now on what becomes of pages is written down."""
         self._log = KVEventLog(self._groups, self.block_size)
-        self.pool.on_evict = self._log.removed
         return self._log
 
     def forget(self) -> None:
         """No page is found any more, whoever holds it."""
         self.pool.forget()
+        if self._branches is not None:
+            self._branches.clear()
         if self._log is not None:
             self._log.cleared()
 
@@ -85,7 +96,7 @@ class KVCache:
     # --- prefix hits ----------------------------------------------------------------------------------
 
     def find_hit(self, token_ids: list[int], root: bytes, digests: list[bytes]) -> BlockTables:
-        """The longest cached prefix of ``token_ids``, in whole pages; takes no reference.
+        """The longest cached prefix of ``token_ids``; takes no reference.
 
         It exists in the full groups from the start, and in a window group as far back as the next token
         sees. It never covers the last token, which must be computed to get something to sample from.
@@ -106,7 +117,30 @@ class KVCache:
                 table.append(page)
             tables.append(table)
             first_live.append(first)
-        return BlockTables(tables, first_live, digests, num_published=n)
+        num_copied, sources = self._part_of_a_page(token_ids, digests[n - 1] if n else root, n)
+        return BlockTables(tables, first_live, digests, n, num_copied, sources)
+
+    def hit_tokens(self, hit: BlockTables) -> int:
+        return hit.num_published * self.block_size + hit.num_copied
+
+    def _part_of_a_page(self, token_ids: list[int], before: bytes, n: int) -> tuple[int, list[int]]:
+        """How many tokens behind the first ``n`` pages, the last of which is ``before``, a page of every
+        group has, and those pages."""
+        rest = token_ids[n * self.block_size : (n + 1) * self.block_size]
+        if n * self.block_size + len(rest) == len(token_ids):
+            rest.pop()
+        if self._branches is None or not rest or (found := self._branches.closest(before, rest)) is None:
+            return 0, []
+        shared, digest = found
+        sources = []
+        for group in range(len(self._groups)):
+            page = self.pool.lookup(page_key(group, digest))
+            if page is None:
+                page = self.pool.lookup(part_key(group, digest))
+            if page is None:
+                return 0, []
+            sources.append(page)
+        return shared, sources
 
     def _hit_length(self, digests: list[bytes], limit: int) -> int:
         lookup = self.pool.lookup
@@ -147,6 +181,15 @@ class KVCache:
     def take(self, hit: BlockTables) -> None:
         for table, first in zip(hit.tables, hit.first_live, strict=True):
             self.pool.touch(table[first:])
+        for page in hit.sources:  # no reference: what evicts it overwrites it only once it was copied
+            self.pool.use(page)
+
+    def copies(self, hit: BlockTables) -> list[tuple[int, int]]:
+        """(from, to) pages that have to be copied before the step that begins behind ``hit``, which has grown
+        already."""
+        return [
+            (page, table[hit.num_published]) for page, table in zip(hit.sources, hit.tables, strict=False)
+        ]
 
     # --- growth and release ---------------------------------------------------------------------------
 
@@ -189,7 +232,32 @@ class KVCache:
             ]
             if self._log is not None:
                 self._log.stored(group, new, held.digests, token_ids, extras, adapter)
+            if self._branches is not None and group == 0:
+                for i in new:
+                    tokens = token_ids[i * self.block_size : (i + 1) * self.block_size]
+                    self._branches.add(held.digests[i - 1] if i else root, tokens, held.digests[i])
         held.num_published = full
+
+    def publish_rest(self, held: BlockTables, token_ids: list[int], root: bytes, num_computed: int) -> None:
+        """As ``publish`` with the last page, which is not full, of a request that writes no more into it
+        before position ``num_computed``. Others may begin with a copy of it."""
+        full, rest = divmod(num_computed, self.block_size)
+        if self._branches is None or rest == 0 or held.num_published != full:
+            return
+        before = held.digests[full - 1] if full else root
+        tokens = token_ids[full * self.block_size : num_computed]
+        digest = part_digest(before, tokens)
+        for group, table in enumerate(held.tables):
+            if self.pool.publish(table[full], part_key(group, digest)) and group == 0:
+                self._branches.add(before, tokens, digest)
+
+    def _evicted(self, key: bytes) -> None:
+        if self._log is not None:
+            self._log.removed(key)
+        if self._branches is not None:
+            group, digest, _ = split_key(key)
+            if group == 0:
+                self._branches.discard(digest)
 
     def trim(self, held: BlockTables, num_computed: int) -> None:
         """Give back the pages that no token from position ``num_computed`` on attends to."""

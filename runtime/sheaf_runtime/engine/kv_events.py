@@ -105,8 +105,9 @@ class KVEventLog:
             )
 
     def removed(self, key: bytes) -> None:
-        group, digest = split_key(key)
-        self._events.append(BlockRemoved([block_hash(digest)], MEDIUM, group))
+        group, digest, full = split_key(key)
+        if full:  # others were never told of
+            self._events.append(BlockRemoved([block_hash(digest)], MEDIUM, group))
 
     def cleared(self) -> None:
         self._events.append(AllBlocksCleared())

@@ -36,12 +36,22 @@ def extend_digests(
         digests.append(parent)
 
 
+def part_digest(before: bytes, token_ids: list[int]) -> bytes:
+    """That of a page which a request left behind half full: no full page has so few tokens."""
+    return sha256(before + array("I", token_ids).tobytes()).digest()
+
+
 def page_key(group: int, digest: bytes) -> bytes:
     """The address of a page in one KV group: the same tokens have different pages in each."""
     return b"g%d:" % group + digest
 
 
-def split_key(key: bytes) -> tuple[int, bytes]:
-    """The group and the digest of a page's address."""
+def part_key(group: int, digest: bytes) -> bytes:
+    """That of a page which is not full."""
+    return b"p%d:" % group + digest
+
+
+def split_key(key: bytes) -> tuple[int, bytes, bool]:
+    """The group and the digest of a page's address, and whether it is full."""
     group, _, digest = key.partition(b":")
-    return int(group[1:]), digest
+    return int(group[1:]), digest, group.startswith(b"g")

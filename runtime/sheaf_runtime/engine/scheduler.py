@@ -66,6 +66,7 @@ class Scheduler:
         order_by_slack: bool = False,
         prefix_caching: bool = True,
         pipeline_depth: int = 0,
+        copy_pages: bool = False,
         max_loras: int = 1,
         speculation: SpeculativeConfig | None = None,
     ) -> None:
@@ -75,6 +76,7 @@ class Scheduler:
             block_size=block_size,
             prefix_caching=prefix_caching,
             max_in_flight_tokens=(pipeline_depth + 1) * max_num_batched_tokens,
+            copy_pages=copy_pages,
         )
         self.max_num_batched_tokens = max_num_batched_tokens
         self._limits = StepLimits(
@@ -143,7 +145,7 @@ class Scheduler:
 
     def _prompt_seconds(self, request: Request) -> float:
         """That its prompt is foreseen to take, without what is cached."""
-        start = find_hit(self.kv, request).num_published * self.kv.block_size
+        start = self.kv.hit_tokens(find_hit(self.kv, request))
         return self.costs.prompt_seconds(start, request.num_prompt_tokens - start)
 
     @property
@@ -198,6 +200,7 @@ class Scheduler:
                 block_ids=[table.copy() for table in request.tables.tables],
                 pooling=request.pooling,
                 adapter=request.adapter,
+                copied_pages=self.kv.copies(request.tables),
             )
             for request in admitted
         ]
@@ -355,7 +358,7 @@ class Scheduler:
         self.kv.take(hit)
         request.status = Status.RUNNING
         request.held = hit
-        request.computed = hit.num_published * self.kv.block_size
+        request.computed = self.kv.hit_tokens(hit)
         if request.scheduled_time is None:
             request.scheduled_time = now
             request.cached_tokens = request.computed
@@ -407,7 +410,8 @@ class Scheduler:
                     output = self._answer(request, pooled[key], now)
                 outputs.append(output)
             held = request.tables
-            if output is None or output.error is None:  # what failed is no good to others
+            failed = output is not None and output.error is not None
+            if not failed:  # else it is no good to others
                 self.kv.publish(
                     held,
                     request.token_ids,
@@ -417,7 +421,7 @@ class Scheduler:
                     (request.adapter, request.adapter_name),
                 )
             if output is not None and output.finish_reason is not None:
-                self._end(request)
+                self._end(request, failed=failed)
             else:
                 self.kv.trim(held, request.computed)
                 if self.speculation is not None:
@@ -454,15 +458,17 @@ class Scheduler:
 
     # --- ends -----------------------------------------------------------------------------------------
 
-    def _end(self, request: Request) -> None:
-        self._stop_running(request)
+    def _end(self, request: Request, *, failed: bool = False) -> None:
+        self._stop_running(request, failed=failed)
         request.status = Status.ENDED
         self._timed.pop(request, None)
 
-    def _stop_running(self, request: Request) -> None:
+    def _stop_running(self, request: Request, *, failed: bool = False) -> None:
         _remove(self.running, request)
         self._ended.append(request.req_id)
         held = request.tables
+        if not failed:
+            self.kv.publish_rest(held, request.token_ids, request.root, request.computed)
         if self._launched and request.last_step >= self._launched[0].step:
             self._late.append((request.last_step, held))
         else:

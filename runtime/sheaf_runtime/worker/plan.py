@@ -23,7 +23,8 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     already in the cache (prefix hit). ``sampling.seed`` is never None here. ``num_prompt_tokens`` fixes the
     output position that randomness is counted from, so that a resumed request draws the same numbers.
     With ``pooling`` its hidden states are pooled where a token would be sampled. ``adapter`` is the id of one
-    that is loaded.
+    that is loaded. ``copied_pages``, as (from, to), come before the forwards of the step: the last tokens
+    that are in the cache are in another request's page, which goes on in another way.
     """
 
     req_id: int
@@ -35,6 +36,7 @@ class NewRequest(msgspec.Struct, frozen=True, kw_only=True):
     block_ids: BlockIds
     pooling: PoolingParams | None = None
     adapter: int | None = None
+    copied_pages: list[tuple[int, int]] = []
 
 
 class Scheduled(msgspec.Struct, frozen=True, kw_only=True):

@@ -87,6 +87,7 @@ class Runner:
             return torch.empty(shape, dtype=model.dtype, device=model.device)
 
         tensors = [(pool(), pool()) for _ in range(layout.tensors)]
+        self._pool = [tensor for pair in tensors for tensor in pair]
         self.kv_caches = [tensors[i] for i in layout.tensor_of]
         self._decoder = model.decoder
         self._pooler = model.pooler
@@ -129,6 +130,7 @@ class Runner:
         has done most of its part, except for models that are run by transformers."""
         prepared = step.prepared
         self._batch.begin(prepared)
+        self._copy_pages(prepared.plan)
         if self._pooler is not None:
             self._pooler.forget(prepared.plan.ended)
         inputs, targets = prepared.inputs, prepared.targets
@@ -152,6 +154,13 @@ class Runner:
         if prepared.to_pool:
             assert self._pooler is not None
             step.pooled = self._pooler.pool(computed.hidden_TC, prepared.to_pool)
+
+    def _copy_pages(self, plan: StepPlan) -> None:
+        """In the order of the requests: a page may be copied before it becomes another one's copy."""
+        for new in plan.new:
+            for source, target in new.copied_pages:
+                for pages in self._pool:
+                    pages[target].copy_(pages[source])
 
     def _logits_of(self, step: Step) -> Tensor:
         inputs, targets, hidden_TC = step.prepared.inputs, step.prepared.targets, step.hidden_TC

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from checked_executor import FULL, CheckedExecutor, Info
+from checked_executor import FULL, CheckedExecutor, Info, expected_output
 from sheaf_runtime.config import EngineConfig
 from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.queue_limits import DrainRate, retry_after
@@ -294,6 +294,26 @@ def test_a_hit_leaves_a_token_to_compute_and_on_a_cpu_ends_where_prompts_part(de
     assert core.scheduler.counters.prefix_cache_queries == 12 + 12 + 13 + 8 + 7
     copies = [pair for plan in executor.steps for new in plan.new for pair in new.copied_pages]
     assert len(copies) == (3 if device == "cpu" else 0)
+
+
+def test_several_go_on_from_one_half_full_page_at_once():
+    """Atlas 1193 and 692: they wrote into the page itself and each read the others' tokens. Mooncake 4153: of
+    a half full page more tokens were taken than the prompt has."""
+    core, executor = engine()
+    prompt = list(range(6))
+    assert hit_of(core, "before", prompt) == 0
+    jobs = [([*prompt, 40 + i], i) for i in range(3)] + [(prompt[:5], 7), (prompt, 8)]
+    for i, (tokens, seed) in enumerate(jobs):
+        add(core, str(i), tokens, seed=seed, max_tokens=6)
+    requests = [core._requests[b"c", str(i)] for i in range(len(jobs))]
+    drain(core)
+    assert [r.cached_tokens for r in requests] == [6, 6, 6, 4, 5]
+    for request, (tokens, seed) in zip(requests, jobs, strict=True):
+        wanted = expected_output(
+            tokens, message("x", tokens, seed=seed, max_tokens=6).sampling, vocab_size=97
+        )
+        assert request.token_ids == tokens + wanted
+    assert len([pair for plan in executor.steps for new in plan.new for pair in new.copied_pages]) == 4
 
 
 def test_the_next_turn_begins_behind_all_that_was_said():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreseen import NGRAM, opened, told, with_drafts
+from drafted_llm import NGRAM, opened, told, with_drafts
 from model_folders import byte_level, write_folder
 from sheaf_runtime import SamplingParams
 from sheaf_runtime.engine.cost_model import CostModel

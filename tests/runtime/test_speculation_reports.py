@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from foreseen import NGRAM, foreseen, opened, told, with_drafts
+from drafted_llm import NGRAM, foreseen, opened, told, with_drafts
 from model_folders import byte_level, write_folder
 from msgspec.structs import replace
 from sheaf_runtime import LLM, SamplingParams

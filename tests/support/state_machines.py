@@ -12,6 +12,7 @@ from random import Random
 import hypothesis
 from checked_executor import CheckedExecutor, Info, expected_output, expected_vector, first_read
 from engine_jobs import GROUPS, Job, random_message
+from foreseen import Foreseen
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -24,7 +25,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.config import EngineConfig, SpeculativeConfig
 from sheaf_runtime.engine.blocks import NULL_BLOCK, BlockPool
 from sheaf_runtime.engine.core import EngineCore
 from sheaf_runtime.engine.kv_cache import BlockTables, KVCache
@@ -274,6 +275,9 @@ class EngineMachine(Counted):
             target_inter_token_ms=r.choice([None, None, 1e-3, 5.0, 40.0]),
             enable_prefix_caching=r.random() < 0.8,
             pipeline_depth=r.choice([0, 1]),
+            speculative_config=r.choice(
+                [None, SpeculativeConfig(method="ngram", num_speculative_tokens=r.randint(1, 6))]
+            ),
         )
         self.info = Info(
             num_blocks=1 + r.randint(8, 40) * len(groups), kv_groups=groups, max_model_len=60, pools_all=False
@@ -284,6 +288,9 @@ class EngineMachine(Counted):
         self.stem = [r.randrange(97) for _ in range(20)]
         self.jobs: dict[str, Job] = {}
         self.open: list[str] = []
+        self.answers: list[list[int]] = []  # what each request gets, behind its prompt
+        if (speculation := self.core.scheduler.speculation) is not None:
+            speculation.make_proposer = lambda: Foreseen(self.answers, r.random(), r)
 
     @precondition(lambda self: len(self.open) < 12)
     @rule(seed=SEEDS)
@@ -292,6 +299,8 @@ class EngineMachine(Counted):
         message = random_message(r, number, self.now, self.stem, grows=r.random() < 0.3)
         salt = hash(root_digest(cache_salt=message.cache_salt))
         self.executor.salts[number] = salt
+        expected = expected_output(message.prompt_token_ids, message.sampling, vocab_size=97, salt=salt)
+        self.answers.append(message.prompt_token_ids + expected)
         job = Job(message, 0, None)
         job.accepted = isinstance(self.core.add(b"c", message), Accepted)
         self.jobs[message.request_id] = job

@@ -81,6 +81,7 @@ async def call_everything(cluster: Cluster) -> None:
         ],
         "scale": [cluster.scale(k.deployment(), 2)],
         "set_deletion_cost": [cluster.set_deletion_cost(POD, "-1")],
+        "set_adapters": [cluster.set_adapters(POD, "{}")],
         "events": [cluster.events("ns", "Pod", "p")],
         "create_event": [cluster.create_event("ns", {})],
         "get_lease": [cluster.get_lease("ns", "sheaf-operator")],

@@ -64,6 +64,9 @@ class FakeCluster:
     async def set_deletion_cost(self, pod: dict[str, Any], cost: str | None) -> None:
         self._write("cost", pod["metadata"]["name"], cost)
 
+    async def set_adapters(self, pod: dict[str, Any], text: str | None) -> None:
+        self._write("adapters", pod["metadata"]["name"], text)
+
     async def write_status(self, observed: Observed, status: dict[str, Any]) -> dict[str, Any]:
         self.status_writes += 1
         if self.refuse_status is not None:

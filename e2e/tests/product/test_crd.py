@@ -21,6 +21,16 @@ def crd(operator: Cluster) -> Cluster:
 
 
 LONG = "x" * 49
+
+
+def with_adapters(*adapters: Object, lora: int | None = 2, served: str | None = None) -> Object:
+    """A resource whose pods see a claim at /a."""
+    model = {"uri": "pvc://claim/m", "adapters": list(adapters), "servedName": served}
+    claim = {"name": "a", "persistentVolumeClaim": {"claimName": "a"}}
+    pod = {"volumes": [claim], "volumeMounts": [{"name": "a", "mountPath": "/a/"}]}
+    return resource(model=model, engine={"maxLoras": lora}, pod=pod)
+
+
 REFUSED: list[tuple[str, Object, str]] = [
     ("name too long", resource(LONG), "must have at most 48 characters"),
     ("name starts with a digit", resource("1m"), "must start with a letter"),
@@ -37,10 +47,40 @@ REFUSED: list[tuple[str, Object, str]] = [
     ("uri that climbs", resource(model={"uri": "pvc://c/../x"}), "must not contain '..'"),
     ("odd served name", resource(model={"uri": "hf://a/b", "servedName": "a b"}), "servedName"),
     (
-        "adapters",
-        resource(model={"uri": "hf://a/b", "adapters": [{"name": "x", "uri": "hf://c/d"}]}),
-        "adapters are not supported in this version: remove spec.model.adapters",
+        "adapters without room",
+        with_adapters({"name": "x", "path": "/a/x"}, lora=None),
+        "need engine.maxLoras",
     ),
+    (
+        "adapters from a hub",
+        with_adapters({"name": "x", "path": "hf://c/d"}),
+        "adapters are not downloaded; put it into a claim",
+    ),
+    ("adapter that climbs", with_adapters({"name": "x", "path": "/a/../b"}), "without '..' and blanks"),
+    (
+        "adapter outside of volumes",
+        with_adapters({"name": "x", "path": "/ab/x"}),
+        "must be below one of pod.volumeMounts, or below /mnt/models",
+    ),
+    ("adapter named like the model", with_adapters({"name": "m", "path": "/a/m"}), "which is metadata.name"),
+    (
+        "adapter with the served name",
+        with_adapters({"name": "s", "path": "/a/s"}, served="s"),
+        "no adapter may have the model's own name, servedName",
+    ),
+    (
+        "two adapters of one name",
+        with_adapters({"name": "x", "path": "/a/x"}, {"name": "x", "path": "/a/y"}),
+        "Duplicate value",
+    ),
+    ("adapter with a comma", with_adapters({"name": "x,y", "path": "/a/x"}), "spec.model.adapters[0].name"),
+    (
+        "too many adapters",
+        with_adapters(*({"name": f"x{i}", "path": "/a/x"} for i in range(33))),
+        "must have at most 32 items",
+    ),
+    ("a rank without adapters", resource(engine={"maxLoraRank": 8}), "set maxLoras too"),
+    ("adapter flags by hand", resource(engine={"extraArgs": ["--enable-lora"]}), "must not repeat"),
     (
         "quantization",
         resource(engine={"quantization": "awq"}),
@@ -174,6 +214,12 @@ def test_it_is_refused_with_what_to_change(crd: Cluster, obj: Object, message: s
 
 
 ALLOWED: dict[str, Object] = {
+    "adapters of a claim": with_adapters(*({"name": f"org/x{i}", "path": f"/a/x/{i}"} for i in range(32))),
+    "adapters beside the model": resource(
+        engine={"maxLoras": 4, "maxLoraRank": 64},
+        model={"uri": "pvc://c/m", "adapters": [{"name": "x", "path": "/mnt/models/adapters/x"}]},
+    ),
+    "a name that servedName frees": with_adapters({"name": "m", "path": "/a/m"}, served="s"),
     "the least": resource(),
     "a long name": resource("x" * 48),
     "every scheme": resource(model={"uri": "oci://registry/model:tag"}),

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sheaf_operator.api.adapters import ROOT_RULE
 from sheaf_operator.api.fields import ApiModel, rule, rules
 from sheaf_operator.api.spec import GROUP, KIND, PLURAL, VERSION, LLMDeploymentSpec
 from sheaf_operator.api.status import LLMDeploymentStatus
@@ -142,6 +143,7 @@ def crd() -> dict[str, Any]:
                 "metadata.name must start with a letter and hold only lower-case letters, digits and '-' (no"
                 " dot: it becomes part of a host name)",
             ),
+            ROOT_RULE,
         ),
     }
     return {

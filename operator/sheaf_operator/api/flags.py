@@ -17,7 +17,8 @@ OWNED_FLAGS = (
     "--host", "--port", "--served-model-name", "--max-model-len", "--dtype", "--device", "--quantization",
     "--kv-cache-dtype", "--tensor-parallel-size", "--enable-prefix-caching", "--no-enable-prefix-caching",
     "--drain-timeout", "--ssl-certfile", "--ssl-keyfile", "--target-inter-token-ms", "--target-ttft-ms",
-    "--max-waiting-requests", "--max-waiting-tokens",
+    "--max-waiting-requests", "--max-waiting-tokens", "--enable-lora", "--max-loras", "--max-lora-rank",
+    "--adapters-file",
 )  # fmt: skip
 
 _NAME = "self.split('=')[0].replace('_', '-').trim()"

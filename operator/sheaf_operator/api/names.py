@@ -15,12 +15,15 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 ANNOTATION_REVISION = "sheaf.dev/revision"  # on the ServingRuntime: the whole frozen revision
 ANNOTATION_FALLBACK = "sheaf.dev/fallback"  # on it: the hash of the revision that served before this one
 ANNOTATION_FAILURE = "sheaf.dev/failure"  # on it: why this revision was left, as JSON
+ANNOTATION_ADAPTERS = "sheaf.dev/adapters"  # on a pod: the adapters it should have, as its runtime reads them
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 
 KSERVE_STOP = "serving.kserve.io/stop"
 CONTAINER = "kserve-container"  # KServe finds the model server by this name
 PORT = 8000
 MODEL_DIR = "/mnt/models"  # where KServe puts the model
+ADAPTERS_DIR = "/etc/sheaf/adapters"  # where a pod sees which adapters it should have
+ADAPTERS_VOLUME = "sheaf-adapters"
 TLS_DIR = "/etc/sheaf/tls"  # where the certificate of spec.tls is mounted
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from sheaf_operator.api.adapters import MAX_ADAPTERS, MODEL_RULE, SPEC_RULES, Adapter
 from sheaf_operator.api.autoscaling import Autoscaling
 from sheaf_operator.api.fields import (
     SUBDOMAIN,
@@ -33,15 +34,6 @@ PLURAL = "llmdeployments"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 
-class Adapter(ApiModel):
-    """A LoRA adapter."""
-
-    name: Annotated[ModelName, Field(description="The adapter's name in the API.")]
-    uri: Annotated[
-        str, Field(min_length=1, max_length=1024, description="Where the adapter's folder comes from.")
-    ]
-
-
 URI_MESSAGE = (
     "must start with hf://, pvc://, s3://, gs:// or oci:// and name a model, for example "
     "hf://org/model or pvc://claim/path"
@@ -51,15 +43,7 @@ URI_MESSAGE = (
 class Model(ApiModel):
     """What to serve and under which name."""
 
-    model_config = ConfigDict(
-        json_schema_extra=rules(
-            rule(
-                "!has(self.adapters) || size(self.adapters) == 0",
-                "adapters are not supported in this version: remove spec.model.adapters",
-                fieldPath=".adapters",
-            )
-        )
-    )
+    model_config = ConfigDict(json_schema_extra=rules(MODEL_RULE))
     uri: Annotated[
         str,
         Field(
@@ -93,8 +77,9 @@ class Model(ApiModel):
     adapters: Annotated[
         list[Adapter],
         Field(
-            max_length=16,
-            description="LoRA adapters; not supported in this version.",
+            max_length=MAX_ADAPTERS,
+            description="LoRA adapters that each ready pod has; no change of them restarts a pod. They need"
+            " engine.maxLoras.",
             json_schema_extra={"x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = Field(default_factory=list)
@@ -102,6 +87,16 @@ class Model(ApiModel):
 
 class Engine(ApiModel):
     """Each field maps to one flag of the runtime."""
+
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            rule(
+                "!has(self.maxLoraRank) || has(self.maxLoras)",
+                "maxLoraRank means nothing without maxLoras: set maxLoras too",
+                fieldPath=".maxLoraRank",
+            )
+        )
+    )
 
     max_model_len: Annotated[
         int | None,
@@ -175,6 +170,18 @@ class Engine(ApiModel):
             description="Most prompt tokens that wait in a replica, more are answered 429; "
             "default: any number.",
         ),
+    ] = None
+    max_loras: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=64,
+            description="Most LoRA adapters in one batch; left out, pods have none. Memory for so many is set"
+            " aside.",
+        ),
+    ] = None
+    max_lora_rank: Annotated[
+        int | None, Field(ge=1, le=1024, description="Highest rank of an adapter; default: 16.")
     ] = None
     extra_args: ExtraArgs = Field(default_factory=list)
 
@@ -364,6 +371,7 @@ class LLMDeploymentSpec(ApiModel):
                 " quantization out",
                 fieldPath=".engine.quantization",
             ),
+            *SPEC_RULES,
         )
     )
     model: Model

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from sheaf_operator.api.adapters import MAX_ADAPTERS
 from sheaf_operator.api.fields import ApiModel
 
 # The order in which conditions are listed.
@@ -110,6 +111,19 @@ class Phase(ApiModel):
     seconds: Annotated[int, Field(ge=0, description="Since the phase before it.")]
 
 
+class AdapterStatus(ApiModel):
+    """What became of one adapter of the spec."""
+
+    name: Annotated[ShortText, doc("The adapter's name.")]
+    state: Annotated[
+        Literal["Ready", "Loading", "Failed"],
+        doc("Ready: every ready replica answers with it. Failed: one cannot have it, and tries again."),
+    ]
+    reason: Annotated[ShortText, doc("Loaded, Loading, NoReadyReplica or LoadFailed.")]
+    message: Annotated[LongText, doc("The cause, in the runtime's words.")] = ""
+    ready_replicas: Annotated[int, doc("Ready replicas that answer with it.")] = 0
+
+
 class LLMDeploymentStatus(ApiModel):
     """What the operator has observed. Written by the operator alone."""
 
@@ -132,6 +146,15 @@ class LLMDeploymentStatus(ApiModel):
     autoscaling: Annotated[
         AutoscalingStatus | None, doc("What the scaler wants and why; absent while it is disabled.")
     ] = None
+    adapters: Annotated[
+        list[AdapterStatus],
+        Field(
+            default_factory=list,
+            max_length=MAX_ADAPTERS,
+            description="What became of each of spec.model.adapters.",
+            json_schema_extra={"x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ]
     timeline: Annotated[
         list[Phase],
         Field(

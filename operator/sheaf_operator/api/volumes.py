@@ -23,7 +23,7 @@ from sheaf_operator.api.fields import (
 from sheaf_operator.api.selectors import atomic
 
 # Where the runtime's container has its model, its writable folders and its certificate.
-OWNED_PATHS = ("/", names.MODEL_DIR, "/dev/shm", "/tmp", names.TLS_DIR)
+OWNED_PATHS = ("/", names.MODEL_DIR, "/dev/shm", "/tmp", names.TLS_DIR, names.ADAPTERS_DIR)
 _MODE = Field(ge=0, le=0o777, description="Permission bits of the files, as a decimal number; default 420.")
 
 RelativePath = Annotated[
@@ -105,8 +105,10 @@ class Volume(ApiModel):
             description="The volume's name, for volumeMounts.",
             json_schema_extra=rules(
                 rule(
-                    "!(self in ['shm', 'tmp', 'tls']) && !self.startsWith('kserve-')",
-                    "must not be shm, tmp, tls or begin with kserve-: these are Sheaf's and KServe's",
+                    f"!(self in ['shm', 'tmp', 'tls', '{names.ADAPTERS_VOLUME}'])"
+                    " && !self.startsWith('kserve-')",
+                    f"must not be shm, tmp, tls, {names.ADAPTERS_VOLUME} or begin with kserve-: these are"
+                    " Sheaf's and KServe's",
                 )
             ),
         ),

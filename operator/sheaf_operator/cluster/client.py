@@ -176,10 +176,16 @@ class Cluster:
         self._see(kinds.DEPLOYMENTS, "MODIFIED", {**deployment, "metadata": changed, "spec": spec})
 
     async def set_deletion_cost(self, pod: Json, cost: str | None) -> None:
+        await self._annotate(pod, names.DELETION_COST, cost)
+
+    async def set_adapters(self, pod: Json, text: str | None) -> None:
+        await self._annotate(pod, names.ANNOTATION_ADAPTERS, text)
+
+    async def _annotate(self, pod: Json, key: str, value: str | None) -> None:
         """Of just this pod: 409 if another one has its name by now."""
         metadata = pod["metadata"]
         path = kinds.PODS.path(metadata["namespace"], metadata["name"])
-        body = {"metadata": {"uid": metadata["uid"], "annotations": {names.DELETION_COST: cost}}}
+        body = {"metadata": {"uid": metadata["uid"], "annotations": {key: value}}}
         await self._write(kinds.PODS, "PATCH", path, query={}, body=body, content_type=MERGE)
 
     async def create_event(self, namespace: str, event: Json) -> None:

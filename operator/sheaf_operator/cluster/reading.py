@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,24 @@ _FAMILIES = {
     "sheaf:blocks_live": "blocks_live",
     "sheaf:weights_bytes": "weights_bytes",
     "sheaf:max_num_seqs": "slots",
+    "sheaf:adapter_info": "adapter",
 }
 
 
 # What follows a name: labels, whose values may hold any character, and the value.
 _SERIES = re.compile(r'(\{(?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*\})?[ \t]+(\S+)')
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_ESCAPED = re.compile(r"\\(.)")
+MOST_ADAPTERS = 100  # a pod that names more is not believed
+
+
+@dataclass(frozen=True)
+class AdapterReading:
+    """What became of an adapter in one pod; `message` says why it failed."""
+
+    path: str
+    ready: bool
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ class Reading:
     kv_tokens: int | None = None
     weights_bytes: int | None = None
     finished: int | None = None
+    adapters: Mapping[str, AdapterReading] = field(default_factory=dict)
 
     @property
     def burden(self) -> tuple[int, int]:
@@ -72,19 +85,24 @@ def parse(text: str) -> Reading:
     found: dict[str, float] = {}
     engines = 0
     kv_tokens: int | None = None
+    adapters: dict[str, AdapterReading] = {}
     for name, labels_text, text_value in _series(text):
-        field = _FAMILIES[name]
-        if field == "cache_config":
+        family = _FAMILIES[name]
+        if family == "adapter":
+            if len(adapters) < MOST_ADAPTERS:
+                adapters |= _adapter(labels_text)
+            continue
+        if family == "cache_config":
             labels = dict(_LABEL.findall(labels_text))
             if labels.get("block_size", "").isdigit() and labels.get("num_gpu_blocks", "").isdigit():
                 kv_tokens = int(labels["block_size"]) * int(labels["num_gpu_blocks"])
             continue
         value = float(text_value)
-        most = 1.0 + ROUNDING if field == "kv" else MAX_VALUE
+        most = 1.0 + ROUNDING if family == "kv" else MAX_VALUE
         if not 0 <= value <= most:  # nor NaN
             raise ValueError(f"{name} is {text_value}")
-        found[field] = found.get(field, 0.0) + (min(value, 1.0) if field == "kv" else value)
-        engines += field == "kv"
+        found[family] = found.get(family, 0.0) + (min(value, 1.0) if family == "kv" else value)
+        engines += family == "kv"
     missing = [
         name
         for name, field in _FAMILIES.items()
@@ -102,7 +120,19 @@ def parse(text: str) -> Reading:
     )
     weights = int(found["weights_bytes"]) if "weights_bytes" in found else None
     finished = int(found["finished"]) if "finished" in found else None
-    return Reading(sample, int(found.get("blocks_live", 0)), kv_tokens, weights, finished)
+    return Reading(sample, int(found.get("blocks_live", 0)), kv_tokens, weights, finished, adapters)
+
+
+def _adapter(labels_text: str) -> dict[str, AdapterReading]:
+    """One adapter by its name; nothing where a label is missing."""
+    labels = {
+        key: _ESCAPED.sub(lambda found: "\n" if found[1] == "n" else found[1], value)
+        for key, value in _LABEL.findall(labels_text)
+    }
+    if not {"adapter", "path", "state"} <= labels.keys():
+        return {}
+    ready = labels["state"] == "ready"
+    return {labels["adapter"]: AdapterReading(labels["path"], ready, labels.get("message", ""))}
 
 
 def _series(text: str) -> Iterator[tuple[str, str, str]]:

@@ -14,6 +14,19 @@ from sheaf_operator.cluster.observed import Json
 PRE_STOP_SECONDS = 5  # endpoints and proxies learn that the pod is going while it still serves
 TMP_SIZE = "2Gi"
 STARTUP_PERIOD, LIVENESS_PERIOD = 5, 10
+_ADAPTERS_FILE = "wanted"
+# The kubelet writes the pod's annotation into a file, again whenever that changes.
+_WANTED_ADAPTERS: Json = {
+    "name": names.ADAPTERS_VOLUME,
+    "downwardAPI": {
+        "items": [
+            {
+                "path": _ADAPTERS_FILE,
+                "fieldRef": {"fieldPath": f"metadata.annotations['{names.ANNOTATION_ADAPTERS}']"},
+            }
+        ]
+    },
+}
 _FEW_RIGHTS: Json = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
@@ -47,6 +60,11 @@ def args(name: str, spec: LLMDeploymentSpec) -> list[str]:
     ):
         if value is not None:
             result += [flag, str(value)]
+    if engine.max_loras is not None:
+        result += ["--enable-lora", "--max-loras", str(engine.max_loras)]
+        result += ["--adapters-file", f"{names.ADAPTERS_DIR}/{_ADAPTERS_FILE}"]
+    if engine.max_lora_rank is not None:
+        result += ["--max-lora-rank", str(engine.max_lora_rank)]
     if spec.accelerator.count == 0:
         result += ["--device", "cpu"]
     if not engine.prefix_caching:
@@ -57,6 +75,7 @@ def args(name: str, spec: LLMDeploymentSpec) -> list[str]:
 
 
 def runtime_container(name: str, spec: LLMDeploymentSpec, image: str) -> Json:
+    wanted, lora = names.ADAPTERS_VOLUME, spec.engine.max_loras is not None
     return {
         "name": names.CONTAINER,
         "image": image,
@@ -72,6 +91,7 @@ def runtime_container(name: str, spec: LLMDeploymentSpec, image: str) -> Json:
             {"name": "shm", "mountPath": "/dev/shm"},
             {"name": "tmp", "mountPath": "/tmp"},
             *([{"name": "tls", "mountPath": names.TLS_DIR, "readOnly": True}] if spec.tls else []),
+            *([{"name": wanted, "mountPath": names.ADAPTERS_DIR, "readOnly": True}] if lora else []),
             *as_list(spec.pod.volume_mounts),
         ],
     }
@@ -84,6 +104,7 @@ def volumes(spec: LLMDeploymentSpec) -> list[Json]:
         {"name": "shm", "emptyDir": {"medium": "Memory", **({"sizeLimit": shared} if shared else {})}},
         {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         *([tls] if tls else []),
+        *([_WANTED_ADAPTERS] if spec.engine.max_loras is not None else []),
         *as_list(spec.pod.volumes),
     ]
 

@@ -24,6 +24,7 @@ Json = dict[str, Any]
 MAX_PLAIN = 16_384  # characters of a record that people can still read
 # Fields of the spec that never reach a pod.
 _NOT_IN_PODS: Any = {
+    "model": {"adapters"},
     "replicas": True,
     "autoscaling": True,
     "rollout": {"strategy", "paused", "patience_seconds", "deadline_seconds"},

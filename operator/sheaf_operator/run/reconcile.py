@@ -22,6 +22,7 @@ from sheaf_operator.cluster.scrape import Scraper
 from sheaf_operator.desired import plan as planning
 from sheaf_operator.desired.actions import Apply, Plan
 from sheaf_operator.desired.choice import current_revision
+from sheaf_operator.run.adapters import Teller
 from sheaf_operator.run.apply import Executor
 from sheaf_operator.run.inquiry import Inquirer
 from sheaf_operator.run.memory import Memory
@@ -53,6 +54,7 @@ class Reconciler:
         self._telemetry, self._settings, self._clock = telemetry, settings, clock
         self._executor = Executor(cluster, lease, telemetry)
         self._scaler = Scaler(cluster, scraper, lease, self._executor, telemetry, settings, clock)
+        self._teller = Teller(cluster, lease, telemetry)
         self._inquirer = Inquirer(cluster, clock)
         patience = timedelta(seconds=settings.stall_patience)
         self._reporter = Reporter(cluster, lease, telemetry, settings.cluster_domain, clock, patience)
@@ -106,11 +108,12 @@ class Reconciler:
             plan, failure = await self._executor.execute(observed, plan, memory, self._clock())
         if plan.problem or plan.actions:
             memory.dirty = True  # look again rather than trust that an event will come
+        untold = await self._teller.tell(spec, observed) if fresh else None
         soon, broken = await self._scale(spec, observed, memory)
         applied = failure is None and not any(isinstance(action, Apply) for action in plan.actions)
         await self._reporter.report(spec, memory, plan, applied)
-        if failure or broken:
-            raise failure or broken  # type: ignore[misc]
+        if failure or broken or untold:
+            raise failure or broken or untold  # type: ignore[misc]
         return self._next(spec, memory, plan, soon)
 
     def _plan(self, key: Key, spec: LLMDeploymentSpec, observed: Observed, memory: Memory) -> Plan:
@@ -165,7 +168,7 @@ class Reconciler:
         if memory.dirty:
             return self._settings.autoscale_interval
         status = memory.observed.status if memory.observed else {}
-        measured = spec.autoscaling.mode == "Disabled" and "capacity" in status
+        measured = spec.autoscaling.mode == "Disabled" and "capacity" in status and not spec.model.adapters
         if spec.suspend or measured:
             return None if memory.settled else UNSETTLED
         interval = self._settings.autoscale_interval

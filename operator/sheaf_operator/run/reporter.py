@@ -20,6 +20,7 @@ from sheaf_operator.run.events import Events
 from sheaf_operator.run.memory import Memory, Said
 from sheaf_operator.run.telemetry import Telemetry
 from sheaf_operator.scaling.samples import capacity_of
+from sheaf_operator.status import adapters as adapter_status
 from sheaf_operator.status import autoscaling
 from sheaf_operator.status.build import build_status
 from sheaf_operator.status.situation import Situation
@@ -51,7 +52,13 @@ class Reporter:
         capacity = capacity_of(memory.readings, before.get("capacity"))
         contest = memory.contest.problem(self._clock())
         decision = memory.decision
-        told = (capacity, contest, decision and (decision.desired, decision.limiting, decision.reason))
+        adapters = adapter_status.build(spec, observed, memory.readings)
+        told = (
+            capacity,
+            contest,
+            adapters,
+            decision and (decision.desired, decision.limiting, decision.reason),
+        )
         if memory.resting and observed is memory.told_of and told == memory.told:
             return
         situation = Situation(
@@ -70,6 +77,8 @@ class Reporter:
         memory.settled = situation.settled
         memory.resting = memory.settled and len(observed.ready_pods) == len(observed.pods)
         status = build_status(situation, self._domain)
+        if adapters:
+            status["adapters"] = adapters
         if memory.decision is not None:
             status["autoscaling"] = autoscaling.build(memory.decision, observed, now)
         elif spec.autoscaling.mode != "Disabled" and "autoscaling" in before:

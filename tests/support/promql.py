@@ -11,6 +11,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sheaf_operator.run.telemetry import Telemetry
 from sheaf_runtime.protocol.messages import EngineReady
+from sheaf_runtime.server.adapter_states import AdapterState
 from sheaf_runtime.server.metrics import Metrics
 
 # Put on each series by Prometheus and by the monitors of the chart.
@@ -62,6 +63,7 @@ def operator_page() -> str:
 def runtime_page() -> str:
     """A pod's /metrics once its engine is ready."""
     metrics = Metrics("m", max_loras=1, max_drafts=1)
+    metrics.adapters = lambda: {"a": AdapterState("/a", "ready")}
     metrics.info = EngineReady(**dict.fromkeys(EngineReady.__struct_fields__, 1))
     return metrics.render()
 

@@ -7,13 +7,13 @@ import platform
 
 import pytest
 import torch
+from cpu_parity import DTYPES, check_exact_int8, check_int8, check_odd_rows_int8, numbers
 from hypothesis import given
 from hypothesis import strategies as st
 from sheaf_kernels.cpu import build, int8
 from sheaf_kernels.cpu.int8 import (
     GROUP,
     linear_int8,
-    linear_int8_reference,
     pack_int8,
     quantize_rows_reference,
 )
@@ -21,10 +21,6 @@ from sheaf_kernels.cpu.library import Library
 from sheaf_kernels.cpu.program import Memory, Program
 from sheaf_runtime.models.schemes import rounded_to_int8
 from torch import Tensor
-
-DTYPES = [torch.float32, torch.bfloat16]
-TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-2}}
-
 
 pytestmark = pytest.mark.usefixtures("cpu_kernels")
 
@@ -34,10 +30,6 @@ def portable(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """What a machine without any of the extensions would run, which is what NEON has of int8."""
     level = build.Level("portable", platform.machine(), (), ())
     return Library(build.build(level, tmp_path_factory.mktemp("portable")), level.name)
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def integers(*shape: int, lowest: int = -127, seed: int = 0) -> Tensor:
@@ -63,9 +55,7 @@ def exact(x: Tensor, weight: Tensor) -> Tensor:
     rows=st.integers(1, 40), outputs=st.integers(1, 70), inputs=st.integers(1, 300), seed=st.integers(0, 99)
 )
 def test_integers_are_exact(rows: int, outputs: int, inputs: int, seed: int) -> None:
-    x, weight = whole(rows, inputs, seed), integers(outputs, inputs, lowest=-128, seed=seed).to(torch.int8)
-    made = linear_int8(x, pack_int8(weight, ones(weight)))
-    assert torch.equal(made, exact(x, weight))
+    check_exact_int8(rows, outputs, inputs, seed)
 
 
 @pytest.mark.parametrize("weight", [-128, 127])
@@ -81,19 +71,7 @@ def test_nothing_saturates(weight: int, x: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "k"), [(49, 64), (3072, 576), (17, 30), (1, 1), (640, 1536), (24, 130)])
 def test_floats(dtype: torch.dtype, n: int, k: int) -> None:
-    weight, scale = rounded_to_int8(numbers(n, k, seed=n) / k**0.5)
-    x, bias = (
-        (3 * numbers(300, k + 2, seed=k)).to(dtype)[:, :k],
-        numbers(n).to(dtype),
-    )  # rows with a gap between them
-    packed = pack_int8(weight, scale)
-    made = linear_int8(x, packed, bias)
-    torch.testing.assert_close(made, linear_int8_reference(x, weight, scale, bias), **TOLERANCE[dtype])
-    torch.testing.assert_close(
-        linear_int8(x, packed), linear_int8_reference(x, weight, scale), **TOLERANCE[dtype]
-    )
-    for start, rows in ((0, 1), (5, 3), (7, 16), (100, 33), (239, 2), (290, 10)):
-        assert torch.equal(linear_int8(x[start : start + rows], packed, bias), made[start : start + rows])
+    check_int8(dtype, n, k)
 
 
 def test_portable_c_gives_the_same(portable: Library, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,27 +99,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_are_odd(dtype: torch.dtype) -> None:
-    """aiter#4288: zeros. ik_llama.cpp#285: sums of large numbers of one sign. comfy-kitchen#60: tiny ones.
-    What is infinite or no number stays with its row (as 0 * inf does in a product of floats)."""
-    weight, scale = rounded_to_int8(numbers(33, 130))
-    packed, bias = pack_int8(weight, scale), torch.ones(33, dtype=dtype)
-    x = numbers(9, 130).to(dtype)
-    x[1] = 0
-    x[2] = 1e-38
-    x[3] = 6e4
-    x[4] = -1e30
-    x[5, 100] = torch.nan
-    x[6, 129] = torch.inf
-    x[7, :GROUP] = 0
-    made = linear_int8(x, packed, bias)
-    assert (made[1] == 1).all()
-    assert (made[2] == 1).all()
-    assert made[5:7].isnan().all()
-    finite = [0, 1, 2, 3, 4, 7, 8]
-    assert made[finite].isfinite().all()
-    torch.testing.assert_close(
-        made[finite], linear_int8_reference(x, weight, scale, bias)[finite], **TOLERANCE[dtype]
-    )
+    check_odd_rows_int8(dtype)
 
 
 def test_an_outlier_costs_its_own_group_only() -> None:

@@ -91,7 +91,7 @@ async def test_each_pod_is_told_once() -> None:
 
 
 async def test_a_pod_that_comes_later_is_told_before_it_is_ready() -> None:
-    """aibrix#236 and #239: adapters were lost with a pod, and a new one had none."""
+    """aibrix#236: adapters were lost with a pod."""
     observed = k.settled(spec("a"), replicas=2, ready=1)
     for pod in observed.pods:
         pod["spec"]["volumes"] = k.revision(spec()).runtime["volumes"]
@@ -113,7 +113,7 @@ def test_no_adapters_any_more_is_told_too() -> None:
 
 
 async def test_a_pod_that_has_gone_is_no_failure() -> None:
-    """aibrix#239: a pod that is not in the cache any more made the controller fail for ever."""
+    """aibrix#239: an adapter could not be made anew, because its pod was not in a cache any more."""
     world = World(spec("a"), settled(spec("a")))
 
     async def gone(pod: dict[str, Any], text: str | None) -> None:
@@ -170,7 +170,7 @@ def test_a_broken_one_fails_and_says_why_and_the_others_do_not() -> None:
 
 
 def test_it_is_ready_only_where_every_ready_replica_has_it() -> None:
-    """kubeai#347: requests waited for an adapter that was said to be somewhere."""
+    """kubeai#347: a pod that had the adapter was never marked so."""
     wanted = spec("a")
     assert said(wanted, settled(wanted, 2), p0=answer(a=""), p1=answer()) == {"a": "Loading"}
     assert said(wanted, settled(wanted, 2), p0=answer(a=""), p1=answer(a="")) == {"a": "Loaded"}
@@ -213,7 +213,7 @@ async def test_a_model_with_a_broken_adapter_is_ready() -> None:
 
 
 async def test_they_are_looked_at_also_while_nothing_is_scaled() -> None:
-    """production-stack#565: a failure after the first success was never seen."""
+    """A failure after the first success is seen."""
     wanted = spec("a", autoscaling={"mode": "Disabled"})
     world = World(wanted, settled(wanted))
     for pod in world.cluster.observed.pods:  # type: ignore[union-attr]

@@ -29,6 +29,7 @@ def test_the_kernel_is_asked() -> None:
         first, last = (int(address, 16) for address in mapping.split(" ", 1)[0].split("-"))
         if first <= made.data_ptr() < last:
             assert " hg" in mapping.partition("VmFlags:")[2]
+            assert mapping.split(" ", 2)[1] == "rw-p", "shared memory: huge pages are off for it by default"
             return
     raise AssertionError("it lies nowhere")
 

@@ -23,7 +23,8 @@ def huge_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Memory that nobody has written, taken from the machine as it is written, in pieces of a huge page. It
     is given back with the last tensor that lies in it."""
     wanted = math.prod(shape) * dtype.itemsize
-    region = mmap.mmap(-1, max(1, wanted) + HUGE_PAGE)
+    # Private, which is not Python's default: shared memory has huge pages only where shmem_enabled says so.
+    region = mmap.mmap(-1, max(1, wanted) + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
         with contextlib.suppress(OSError):  # a kernel without them

@@ -224,7 +224,7 @@ MUTANTS: list[tuple[str, str, Callable[[], None], str, str]] = [
     ("value of the first channels", "attention.c", decoded, "k % LANES * D + d;", "k % LANES * D;"),
     ("weight of the first row", "attention.c", prefilled, "s[i][j] += weight[i * KEYS] * v[j]", "s[i][j] += weight[0] * v[j]"),
     ("rows behind the first tile", "attention.c", prefilled, "weights + r * row, here.values", "weights, here.values"),
-    ("last channels lost", "attention.c", decoded, "for (int d = 0; d < D; d += 2 * LANES) /*", "for (int d = 0; d + 2 * LANES < D; d += 2 * LANES) /*"),
+    ("last channels lost", "attention.c", decoded, "for (int d = 0; d < D; d += 2 * LANES) { /*", "for (int d = 0; d + 2 * LANES < D; d += 2 * LANES) { /*"),
     ("sum not rescaled", "attention.c", decoded, "s->total[r] = s->total[r] * old[r] + sum_vec(total)", "s->total[r] = s->total[r] + sum_vec(total)"),
     ("accumulator not rescaled", "attention.c", decoded, "if (old[r] != 1.0f)", "if (0)"),
     ("highest of this block alone", "attention.c", decoded, "top = s->top[r] > high_score ? s->top[r] : high_score", "top = high_score"),

@@ -81,9 +81,10 @@ INLINE place find(const attention_job *a, const int size, int request, int head,
     return p;
 }
 
-/* Pages lie anywhere: what comes next is asked for while the arithmetic goes on. */
-INLINE void prefetch(const char *const *groups, int bytes) {
-    for (int n = 0; n < GROUPS; n++)
+/* Pages lie anywhere: what comes next is asked for while the arithmetic goes on, a few groups at a time, since more
+ * lines than the core can wait for hold it up. */
+INLINE void prefetch(const char *const *groups, int from, int to, int bytes) {
+    for (int n = from; n < to && n < GROUPS; n++)
         if (groups[n])
             for (int i = 0; i < bytes; i += 64) __builtin_prefetch(groups[n] + i, 0, 2);
 }
@@ -142,10 +143,10 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
     const int from = low > base ? (int)(low - base) : 0, to = high - base < KEYS ? (int)(high - base) : KEYS;
     const int first = from / LANES, groups = (to + LANES - 1) / LANES;
     float scores[MAX_ROWS * KEYS] __attribute__((aligned(64)));
-    prefetch(here.values, LANES * D * size);
     for (int r = 0; r < rows; r += ROWS) {
         int few = rows - r < ROWS ? rows - r : ROWS;
         for (int n = first; n < groups; n += PANELS_AT_ONCE) {
+            if (r == 0) prefetch(here.values, n, n + PANELS_AT_ONCE, LANES * D * size);
             float twice[ROWS * PANELS_AT_ONCE * LANES];
             int alone = n + 1 == groups; /* a last one is met twice, which saves half of the code */
             long apart = alone ? 0 : (here.keys[n + 1] - here.keys[n]) / size;
@@ -191,13 +192,16 @@ INLINE void attend_block(const attention_job *a, const int bf16, const void *q, 
         if (old[r] != 1.0f)
             for (int d = 0; d < D; d += LANES) store_f32(s->sums + r * D + d, load_f32(s->sums + r * D + d) * old[r]);
     }
-    prefetch(next.keys, LANES * D * size);
     const char *weights = bf16 && !WIDENS ? (const char *)half : (const char *)scores;
     const size_t row = KEYS * (bf16 ? sizeof(factor) : sizeof *scores);
-    for (int d = 0; d < D; d += 2 * LANES) /* these channels of all keys stay in the first cache for all rows */
+    const int steps = (D + 2 * LANES - 1) / (2 * LANES), at_once = (GROUPS + steps - 1) / steps;
+    for (int d = 0; d < D; d += 2 * LANES) { /* these channels of all keys stay in the first cache for all rows */
+        int n = d / (2 * LANES) * at_once;
+        prefetch(next.keys, n, n + at_once, LANES * D * size);
         for (int r = 0; r < rows; r += ROWS)
             values_of_rows(bf16, rows - r < ROWS ? rows - r : ROWS, weights + r * row, here.values, from, to, d, D,
                            s->sums + r * D);
+    }
 }
 
 INLINE void finish(const attention_job *a, const int bf16, size_t out, int head, float top, float total,

@@ -29,7 +29,8 @@ def events(response: httpx.Response) -> list[str]:
 
 
 def test_lame_duck_then_refusal_then_exit(folder: Path, tmp_path: Path) -> None:
-    with serving(folder, tmp_path, "--lame-duck", "2", fake={"step_seconds": 0.1}) as server:
+    flags = ("--lame-duck", "2", "--drain-timeout", "8")
+    with serving(folder, tmp_path, *flags, fake={"step_seconds": 0.1}) as server:
         server.wait_ready()
         with httpx.Client(base_url=server.url) as client:
             with client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as running:
@@ -56,6 +57,37 @@ def test_lame_duck_then_refusal_then_exit(folder: Path, tmp_path: Path) -> None:
                 assert rest[-1] == "[DONE]"
                 assert json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
             assert server.wait_exit(20) == 0
+
+
+def test_lame_for_as_long_as_new_clients_come(folder: Path, tmp_path: Path) -> None:
+    """A load balancer that hears late, which a test on a busy machine had: they were refused."""
+    with serving(folder, tmp_path, "--lame-duck", "1") as server:
+        server.wait_ready()
+        server.terminate()
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            assert httpx.post(f"{server.url}/v1/completions", json=SHORT).status_code == 200
+        assert server.wait_exit(20) == 0
+
+
+def test_a_connection_that_was_never_told_is_served_at_the_end_too(folder: Path, tmp_path: Path) -> None:
+    """It was idle in a client's pool all the time: no answer could say that it would be closed."""
+    flags = ("--lame-duck", "0.2", "--drain-timeout", "20")
+    with serving(folder, tmp_path, *flags, fake={"step_seconds": 0.05}) as server:
+        server.wait_ready()
+        with httpx.Client(base_url=server.url) as idle:
+            assert "connection" not in idle.post("/v1/completions", json=SHORT).headers
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | {"stream": True}) as running:
+                server.terminate()
+                health = f"{server.url}/health"
+                wait_for(lambda: httpx.get(health).json()["status"] == "refusing", "the end of the lame duck")
+                refusal = httpx.post(f"{server.url}/v1/completions", json=SHORT)
+                assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "draining")
+                last = idle.post("/v1/completions", json=SHORT)
+                assert last.status_code == 200
+                assert last.headers["connection"] == "close"
+                assert events(running)[-1] == "[DONE]"
+        assert server.wait_exit(20) == 0
 
 
 def test_exit_comes_as_soon_as_the_lame_duck_is_over(folder: Path, tmp_path: Path) -> None:

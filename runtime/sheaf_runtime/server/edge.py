@@ -77,7 +77,7 @@ class Edge:
             await send(event)
 
         try:
-            if error := self._refusal(scope["path"], headers):
+            if error := self._refusal(scope, headers):
                 await error_response(error)(scope, receive, sent)
             else:
                 await self._app(scope, body, sent)
@@ -92,9 +92,12 @@ class Edge:
                 words = " ".join(f"{name}={value}" for name, value in facts.items())
                 access.info("%s %s %d %.0f ms %s", scope["method"], _shown(scope), status, took, words)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
-        protected = self._keys.required and path.startswith(PROTECTED)
-        if protected and not self._keys.accept(headers.get(b"authorization", b"")):
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiError | None:
+        protected = scope["path"].startswith(PROTECTED)
+        asks = protected and scope["method"] == "POST"
+        if asks and (error := self._lifecycle.on_request(scope["connected_at"])):
+            return error
+        if protected and self._keys.required and not self._keys.accept(headers.get(b"authorization", b"")):
             return ApiError(
                 401,
                 "missing or wrong API key: send it as 'Authorization: Bearer KEY'",

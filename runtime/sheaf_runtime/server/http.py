@@ -100,10 +100,10 @@ class HttpServer:
         """Whether any connection is in the middle of a request."""
         return any(_busy(connection) for connection in self._state.connections)
 
-    async def stop(self) -> None:
-        """Ends listening and, a moment later, the connections.
+    async def end_listening(self) -> None:
+        """Closes the listening socket. Returns a moment later, when what was on its way has arrived.
 
-        A client may be sending on any of them right now: connections that are open get that moment for a last
+        A client may be sending on any connection right now: those that are open get that moment for a last
         request. They cannot be closed right behind a response that did not announce it, because the client
         is free to send its next request as soon as it has the last byte.
         """
@@ -115,18 +115,26 @@ class HttpServer:
         if self._resume is not None:
             self._resume.cancel()
         self._sock.close()
+        self._sock = None
         if self._adoptions:
             _, unfinished = await asyncio.wait(self._adoptions, timeout=LAST_REQUEST_SECONDS)
             for adoption in unfinished:  # in the middle of a handshake: nothing was asked yet
                 adoption.cancel()
         began = loop.time()
-        while self._state.connections and (elapsed := loop.time() - began) < FLUSH_SECONDS:
-            if elapsed > LAST_REQUEST_SECONDS:
-                # On a busy machine the moment may have passed without one look at the sockets.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
-                for connection in list(self._state.connections):
-                    connection.shutdown()
+        while self._state.connections and loop.time() - began < LAST_REQUEST_SECONDS:
+            await asyncio.sleep(0.01)
+        # On a busy machine the moment may have passed without one look at the sockets.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        """Ends listening, then the connections; what still runs has ``FLUSH_SECONDS`` to be sent."""
+        await self.end_listening()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + FLUSH_SECONDS
+        while self._state.connections and loop.time() < deadline:
+            for connection in list(self._state.connections):
+                connection.shutdown()
             await asyncio.sleep(0.01)
 
 

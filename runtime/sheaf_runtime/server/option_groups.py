@@ -337,7 +337,7 @@ def ends(add: Add) -> None:
         type=values.seconds,
         default=SERVER.lame_duck,
         metavar="SECONDS",
-        help="after SIGTERM that late requests are still served",
+        help="after SIGTERM, and after the last new client then, that requests are still served",
     )
     add(
         "--drain-timeout",

@@ -235,20 +235,36 @@ class Server:
         return self._client is not None and self._client.info is not None
 
     async def _drain(self) -> None:
-        """Lame, then refusing, until nothing runs any more or ``--drain-timeout`` is over."""
+        """Lame, then refusing, until nothing runs any more or ``--drain-timeout`` is over.
+
+        Lame until no load balancer has sent a client here for ``--lame-duck`` seconds: on a busy cluster it may
+        hear late. At most for half of the time, for some client may never hear.
+        """
         config, lifecycle = self._config, self._service.lifecycle
         began = time.monotonic()
         lifecycle.begin_drain()
         # Ctrl-C comes from a person: there is no load balancer that has to hear of it first.
-        lame_duck = 0.0 if self._signals[0] is signal.SIGINT else config.lame_duck
-        await self._pause(min(lame_duck, config.drain_timeout))
+        lame_duck = 0.0 if self._signals[0] is signal.SIGINT else min(config.lame_duck, config.drain_timeout)
+        most = began + max(lame_duck, config.drain_timeout / 2)
+        while lifecycle.failure is None:
+            ends = min(most, max(began, lifecycle.sought_at) + lame_duck)
+            if (left := ends - time.monotonic()) <= 0:
+                break
+            await self._pause(left)
         lifecycle.end_lame_duck()
         deadline = began + config.drain_timeout
-        while self._http.busy and lifecycle.failure is None and time.monotonic() < deadline:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await self._quiet(deadline)
+        await self._http.end_listening()
+        await self._quiet(deadline)
         if self._client is not None and self._client.in_flight:
             logger.warning("--drain-timeout is over: aborting %d requests", self._client.in_flight)
             self._client.abort_all()
+
+    async def _quiet(self, deadline: float) -> None:
+        """Until no request is under way, the engine is lost, or it is ``deadline``."""
+        lifecycle = self._service.lifecycle
+        while self._http.busy and lifecycle.failure is None and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     async def _pause(self, seconds: float) -> None:
         """Sleeps, unless the engine is lost meanwhile."""

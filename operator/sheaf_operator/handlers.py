@@ -87,7 +87,7 @@ async def stop(memo: kopf.Memo, **_: Any) -> None:
 def _watch(kind: Kind) -> None:
     @kopf.on.event(kind.group, kind.version, kind.plural, id=f"on-{kind.plural}")
     async def see(memo: kopf.Memo, event: kopf.RawEvent, **_: Any) -> None:
-        memo.app.see(kind, event["type"], dict(event["object"]))
+        memo.app.watched(kind, event["type"], dict(event["object"]))
 
 
 for _kind in kinds.ALL:

@@ -89,6 +89,26 @@ async def test_a_kind_that_the_api_server_does_not_know_is_looked_for_soon() -> 
     assert not work.unfinished
 
 
+async def test_a_kind_that_appeared_is_listed_often_until_its_watch_is_there() -> None:
+    """kopf finds new kinds in its own time. What is deleted before its watch begins, no watch ever tells."""
+    server, cache = Lists(), Cache(["ns", "other"])
+    server.errors = {kind: KindMissing(404, "", "") for kind in (kinds.SERVICES, kinds.RUNTIMES)}
+    app = App(Settings(), server, cache, lambda: None)  # type: ignore[arg-type]
+    service = k.service(k.revision(k.spec()))
+    service["metadata"] |= {"resourceVersion": "1000"}
+    await app._list()
+    server.errors = {}
+    await app._list()
+    assert not app._resync.unfinished, "there is nothing that could be deleted unseen"
+    app.see(kinds.SERVICES, "MODIFIED", service)  # the answer to our own write
+    assert app._resync.unfinished
+    app.watched(kinds.SERVICES, None, service | {"metadata": service["metadata"] | {"namespace": "other"}})
+    assert app._resync.unfinished, "that was another namespace's watch"
+    app.watched(kinds.SERVICES, None, service)
+    assert not app._resync.unfinished
+    await app._scraper.close()
+
+
 async def test_a_lease_that_was_lost_and_won_again_at_once_gives_every_key_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

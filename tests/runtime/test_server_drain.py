@@ -77,7 +77,8 @@ def test_a_connection_that_was_never_told_is_served_at_the_end_too(folder: Path,
         server.wait_ready()
         with httpx.Client(base_url=server.url) as idle:
             assert "connection" not in idle.post("/v1/completions", json=SHORT).headers
-            with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | {"stream": True}) as running:
+            long = LONG | {"stream": True}
+            with httpx.stream("POST", f"{server.url}/v1/completions", json=long) as running:
                 server.terminate()
                 health = f"{server.url}/health"
                 wait_for(lambda: httpx.get(health).json()["status"] == "refusing", "the end of the lame duck")

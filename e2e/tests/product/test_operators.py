@@ -171,6 +171,6 @@ def test_kserve_may_come_later() -> None:
             # Its Deployment is no sign: the garbage collector learns of new kinds only every 30 s.
             before = uid(cluster, model)
             cluster.kubectl("delete", "inferenceservice", model.name, "--wait=false")
-            wait_until(lambda m=model, b=before: uid(cluster, m) not in ("", b), 20, "it is made anew")
+            wait_until(lambda m=model, b=before: uid(cluster, m) not in ("", b), 40, "it is made anew")
         pods = cluster.api.list_objects("v1", "Pod", OPERATOR_NAMESPACE)
         assert [pod["status"]["containerStatuses"][0]["restartCount"] for pod in pods] == [0, 0]

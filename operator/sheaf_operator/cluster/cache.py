@@ -42,6 +42,10 @@ class Cache:
         """Every known LLMDeployment."""
         return self._stores[kinds.MODELS].names()
 
+    def holds(self, kind: Kind, scope: str) -> bool:
+        """Whether any object of this kind is known there."""
+        return any(scope in (EVERYWHERE, namespace) for namespace, _ in self._stores[kind].names())
+
     def get(self, kind: Kind, name: Name) -> Json | None:
         return self._stores[kind].get(name)
 

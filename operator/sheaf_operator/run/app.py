@@ -68,6 +68,11 @@ class App:
         self._reconciler.touch(key)
         self._worker.add(key)
 
+    def watched(self, kind: Kind, event: str | None, obj: Json) -> None:
+        """A watch's event."""
+        self._resync.watched(kind, obj["metadata"]["namespace"])
+        self.see(kind, event, obj)
+
     def see(self, kind: Kind, event: str | None, obj: Json) -> None:
         """A watch's event: ADDED, MODIFIED, DELETED, or None for what its first list holds; MODIFIED also for
         what a write of ours has answered. That may show an object which does not count any more: a watch told
@@ -116,13 +121,13 @@ class App:
     async def _look(self) -> None:
         """List everything now and then, and when the Lease has been won: then every key gets a run."""
         clock = asyncio.get_running_loop().time
-        due, term, begins = clock(), 0, False
+        listed, term, begins = float("-inf"), 0, False
         while True:
             if self.lease.held and self.lease.term != term:
-                due, term, begins = clock(), self.lease.term, True
-            if clock() >= due:
+                listed, term, begins = float("-inf"), self.lease.term, True
+            if clock() - listed >= (RELIST if self._resync.unfinished else self._settings.resync_interval):
                 await self._list()
-                due = clock() + (RELIST if self._resync.unfinished else self._settings.resync_interval)
+                listed = clock()
             if begins and self._cache.complete:
                 begins = False
                 for key in self._cache.keys:

@@ -13,7 +13,7 @@ from sheaf_operator.cluster.cache import Cache
 from sheaf_operator.cluster.client import Cluster
 from sheaf_operator.cluster.errors import ApiError, KindMissing, Unreachable
 from sheaf_operator.cluster.kinds import Kind
-from sheaf_operator.cluster.store import Name
+from sheaf_operator.cluster.store import EVERYWHERE, Name
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +24,20 @@ class Resync:
     def __init__(self, cluster: Cluster, cache: Cache, news: Callable[[Kind, set[Name]], None]) -> None:
         self._cluster, self._cache, self._news = cluster, cache, news
         self._failed: set[Kind] = set()
+        self._unwatched: set[tuple[Kind, str]] = set()
         self._refused: dict[Kind, str] = {}
 
     @property
     def unfinished(self) -> bool:
-        """Whether some kind could not be listed, or is not there yet."""
-        return bool(self._failed or self._cache.missing)
+        """Whether some kind could not be listed, is not there yet, or appeared and has objects of which no
+        watch has told: one that begins after a deletion never tells of it.
+        """
+        silent = any(self._cache.holds(kind, scope) for kind, scope in self._unwatched)
+        return bool(self._failed or self._cache.missing) or silent
+
+    def watched(self, kind: Kind, namespace: str) -> None:
+        """A watch has told of an object of this kind."""
+        self._unwatched -= {(kind, namespace), (kind, EVERYWHERE)}
 
     @property
     def refused(self) -> str:
@@ -56,6 +64,7 @@ class Resync:
             objects, version = await self._cluster.list(kind, scope)
         except KindMissing:
             changed = self._cache.lacks(kind)
+            self._unwatched.add((kind, scope))
         else:
             changed = self._cache.replace(kind, objects, version, scope, newest)
         self._news(kind, changed)

@@ -95,7 +95,7 @@ class Edge:
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> ApiError | None:
         protected = scope["path"].startswith(PROTECTED)
         asks = protected and scope["method"] == "POST"
-        if asks and (error := self._lifecycle.on_request(scope["connected_at"])):
+        if asks and (error := self._lifecycle.on_request(scope["state"]["connected_at"])):
             return error
         if protected and self._keys.required and not self._keys.accept(headers.get(b"authorization", b"")):
             return ApiError(

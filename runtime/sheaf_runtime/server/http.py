@@ -120,9 +120,8 @@ class HttpServer:
             _, unfinished = await asyncio.wait(self._adoptions, timeout=LAST_REQUEST_SECONDS)
             for adoption in unfinished:  # in the middle of a handshake: nothing was asked yet
                 adoption.cancel()
-        began = loop.time()
-        while self._state.connections and loop.time() - began < LAST_REQUEST_SECONDS:
-            await asyncio.sleep(0.01)
+        if self._state.connections:
+            await asyncio.sleep(LAST_REQUEST_SECONDS)
         # On a busy machine the moment may have passed without one look at the sockets.
         await asyncio.sleep(0)
         await asyncio.sleep(0)

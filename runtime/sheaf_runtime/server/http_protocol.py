@@ -25,7 +25,7 @@ class HttpProtocol(HttpToolsProtocol):
     - A request that does not say once which host it means is refused (RFC 9112, 3.2); so is a head that does
       not end within ``MOST_HEAD_BYTES`` (RFC 9110, 5.4), which would otherwise be kept whatever its size.
     - HEAD is answered as GET is, without the body (RFC 9110, 9.3.2), on every route that has GET.
-    - ``scope["connected_at"]`` is when the connection was opened, by the monotonic clock.
+    - The scope's ``state`` has ``connected_at``: when the connection was opened, by the monotonic clock.
     """
 
     _connected_at = 0.0
@@ -52,7 +52,7 @@ class HttpProtocol(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError("a request names its host once")  # the parser's caller answers 400
-        self.scope["connected_at"] = self._connected_at
+        self.scope["state"]["connected_at"] = self._connected_at
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -237,8 +237,8 @@ class Server:
     async def _drain(self) -> None:
         """Lame, then refusing, until nothing runs any more or ``--drain-timeout`` is over.
 
-        Lame until no load balancer has sent a client here for ``--lame-duck`` seconds: on a busy cluster it may
-        hear late. At most for half of the time, for some client may never hear.
+        Lame until no load balancer has sent a client here for ``--lame-duck`` seconds: on a busy cluster it
+        may hear late. At most for half of the time, for some client may never hear.
         """
         config, lifecycle = self._config, self._service.lifecycle
         began = time.monotonic()

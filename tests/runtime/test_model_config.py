@@ -122,7 +122,8 @@ def test_whose_generation_config_tells_the_end_is_a_flag(tmp_path: Path) -> None
         ({"eos_token_id": "x"}, "eos_token_id must be a token id or a list of them, got 'x'"),
         ({"eos_token_id": [2, True]}, "eos_token_id must be"),
         ({"partial_rotary_factor": 0.5}, "Llama 2 and 3 models do not have a partial_rotary_factor"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized .awq."),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantized .bitsandbytes."),
+        ({"quantization_config": {"quant_method": "awq"}}, "bits is None, and only AWQ of 4 bits is"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(change: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sheaf_runtime.models.packed import Format
 from sheaf_runtime.models.rope import RopeConfig
 from sheaf_runtime.models.schemes import PLAIN, Scheme
 
@@ -120,7 +121,7 @@ class ModelConfig(DecoderConfig):
     """What our own decoder is built from.
 
     ``parallel``: attention and MLP read the same normalised input. The multipliers and ``logit_softcap`` are
-    applied where they are named. ``scheme`` is how the checkpoint has the linear layers.
+    applied where they are named. ``stored`` is how the checkpoint has the linear layers.
     """
 
     mlp: MLPConfig
@@ -135,4 +136,4 @@ class ModelConfig(DecoderConfig):
     residual_multiplier: float = 1.0
     logit_multiplier: float = 1.0
     logit_softcap: float | None = None
-    scheme: Scheme = PLAIN
+    stored: Scheme | Format = PLAIN

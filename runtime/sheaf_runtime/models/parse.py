@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources.abc import Traversable
 from typing import Any
 
 from sheaf_runtime.config import generation_folder
 from sheaf_runtime.models.architectures import ARCHITECTURES, Architecture
-from sheaf_runtime.models.compressed import METHOD, read_compressed
+from sheaf_runtime.models.compressed import METHOD as COMPRESSED
+from sheaf_runtime.models.compressed import read_compressed
 from sheaf_runtime.models.config import (
     Activation,
     AttentionConfig,
@@ -24,6 +25,8 @@ from sheaf_runtime.models.config import (
     Sharpening,
 )
 from sheaf_runtime.models.errors import UnsupportedModelError
+from sheaf_runtime.models.packed import Format
+from sheaf_runtime.models.packed_config import read_awq, read_gptq
 from sheaf_runtime.models.rope import RopeConfig, parse_rope
 from sheaf_runtime.models.schemes import PLAIN, Scheme
 
@@ -34,6 +37,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+}
+QUANTIZED: dict[str, Callable[[Mapping[str, Any]], Scheme | Format]] = {
+    COMPRESSED: read_compressed,
+    "gptq": read_gptq,
+    "awq": read_awq,
 }
 SLIDING, FULL, CHUNKED = "sliding_attention", "full_attention", "chunked_attention"
 # What some families multiply, cap or leave out; in the files of the others these keys mean nothing.
@@ -127,21 +135,23 @@ def parse_model_config(raw: Mapping[str, Any], generation: Mapping[str, Any]) ->
         residual_multiplier=_number(raw, "residual_multiplier", 1.0),
         logit_multiplier=_number(raw, "logit_scale", 1.0) / _number(raw, "logits_scaling", 1.0),
         logit_softcap=_optional(raw, "final_logit_softcapping"),
-        scheme=_scheme(raw, experts),
+        stored=_stored(raw, experts),
     )
 
 
-def _scheme(raw: Mapping[str, Any], experts: ExpertsConfig | None) -> Scheme:
+def _stored(raw: Mapping[str, Any], experts: ExpertsConfig | None) -> Scheme | Format:
     quantization = raw.get("quantization_config")
-    if not isinstance(quantization, dict) or quantization.get("quant_method") != METHOD:
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if quantization is None or method not in QUANTIZED:
         refuse_quantized(raw)
         return PLAIN
-    if experts is not None:
+    stored = QUANTIZED[method](quantization)
+    if experts is not None and not isinstance(stored, Format):
         raise UnsupportedModelError(
-            f"the checkpoint is quantized ({METHOD}), which is not supported for experts; use the "
+            f"the checkpoint is quantized ({method}), which is not supported for experts; use the "
             "unquantized model"
         )
-    return read_compressed(quantization)
+    return stored
 
 
 def _completed(raw: Mapping[str, Any], row: Architecture) -> dict[str, Any]:

@@ -107,7 +107,25 @@ class Int8Packed(Int8Stored):
         return super().pack({"weight": weight, "weight_scale": parameters["weight_scale"]}, ops)
 
 
+@dataclass(frozen=True)
+class Int8Grouped(Int8Stored):
+    """Integers with a scale for each 64 columns, which is how ``packed`` reads what has smaller ones."""
+
+    def parameters(
+        self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        return {
+            "weight": torch.empty(out_features, in_features, dtype=torch.int8, device=device),
+            "weight_scale": torch.empty(out_features, -(-in_features // GROUP), device=device),
+        }
+
+    def pack(self, parameters: dict[str, Tensor], ops: Ops) -> PackedLinear | None:
+        assert ops.pack_int8 is not None
+        return ops.pack_int8(parameters["weight"], parameters["weight_scale"])
+
+
 PLAIN, INT8_ON_LOAD, INT8_STORED, INT8_PACKED = Plain(), Int8OnLoad(), Int8Stored(), Int8Packed()
+INT8_GROUPED = Int8Grouped()
 
 
 def rounded_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

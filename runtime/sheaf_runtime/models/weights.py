@@ -46,6 +46,8 @@ def load_weights(
         target = wanted.pop(name, None)
         if target is None:
             target = wanted.pop(BASE + name, None)
+        if target is None and name.endswith(".bias") and not tensor.any():
+            continue  # GPTQ's tools write biases of zeros for models without any
         if target is None:
             raise UnsupportedModelError(
                 f"the checkpoint holds {name}, which this architecture has no place for"

@@ -23,8 +23,9 @@ from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.gguf_checkpoint import GGUFCheckpoint
 from sheaf_runtime.models.layers import Angles, Attention, Computed, StepAdapters, Want
 from sheaf_runtime.models.overrides import overridden
+from sheaf_runtime.models.packed import Format, PackedCheckpoint
 from sheaf_runtime.models.parse import is_native, load_model_config, read_config
-from sheaf_runtime.models.schemes import PLAIN
+from sheaf_runtime.models.schemes import INT8_GROUPED, PLAIN, Scheme
 from sheaf_runtime.models.weights import load_weights, untie_if_different
 from sheaf_runtime.pooling.folder import causal_architectures, read_pooling
 from sheaf_runtime.pooling.spec import PoolingSpec
@@ -154,15 +155,23 @@ def _load_native(
             f"--batch-invariant: the model would run on {backend} kernels, whose sums depend on the batch; "
             "the CPU kernels' do not (--device cpu --attention-backend cpu says why they cannot run)"
         )
-    if config.enable_lora and (config.quantization != "none" or model_config.scheme != PLAIN):
-        raise UnsupportedModelError("--enable-lora needs layers in floats, these are quantized")
+    stored: Scheme
     checkpoint = _open_checkpoint(folder, model_config.attention.head_dim)
+    if isinstance(model_config.stored, Format):
+        int8 = backend == "cpu" and model_config.experts is None and not config.enable_lora
+        checkpoint = PackedCheckpoint(checkpoint, model_config.stored, int8=int8)
+        stored = INT8_GROUPED if int8 else PLAIN
+        logger.info("the checkpoint's packed integers become %s", "int8" if int8 else dtype_name(dtype))
+    else:
+        stored = model_config.stored
+    if config.enable_lora and (config.quantization != "none" or stored != PLAIN):
+        raise UnsupportedModelError("--enable-lora needs layers in floats, these are quantized")
     head = pooling is None or pooling.needs_head
     decoder = Decoder(
         untie_if_different(model_config, checkpoint) if head else model_config,
         dtype=dtype,
         device=device,
-        ops=make_ops(backend, config.quantization, model_config.scheme),
+        ops=make_ops(backend, config.quantization, stored),
         head=head,
     )
     targets: Iterable[tuple[str, Tensor]] = decoder.targets()  # not kept: packing is to free them

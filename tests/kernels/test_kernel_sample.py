@@ -230,9 +230,10 @@ def test_ids_beyond_16_bits_and_rows_with_a_stride(monkeypatch: pytest.MonkeyPat
 
 
 def test_nearly_everything_is_kept() -> None:
-    """A top_p whose distance to one is below float32: nothing is lost to rounding of the floor."""
+    """A top_p whose distance to one is below float32: nothing is lost to rounding of the floor. The draw
+    stays above what rounding of the masses' own sum may move, which another machine's order of it does."""
     row = torch.linspace(0, -30, 100)
-    assert draws(row, [0.0, ALMOST_ONE], top_p=1 - 2.0**-50)[0] == 0
+    assert draws(row, [0.0, 1 - 2.0**-20], top_p=1 - 2.0**-50) == [0, 45]
 
 
 def test_logits_far_from_zero() -> None:

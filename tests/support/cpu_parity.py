@@ -99,9 +99,11 @@ def check_activate(dtype: torch.dtype, inner: int, gated: bool, kind: Any) -> No
     generator = torch.Generator().manual_seed(inner)
     x = (5 * torch.randn(60, inner * (2 if gated else 1), generator=generator)).to(dtype)
     made = activate(x, kind, gated=gated)
-    # torch's own gelu_tanh has few bits left where 1 + tanh is nearly 0.
-    compare = close if kind == "gelu_tanh" else close_and_rounded_alike
-    compare(made, torch_layers.activate(x, kind, gated))
+    wanted = torch_layers.activate(x, kind, gated)
+    close(made, wanted)
+    # Where 1 + erf or 1 + tanh is nearly 0, few bits of it are left, and other ones with other instructions.
+    many = x[:, :inner] > (-2 if kind.startswith("gelu") else -torch.inf)
+    close_and_rounded_alike(made[many], wanted[many])
     assert torch.equal(activate(x[9:10], kind, gated=gated), made[9:10])
 
 

@@ -22,6 +22,7 @@ from cpu_parity import (
     check_exact_int8,
     check_exponentials,
     check_head_norm,
+    check_int4,
     check_int8,
     check_likeliest,
     check_linear,
@@ -113,6 +114,11 @@ def exact() -> None:
 def rounded() -> None:
     for dtype in BOTH:
         check_int8(dtype, 35, 130)
+
+
+def four_bits() -> None:
+    for dtype in BOTH:
+        check_int4(dtype, 35, 150)
 
 
 def odd_rows() -> None:
@@ -257,9 +263,16 @@ MUTANTS: list[tuple[str, str, Callable[[], None], str, str]] = [
     ("scale of x forgotten", "int8.c", rounded, "(scales[j] * x[i * x_stride].scale)", "scales[j]"),
     ("scale of x of the first row", "int8.c", rounded, "(scales[j] * x[i * x_stride].scale)", "(scales[j] * x[0].scale)"),
     ("scales of the first panel", "int8.c", rounded, "load_f32(scale + j * scale_stride)", "load_f32(scale)"),
-    ("scale of the first group", "int8.c", rounded, "w += GROUP * LANES, scale += LANES)", "w += GROUP * LANES)"),
+    ("scale of the first group", "int8.c", rounded, "w += bytes, scale += LANES)", "w += bytes)"),
     ("sums of the group before", "int8.c", exact, "ivec s[ROWS][PANELS_AT_ONCE];\n", "static ivec s[ROWS][PANELS_AT_ONCE];\n        if (g == 0)\n"),
     ("last group lost", "int8.c", exact, "for (int g = 0; g < l->groups; g++, x++", "for (int g = 0; g < l->groups - 1; g++, x++"),
+    ("zero points of the first group", "int8.c", four_bits, "zero + (size_t)g * LANES : NULL", "zero : NULL"),
+    ("zero points of the first panel", "int8.c", four_bits, "l->zero + (size_t)p * l->groups * LANES", "l->zero"),
+    ("zero points of the first of two panels", "int8.c", four_bits, "zero + j * stride", "zero"),
+    ("zero points by another row's sum", "int8.c", four_bits, "offset * -x[i * x_stride].sum", "offset * -x[0].sum"),
+    ("lower halves twice", "int8.c", four_bits, "(quads[j] >> 4) & 0x0f0f0f0f", "lower[j]"),
+    ("upper halves with a sign", "int8.c", four_bits, "(quads[j] >> 4) & 0x0f0f0f0f", "quads[j] >> 4"),
+    ("upper halves with the lower's rows", "int8.c", four_bits, "bits == 4 ? k + 4 : k, quads", "k, quads"),
     ("rows behind the first tile", "int8.c", exact, "l->x + m * x_stride;", "l->x;"),
 ]  # fmt: skip
 CHECKS = list(dict.fromkeys(check for _, _, check, _, _ in MUTANTS))

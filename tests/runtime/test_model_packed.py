@@ -17,7 +17,7 @@ from plan_driver import PlanDriver
 from safetensors.torch import load_file, save_file
 from sheaf_runtime.models.compressed import read_compressed
 from sheaf_runtime.models.errors import UnsupportedModelError
-from sheaf_runtime.models.packed import AWQ, GPTQ, PackQuantized
+from sheaf_runtime.models.packed import AWQ, GPTQ, PackedCheckpoint, PackQuantized
 from sheaf_runtime.models.packed_config import read_awq, read_gptq
 from sheaf_runtime.models.schemes import GROUP
 from tiny_families import write_tiny
@@ -231,6 +231,20 @@ def test_it_is_the_matrices_that_it_means(family: str, case: Case, tmp_path: Pat
     floats = logits(meant, attention_backend="torch")
     assert torch.equal(logits(folder, attention_backend="torch"), floats)
     assert 0 < (logits(folder, attention_backend="cpu") - floats).std() < 0.1 * floats.std()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_four_bits_stay_four_bits(
+    case: Case, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where groups are multiples of 64 columns in their order; the same bits as in int8 then."""
+    folder, _ = written(tmp_path, "llama", case)
+    with caplog.at_level("INFO"):
+        made = logits(folder, attention_backend="cpu")
+    four = case.bits == 4 and not case.order and case.size != 32
+    assert f"packed integers become {'int4' if four else 'int8'}" in caplog.text
+    monkeypatch.setattr(PackedCheckpoint, "_has_whole_groups", lambda *_: False)
+    assert torch.equal(logits(folder, attention_backend="cpu"), made)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sheaf_kernels.cpu.elementwise import activate, clamped_swiglu, head_norm, rms_norm
+from sheaf_kernels.cpu.int4 import linear_int4, linear_int4_reference, pack_int4
 from sheaf_kernels.cpu.int8 import GROUP, linear_int8, linear_int8_reference, pack_int8
 from sheaf_kernels.cpu.library import Library
 from sheaf_kernels.cpu.linear import linear, linear_reference, pack
@@ -35,7 +36,7 @@ INT8_TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},
     torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-2},
 }
-_WRAPPERS = ("elementwise", "int8", "linear", "lookup", "paged_attention", "program")
+_WRAPPERS = ("elementwise", "int4", "int8", "linear", "lookup", "paged_attention", "program")
 
 
 def use(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +317,28 @@ def check_int8(dtype: torch.dtype, n: int, k: int) -> None:
     )
     for start, rows in ((0, 1), (5, 3), (7, 16), (100, 33), (239, 2), (290, 10)):
         assert torch.equal(linear_int8(x[start : start + rows], packed, bias), made[start : start + rows])
+
+
+def four_bits(n: int, k: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, zero points and scales; the products are about 1."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = -(-k // GROUP)
+    weight = torch.randint(0, 16, (n, k), generator=generator, dtype=torch.uint8)
+    zero = torch.randint(0, 17, (n, groups), generator=generator, dtype=torch.uint8)
+    return weight, zero, (0.5 + torch.rand(n, groups, generator=generator)) / (8 * k**0.5)
+
+
+def check_int4(dtype: torch.dtype, n: int, k: int) -> None:
+    given = four_bits(n, k, seed=n)
+    x, bias = (3 * numbers(300, k + 2, seed=k)).to(dtype)[:, :k], numbers(n).to(dtype)
+    packed = pack_int4(*given)
+    made = linear_int4(x, packed, bias)
+    torch.testing.assert_close(made, linear_int4_reference(x, *given, bias), **INT8_TOLERANCE[dtype])
+    torch.testing.assert_close(
+        linear_int4(x, packed), linear_int4_reference(x, *given), **INT8_TOLERANCE[dtype]
+    )
+    for start, rows in ((0, 1), (5, 3), (7, 16), (100, 33), (239, 2), (290, 10)):
+        assert torch.equal(linear_int4(x[start : start + rows], packed, bias), made[start : start + rows])
 
 
 def check_exact_int8(rows: int, outputs: int, inputs: int, seed: int) -> None:

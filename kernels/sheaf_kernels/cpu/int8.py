@@ -88,12 +88,19 @@ def pack_int8(weight_NK: torch.Tensor, scale_NG: torch.Tensor) -> Int8Weight:
 
 
 def linear_int8(x_TK: torch.Tensor, weight: Int8Weight, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    return linear_integers("linear_int8", x_TK, weight, None, bias_N)
+
+
+def linear_integers(
+    name: str, x_TK: torch.Tensor, weight: Int8Weight, zeros: torch.Tensor | None, bias_N: torch.Tensor | None
+) -> torch.Tensor:
+    """``zeros``: the zero points of weights of four bits (``int4``)."""
     dtype, columns = x_TK.dtype, weight.in_features
-    require_dtype("linear_int8", dtype)
+    require_dtype(name, dtype)
     if not fits(x_TK, dtype, 2) or x_TK.shape[1] != columns:
-        raise refuse("linear_int8", f"x must be [T, {columns}], got {describe(x_TK)}")
+        raise refuse(name, f"x must be [T, {columns}], got {describe(x_TK)}")
     if bias_N is not None and (not fits(bias_N, dtype, 1) or len(bias_N) != weight.out_features):
-        raise refuse("linear_int8", f"bias must be {dtype} [{weight.out_features}], got {describe(bias_N)}")
+        raise refuse(name, f"bias must be {dtype} [{weight.out_features}], got {describe(bias_N)}")
     library, rows, bf16 = load(), x_TK.shape[0], dtype is torch.bfloat16
     groups = -(-columns // GROUP)
     quantized = output((rows, groups * library.int8_group_bytes), torch.uint8)
@@ -108,10 +115,11 @@ def linear_int8(x_TK: torch.Tensor, weight: Int8Weight, bias_N: torch.Tensor | N
         library.threads,
     )
     y_TN = output((rows, weight.out_features), dtype)
-    library.functions.sheaf_int8_linear(
+    library.functions.sheaf_integer_linear(
         recording(),
         quantized.data_ptr(),
         weight.panels.data_ptr(),
+        None if zeros is None else zeros.data_ptr(),
         weight.scales.data_ptr(),
         None if bias_N is None else bias_N.data_ptr(),
         y_TN.data_ptr(),

@@ -31,7 +31,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sheaf_int8_group_bytes": (c_int, []),
     "sheaf_int8_offset": (c_int, []),
     "sheaf_int8_quantize": (None, [c_void_p, c_void_p, c_long, c_void_p, *[c_int] * 4]),
-    "sheaf_int8_linear": (None, [*[c_void_p] * 6, c_long, *[c_int] * 5]),
+    "sheaf_integer_linear": (None, [*[c_void_p] * 7, c_long, *[c_int] * 5]),
     "sheaf_rms_norm": (
         None,
         [c_void_p, c_void_p, c_long, c_void_p, c_long, c_void_p, c_void_p, c_void_p, c_float, *[c_int] * 5],

@@ -271,8 +271,8 @@ class Ops:
 
     ``pack_linear`` makes of a weight [out, in] what multiplies with a copy of it in a better order; None:
     there is none. ``pack_int8`` does so of integers [out, in] and their scales [out, ceil(in / 64)], where
-    the backend has int8. ``scheme`` is that of all linear layers but routers and the head, which has
-    ``head_scheme``.
+    the backend has int8, ``pack_int4`` of integers from 0 to 15, zero points and scales. ``scheme`` is that
+    of all linear layers but routers and the head, which has ``head_scheme``.
     """
 
     rms_norm: Callable[[Tensor, Tensor, float, Tensor | None], tuple[Tensor, Tensor]] | None = None
@@ -284,6 +284,7 @@ class Ops:
     experts: GroupedExperts | None = None
     pack_linear: Callable[[Tensor], PackedLinear | None] = pack_with_onednn
     pack_int8: Callable[[Tensor, Tensor], PackedLinear] | None = None
+    pack_int4: Callable[[Tensor, Tensor, Tensor], PackedLinear] | None = None
     scheme: Scheme = PLAIN
     head_scheme: Scheme = PLAIN
 

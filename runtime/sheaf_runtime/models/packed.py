@@ -1,17 +1,19 @@
 """Checkpoints whose matrices are small integers with a scale for each group of columns: GPTQ, AWQ, and those
 of compressed-tensors. Each module is some tensors in the files; here it becomes one matrix.
 
-On the CPU kernels that is int8 with a scale for each 64 columns, which says the same numbers exactly where a
-group is a multiple of 64 columns in their order; what has other groups is rounded once more, to within 1/254
-of the largest of 64 numbers. Elsewhere it is floats.
+On the CPU kernels four bits stay four bits, where each group is a multiple of 64 columns in their order in
+all layers; else they are int8 with a scale for each 64 columns. That says the same numbers exactly where
+groups are such, and what has other ones is rounded once more, to within 1/254 of the largest of 64 numbers.
+Elsewhere they are floats.
 
 Legend: N output channels, K input channels, G groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -28,23 +30,40 @@ LAYERS = "layers."  # in the names of what has linear layers; embeddings and the
 
 @dataclass(frozen=True)
 class Integers:
-    """``W[n, k] = steps[n, k] * scale[n, group[k]]``."""
+    """``W[n, k] = (steps[n, k] - zeros[n, group[k]]) * scale[n, group[k]]``."""
 
-    steps_NK: Tensor  # int16
+    steps_NK: Tensor  # int16, from 0 on
+    zeros_NG: Tensor  # int16
     scale_NG: Tensor  # float32
     group_K: Tensor  # int64
 
     def floats(self) -> Tensor:
-        return self.steps_NK * self.scale_NG[:, self.group_K]
+        return self._signed() * self.scale_NG[:, self.group_K]
+
+    def int4(self) -> dict[str, Tensor]:
+        """What ``schemes.INT4_GROUPED`` takes, of groups that ``are_whole``."""
+        pairs = self.steps_NK.to(torch.uint8).reshape(len(self.steps_NK), -1, 2)
+        first_G = self.group_K[::GROUP]
+        return {
+            "weight": pairs[..., 0] | pairs[..., 1] << 4,
+            "weight_zero": self.zeros_NG[:, first_G].to(torch.uint8),
+            "weight_scale": self.scale_NG[:, first_G],
+        }
 
     def int8(self) -> tuple[Tensor, Tensor]:
         """As ``schemes.rounded_to_int8`` gives it."""
-        steps, columns = self.steps_NK, self.steps_NK.shape[1]
-        first_K = torch.arange(columns) // GROUP * GROUP
-        whole = torch.equal(self.group_K, self.group_K[first_K])
-        if not whole or (steps.numel() and (steps.min() < -128 or steps.max() > 127)):
+        steps_NK = self._signed()
+        if not are_whole(self.group_K) or steps_NK.min() < -128 or steps_NK.max() > 127:
             return rounded_to_int8(self.floats())
-        return steps.to(torch.int8), self.scale_NG[:, self.group_K[::GROUP]]
+        return steps_NK.to(torch.int8), self.scale_NG[:, self.group_K[::GROUP]]
+
+    def _signed(self) -> Tensor:
+        return self.steps_NK - self.zeros_NG[:, self.group_K]
+
+
+def are_whole(group_K: Tensor) -> bool:
+    """Whether each 64 columns are of one group."""
+    return torch.equal(group_K, group_K[torch.arange(len(group_K)) // GROUP * GROUP])
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,8 @@ class GPTQ:
     bits: int
     group_size: int | None
     zero_offset: int
-    parts: Sequence[str] = ("qweight", "qzeros", "scales", "g_idx")
+    order: ClassVar = "g_idx"
+    parts: ClassVar = ("qweight", "qzeros", "scales", "g_idx")
 
     def read(self, tensors: Mapping[str, Tensor]) -> Integers:
         scale_NG = tensors["scales"].float().T.contiguous()
@@ -79,7 +99,9 @@ class AWQ:
     """Words of eight columns beside each other, in an order of their own."""
 
     group_size: int | None
-    parts: Sequence[str] = ("qweight", "qzeros", "scales")
+    bits: ClassVar = 4
+    order: ClassVar = None
+    parts: ClassVar = ("qweight", "qzeros", "scales")
 
     def read(self, tensors: Mapping[str, Tensor]) -> Integers:
         scale_NG = tensors["scales"].float().T.contiguous()
@@ -101,10 +123,8 @@ class PackQuantized:
     bits: int
     group_size: int | None
     symmetric: bool
-    parts: Sequence[str] = (
-        *("weight_packed", "weight_scale", "weight_shape"),
-        *("weight_zero_point", "weight_g_idx"),
-    )
+    order: ClassVar = "weight_g_idx"
+    parts: ClassVar = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 
     def read(self, tensors: Mapping[str, Tensor]) -> Integers:
         scale_NG = tensors["weight_scale"].float()
@@ -126,12 +146,18 @@ class PackQuantized:
 Format = GPTQ | AWQ | PackQuantized
 
 
-class PackedCheckpoint:
-    """``checkpoint`` with each module in one matrix, ``NAME.weight``; of linear layers in int8 if ``int8``,
-    then with ``NAME.weight_scale``, also of those that the checkpoint has in floats."""
+# What linear layers become.
+Become = Literal["int4", "int8", "floats"]
 
-    def __init__(self, checkpoint: Checkpoint, form: Format, *, int8: bool) -> None:
-        self._checkpoint, self._form, self._int8 = checkpoint, form, int8
+
+class PackedCheckpoint:
+    """``checkpoint`` with each module in one matrix, ``NAME.weight``; of linear layers in what they are to
+    ``become``, then with what that has beside it, also of those that the checkpoint has in floats."""
+
+    become: Become = "floats"
+
+    def __init__(self, checkpoint: Checkpoint, form: Format) -> None:
+        self._checkpoint, self._form = checkpoint, form
         main, *others = (f".{part}" for part in form.parts)
         self._modules = {name.removesuffix(main) for name in checkpoint.names if name.endswith(main)}
         self._hidden = {f"{module}{part}" for module in self._modules for part in others}
@@ -141,6 +167,24 @@ class PackedCheckpoint:
             for name in checkpoint.names - self._hidden
         )
 
+    def become_integers(self) -> Become:
+        """Four bits if they are in every linear layer, in groups of which the kernels can have a scale."""
+        form = self._form
+        layers = filter(_is_of_a_layer, self.names)
+        floats = (name for name in layers if name.removesuffix(".weight") not in self._modules)
+        four = form.bits == 4 and not any(self._checkpoint.read(name).dim() == 2 for name in floats)
+        self.become = "int4" if four and all(map(self._has_whole_groups, self._modules)) else "int8"
+        return self.become
+
+    def _has_whole_groups(self, module: str) -> bool:
+        """By the order of its columns, which is small."""
+        order = f"{module}.{self._form.order}" if self._form.order else ""
+        told = self._checkpoint.read(order) if order in self._checkpoint.names else None
+        size = self._form.group_size
+        if told is None or not (told != told.flatten()[:1]).any():
+            return size is None or size % GROUP == 0
+        return are_whole(told)
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._checkpoint.tensors():
             if name in self._hidden:
@@ -148,7 +192,7 @@ class PackedCheckpoint:
             if name.endswith(self._main):
                 module = name.removesuffix(self._main)
                 yield from self._module(module, self._integers(module, tensor))
-            elif self._int8 and _is_of_a_layer(name, tensor):
+            elif self.become == "int8" and _is_of_a_layer(name) and tensor.dim() == 2:
                 yield from _as_int8(name.removesuffix(".weight"), rounded_to_int8(tensor))
             else:
                 yield name, tensor
@@ -160,7 +204,9 @@ class PackedCheckpoint:
         return self._integers(module, self._checkpoint.read(module + self._main)).floats()
 
     def _module(self, module: str, integers: Integers) -> Iterator[tuple[str, Tensor]]:
-        if self._int8 and LAYERS in module:
+        if self.become == "int4" and LAYERS in module:
+            yield from ((f"{module}.{name}", tensor) for name, tensor in integers.int4().items())
+        elif self.become == "int8" and LAYERS in module:
             yield from _as_int8(module, integers.int8())
         else:
             yield f"{module}.weight", integers.floats()
@@ -182,8 +228,8 @@ def _as_int8(module: str, made: tuple[Tensor, Tensor]) -> Iterator[tuple[str, Te
     yield f"{module}.weight_scale", made[1]
 
 
-def _is_of_a_layer(name: str, tensor: Tensor) -> bool:
-    return tensor.dim() == 2 and LAYERS in name and name.endswith(".weight")
+def _is_of_a_layer(name: str) -> bool:
+    return LAYERS in name and name.endswith(".weight")
 
 
 def unpacked(words: Tensor, bits: int) -> Tensor:
@@ -212,4 +258,4 @@ def _integers(steps_NK: Tensor, zeros_NG: Tensor, scale_NG: Tensor, group_K: Ten
             f"{rows} channels in {groups} groups have scales {list(scale_NG.shape)} and zero points "
             f"{list(zeros_NG.shape)}"
         )
-    return Integers(steps_NK - zeros_NG[:, group_K], scale_NG, group_K)
+    return Integers(steps_NK, zeros_NG, scale_NG, group_K)

@@ -124,8 +124,35 @@ class Int8Grouped(Int8Stored):
         return ops.pack_int8(parameters["weight"], parameters["weight_scale"])
 
 
+@dataclass(frozen=True)
+class Int4Grouped:
+    """Two weights of a row in each byte, the first in its lower half, with a scale and a zero point for each
+    64 columns, which is how ``packed`` reads what has four bits."""
+
+    def parameters(
+        self, out_features: int, in_features: int, dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        if in_features % 2:
+            raise UnsupportedModelError(f"weights of 4 bits have even numbers of columns, not {in_features}")
+        groups = -(-in_features // GROUP)
+        return {
+            "weight": torch.empty(out_features, in_features // 2, dtype=torch.uint8, device=device),
+            "weight_zero": torch.empty(out_features, groups, dtype=torch.uint8, device=device),
+            "weight_scale": torch.empty(out_features, groups, device=device),
+        }
+
+    def pack(self, parameters: dict[str, Tensor], ops: Ops) -> PackedLinear | None:
+        assert ops.pack_int4 is not None
+        pairs = parameters["weight"]
+        weight = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(1)
+        return ops.pack_int4(weight, parameters["weight_zero"], parameters["weight_scale"])
+
+    def saved_bytes(self, parameters: dict[str, Tensor]) -> int:
+        return 0
+
+
 PLAIN, INT8_ON_LOAD, INT8_STORED, INT8_PACKED = Plain(), Int8OnLoad(), Int8Stored(), Int8Packed()
-INT8_GROUPED = Int8Grouped()
+INT8_GROUPED, INT4_GROUPED = Int8Grouped(), Int4Grouped()
 
 
 def rounded_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

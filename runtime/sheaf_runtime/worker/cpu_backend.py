@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from sheaf_kernels.cpu.build import UnavailableError
 from sheaf_kernels.cpu.elementwise import activate, clamped_swiglu, head_norm, rms_norm
+from sheaf_kernels.cpu.int4 import linear_int4, pack_int4
 from sheaf_kernels.cpu.int8 import linear_int8, pack_int8
 from sheaf_kernels.cpu.library import load
 from sheaf_kernels.cpu.linear import linear, pack
@@ -60,6 +61,11 @@ def _pack_int8(weight: Tensor, scale: Tensor) -> PackedLinear:
     return lambda x_TC, bias: linear_int8(x_TC, packed, bias)
 
 
+def _pack_int4(weight: Tensor, zero: Tensor, scale: Tensor) -> PackedLinear:
+    packed = pack_int4(weight, zero, scale)
+    return lambda x_TC, bias: linear_int4(x_TC, packed, bias)
+
+
 def _likeliest(logits_TV: Tensor) -> npt.NDArray[np.int64]:
     return likeliest(logits_TV).numpy()
 
@@ -73,6 +79,7 @@ CPU_OPS = Ops(
     likeliest=_likeliest,
     pack_linear=_pack,
     pack_int8=_pack_int8,
+    pack_int4=_pack_int4,
 )
 
 

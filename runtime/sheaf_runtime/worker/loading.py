@@ -25,7 +25,7 @@ from sheaf_runtime.models.layers import Angles, Attention, Computed, StepAdapter
 from sheaf_runtime.models.overrides import overridden
 from sheaf_runtime.models.packed import Format, PackedCheckpoint
 from sheaf_runtime.models.parse import is_native, load_model_config, read_config
-from sheaf_runtime.models.schemes import INT8_GROUPED, PLAIN, Scheme
+from sheaf_runtime.models.schemes import INT4_GROUPED, INT8_GROUPED, PLAIN, Scheme
 from sheaf_runtime.models.weights import load_weights, untie_if_different
 from sheaf_runtime.pooling.folder import causal_architectures, read_pooling
 from sheaf_runtime.pooling.spec import PoolingSpec
@@ -158,10 +158,12 @@ def _load_native(
     stored: Scheme
     checkpoint = _open_checkpoint(folder, model_config.attention.head_dim)
     if isinstance(model_config.stored, Format):
-        int8 = backend == "cpu" and model_config.experts is None and not config.enable_lora
-        checkpoint = PackedCheckpoint(checkpoint, model_config.stored, int8=int8)
-        stored = INT8_GROUPED if int8 else PLAIN
-        logger.info("the checkpoint's packed integers become %s", "int8" if int8 else dtype_name(dtype))
+        checkpoint = PackedCheckpoint(checkpoint, model_config.stored)
+        if backend == "cpu" and model_config.experts is None and not config.enable_lora:
+            stored = INT4_GROUPED if checkpoint.become_integers() == "int4" else INT8_GROUPED
+        else:
+            stored = PLAIN
+        logger.info("the checkpoint's packed integers become %s", checkpoint.become)
     else:
         stored = model_config.stored
     if config.enable_lora and (config.quantization != "none" or stored != PLAIN):

@@ -1,4 +1,4 @@
-/* y = x W^T + b with both factors in int8; see int8.py. */
+/* y = x W^T + b with x in int8 and W in int8 or four bits; see int8.py and int4.py. */
 #include "common.h"
 
 /* Channels that have one scale in a row of x. */
@@ -8,9 +8,9 @@
 /* What is smaller than this counts as zero: 127 / it must be finite. */
 #define TINY 1e-30f
 
-/* How x is multiplied. By bytes, where four of them meet four weights of one sign (which 128 is added to, and what
- * that adds is taken off with `start`); else by int16, of which a pair meets a pair of widened weights. Nothing can
- * saturate: 64 products of 128 * 128 are 2^20. */
+/* How x is multiplied. By bytes, where four of them meet four weights of one sign (int8 has 128 added to it, and
+ * what that adds is taken off with `sum`); else by int16, of which a pair meets a pair of widened weights. Nothing
+ * can saturate: 64 products of 128 * 128 are 2^20. */
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define WEIGHT_OFFSET 128
 typedef int8_t small;
@@ -22,7 +22,7 @@ typedef int16_t small;
 /* A group of a row of x. In int16 the quad (a, b, c, d) lies as (a, c, b, d). */
 typedef struct {
     float scale;
-    int32_t start;
+    int32_t sum;
     small q[GROUP];
 } quantized;
 
@@ -64,7 +64,7 @@ INLINE void quantize_group(const int bf16, const void *x, size_t at, int count, 
             out->q[k + (sizeof(small) == 2 ? (n & 1) << 1 | n >> 1 : n)] = (small)whole[k + n];
         }
     out->scale = finite ? (some ? size / 127.0f : 0.0f) : NAN;
-    out->start = -WEIGHT_OFFSET * sum;
+    out->sum = sum;
 }
 
 static void quantize_work(job *j, int item) {
@@ -92,20 +92,17 @@ EXPORT void sheaf_int8_quantize(program *program, const void *x, long x_stride, 
     submit(program, &w.j, sizeof w, threads);
 }
 
-/* s[i][j] += the products of four of row i and of each lane's four weights of panel j. */
-INLINE void add_quads(const int rows, const quantized *x, size_t x_stride, int k, const int8_t *w, long w_stride,
-                      ivec s[][PANELS_AT_ONCE]) {
+/* s[i][j] += the products of four of row i and of each lane's four weights, bytes, of panel j. */
+INLINE void add_quads(const int rows, const quantized *x, size_t x_stride, int k, const ivec w[], ivec s[][PANELS_AT_ONCE]) {
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-    ivec p[PANELS_AT_ONCE];
-    UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) memcpy(&p[j], w + j * w_stride + k * LANES, sizeof p[j]);
     UNROLL for (int i = 0; i < rows; i++) {
         int32_t quad;
         memcpy(&quad, x[i * x_stride].q + k, 4);
         UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++)
 #if LANES == 16
-            s[i][j] = (ivec)_mm512_dpbusd_epi32((__m512i)s[i][j], (__m512i)p[j], _mm512_set1_epi32(quad));
+            s[i][j] = (ivec)_mm512_dpbusd_epi32((__m512i)s[i][j], (__m512i)w[j], _mm512_set1_epi32(quad));
 #else
-            s[i][j] = (ivec)_mm256_dpbusd_avx_epi32((__m256i)s[i][j], (__m256i)p[j], _mm256_set1_epi32(quad));
+            s[i][j] = (ivec)_mm256_dpbusd_avx_epi32((__m256i)s[i][j], (__m256i)w[j], _mm256_set1_epi32(quad));
 #endif
     }
 #else
@@ -113,8 +110,7 @@ INLINE void add_quads(const int rows, const quantized *x, size_t x_stride, int k
         ivec p[PANELS_AT_ONCE];
         UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) {
             typedef int16_t pairs __attribute__((vector_size(4 * LANES)));
-            pairs both;
-            memcpy(&both, w + j * w_stride + k * LANES, sizeof both);
+            pairs both = (pairs)w[j];
             p[j] = (ivec)((half ? both : both << 8) >> 8);
         }
         UNROLL for (int i = 0; i < rows; i++) {
@@ -136,31 +132,61 @@ INLINE void add_quads(const int rows, const quantized *x, size_t x_stride, int k
 typedef struct {
     job j;
     const quantized *x;
-    const int8_t *w;
+    const char *w;
+    const int8_t *zero; /* of four bits only */
     const float *scale;
     const char *bias;
     char *y;
     size_t y_stride;
     int M, N, groups, bf16, panels, step, parts;
-} int8_job;
+} integer_job;
+
+/* The integers of a group with which the sums of `rows` rows start: what the weights' offset or zero points take off. */
+INLINE void start(const int bits, const int rows, const quantized *x, size_t x_stride, const int8_t *zero, long stride,
+                  ivec s[][PANELS_AT_ONCE]) {
+    typedef int8_t bytes __attribute__((vector_size(LANES)));
+    UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) {
+        ivec offset = (ivec){0} + WEIGHT_OFFSET;
+        if (bits == 4) {
+            bytes zeros;
+            memcpy(&zeros, zero + j * stride, sizeof zeros);
+            offset = __builtin_convertvector(zeros, ivec);
+        }
+        UNROLL for (int i = 0; i < rows; i++) s[i][j] = offset * -x[i * x_stride].sum;
+    }
+}
 
 /* Rows by two panels: integers within a group, floats over groups in the order of K, whatever else is computed
- * beside a row. */
-INLINE void rows_by_panels_int8(const int8_job *l, const int rows, int m, int p, int panels) {
-    const size_t panel = (size_t)l->groups * GROUP * LANES, x_stride = (size_t)l->groups;
+ * beside a row. A vector of four bits holds two quads of each lane, the first in its bytes' lower halves. */
+INLINE void integer_rows(const int bits, const integer_job *l, const int rows, int m, int p, int panels) {
+    const int bytes = GROUP * LANES * bits / 8; /* of a group */
+    const size_t panel = (size_t)l->groups * bytes, x_stride = (size_t)l->groups;
     const quantized *x = l->x + m * x_stride;
-    const int8_t *w = l->w + p * panel;
+    const char *w = l->w + p * panel;
     const float *scale = l->scale + (size_t)p * l->groups * LANES;
+    const int8_t *zero = bits == 4 ? l->zero + (size_t)p * l->groups * LANES : NULL;
     const long w_stride = panels == 1 ? 0 : (long)panel; /* a last one that has no neighbour is met twice */
-    const long scale_stride = w_stride / GROUP;
+    const long scale_stride = panels == 1 ? 0 : (long)l->groups * LANES;
     vec sums[ROWS][PANELS_AT_ONCE];
     UNROLL for (int i = 0; i < rows; i++)
         UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) sums[i][j] = (vec){0};
-    for (int g = 0; g < l->groups; g++, x++, w += GROUP * LANES, scale += LANES) {
+    for (int g = 0; g < l->groups; g++, x++, w += bytes, scale += LANES) {
         ivec s[ROWS][PANELS_AT_ONCE];
-        UNROLL for (int i = 0; i < rows; i++)
-            UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) s[i][j] = (ivec){0} + x[i * x_stride].start;
-        for (int k = 0; k < GROUP; k += 4) add_quads(rows, x, x_stride, k, w, w_stride, s);
+        start(bits, rows, x, x_stride, bits == 4 ? zero + (size_t)g * LANES : NULL, scale_stride, s);
+        for (int k = 0; k < GROUP; k += 32 / bits) {
+            ivec quads[PANELS_AT_ONCE];
+            UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++)
+                memcpy(&quads[j], w + j * w_stride + k * LANES * bits / 8, sizeof quads[j]);
+            if (bits == 4) {
+                ivec lower[PANELS_AT_ONCE];
+                UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) {
+                    lower[j] = quads[j] & 0x0f0f0f0f;
+                    quads[j] = (quads[j] >> 4) & 0x0f0f0f0f;
+                }
+                add_quads(rows, x, x_stride, k, lower, s);
+            }
+            add_quads(rows, x, x_stride, bits == 4 ? k + 4 : k, quads, s);
+        }
         vec scales[PANELS_AT_ONCE];
         UNROLL for (int j = 0; j < PANELS_AT_ONCE; j++) scales[j] = load_f32(scale + j * scale_stride);
         UNROLL for (int i = 0; i < rows; i++)
@@ -174,9 +200,8 @@ INLINE void rows_by_panels_int8(const int8_job *l, const int rows, int m, int p,
         }
 }
 
-#define INT8_ROWS(n) case n: rows_by_panels_int8(l, n, m, p, panels); break;
-static void int8_work(job *j, int item) {
-    const int8_job *l = (const int8_job *)j;
+#define INTEGER_ROWS(n) case n: integer_rows(bits, l, n, m, p, panels); break;
+INLINE void integer_work(const int bits, const integer_job *l, int item) {
     int m0 = item / l->parts * ROW_BLOCK, p0 = item % l->parts * l->step;
     int m1 = m0 + ROW_BLOCK < l->M ? m0 + ROW_BLOCK : l->M, p1 = p0 + l->step < l->panels ? p0 + l->step : l->panels;
     for (int p = p0; p < p1; p += PANELS_AT_ONCE) {
@@ -184,27 +209,31 @@ static void int8_work(job *j, int item) {
         for (int m = m0, passes = (m1 - m0 + ROWS - 1) / ROWS, rows; m < m1; m += rows, passes--) {
             rows = (m1 - m + passes - 1) / passes;
             switch (rows) {
-                INT8_ROWS(1) INT8_ROWS(2) INT8_ROWS(3) INT8_ROWS(4) INT8_ROWS(5) INT8_ROWS(6)
+                INTEGER_ROWS(1) INTEGER_ROWS(2) INTEGER_ROWS(3) INTEGER_ROWS(4) INTEGER_ROWS(5) INTEGER_ROWS(6)
 #if ROWS == 12
-                INT8_ROWS(7) INT8_ROWS(8) INT8_ROWS(9) INT8_ROWS(10) INT8_ROWS(11) INT8_ROWS(12)
+                INTEGER_ROWS(7) INTEGER_ROWS(8) INTEGER_ROWS(9) INTEGER_ROWS(10) INTEGER_ROWS(11) INTEGER_ROWS(12)
 #endif
             }
         }
     }
 }
 
+static void int8_work(job *j, int item) { integer_work(8, (const integer_job *)j, item); }
+static void int4_work(job *j, int item) { integer_work(4, (const integer_job *)j, item); }
+
 /* x: M rows of sheaf_int8_quantize; w [ceil(N / LANES), K / 4, LANES, 4] with K a multiple of GROUP, which
- * sheaf_int8_offset has been added to; scale [ceil(N / LANES), K / GROUP, LANES]; bias [N], like y, or NULL. */
-EXPORT void sheaf_int8_linear(program *program, const void *x, const void *w, const void *scale, const void *bias, void *y,
-                              long y_stride, int M, int N, int K, int bf16, int threads) {
+ * sheaf_int8_offset has been added to; or with `zero` [ceil(N / LANES), K / GROUP, LANES] four bits each,
+ * [ceil(N / LANES), K / 8, LANES, 4]; scale [ceil(N / LANES), K / GROUP, LANES]; bias [N], like y, or NULL. */
+EXPORT void sheaf_integer_linear(program *program, const void *x, const void *w, const void *zero, const void *scale,
+                                 const void *bias, void *y, long y_stride, int M, int N, int K, int bf16, int threads) {
     int panels = (N + LANES - 1) / LANES, blocks = (M + ROW_BLOCK - 1) / ROW_BLOCK;
     /* About eight items for each thread; none smaller than two panels. */
     int step = panels * blocks / (8 * threads) & ~1;
     if (step < 2) step = 2;
     if (step > panels) step = panels;
     int parts = (panels + step - 1) / step;
-    int8_job l = {.j = {.work = int8_work, .items = parts * blocks}, .x = x, .w = w, .scale = scale, .bias = bias, .y = y,
-                  .y_stride = (size_t)y_stride, .M = M, .N = N, .groups = K / GROUP, .bf16 = bf16, .panels = panels,
-                  .step = step, .parts = parts};
+    integer_job l = {.j = {.work = zero ? int4_work : int8_work, .items = parts * blocks}, .x = x, .w = w, .zero = zero,
+                     .scale = scale, .bias = bias, .y = y, .y_stride = (size_t)y_stride, .M = M, .N = N,
+                     .groups = K / GROUP, .bf16 = bf16, .panels = panels, .step = step, .parts = parts};
     submit(program, &l.j, sizeof l, (long)N * K * M < 1 << 15 ? 1 : threads);
 }

@@ -13,7 +13,8 @@ import msgspec
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
 AttentionBackend = Literal["auto", "torch", "triton", "cpu"]
-Quantization = Literal["none", "int8"]
+# What linear layers become at load, or the format that a checkpoint has them in.
+Quantization = Literal["none", "int8", "gptq", "awq", "compressed-tensors"]
 ModelImpl = Literal["auto", "native", "transformers"]
 Runner = Literal["auto", "generate", "pooling"]
 Convert = Literal["auto", "none", "embed", "classify"]
@@ -82,16 +83,16 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Everything the engine core needs. Names are vLLM's flags with underscores.
 
     ``kv_cache_memory`` is in bytes and sizes the pool on CPU; ``gpu_memory_utilization`` is the fraction of
-    the card for weights, activations and pool together. ``num_gpu_blocks_override`` beats both.
-    A prompt of more than ``long_prefill_token_threshold`` tokens (0: half of ``max_num_batched_tokens``) is
-    long: it leaves room in each step for shorter ones that wait, and at most ``max_num_partial_prefills`` of
-    them are computed side by side. ``target_inter_token_ms``: what a step with decodes may last, by sizing
-    the share of prompts in it; None: see ``engine/prompt_share``. ``target_ttft_ms``: until the first token;
-    prompts then go by the slack that is left to them. ``max_waiting_requests`` and
-    ``max_waiting_tokens`` (of prompts; None: any number) bound what waits. Without ``seed`` each start draws
-    its own. ``quantization`` is what linear layers become at load. At most ``max_loras`` adapters are in one
-    batch, and ``max_cpu_loras`` (None: as many) in memory. ``hf_overrides`` replace keys of
-    ``config.json``. ``generation_config``: see ``generation_folder``.
+    the card for weights, activations and pool together. ``num_gpu_blocks_override`` beats both. A prompt of
+    more than ``long_prefill_token_threshold`` tokens (0: half of ``max_num_batched_tokens``) is long: it
+    leaves room in each step for shorter ones that wait, and at most ``max_num_partial_prefills`` of them are
+    computed side by side. ``target_inter_token_ms``: what a step with decodes may last, by sizing the share
+    of prompts in it; None: see ``engine/prompt_share``. ``target_ttft_ms``: until the first token; prompts
+    then go by the slack that is left to them. ``max_waiting_requests`` and ``max_waiting_tokens`` (of
+    prompts; None: any number) bound what waits. Without ``seed`` each start draws its own. ``quantization``
+    is what linear layers become at load, or what they are stored in, which need not be said. At most
+    ``max_loras`` adapters are in one batch, and ``max_cpu_loras`` (None: as many) in memory. ``hf_overrides``
+    replace keys of ``config.json``. ``generation_config``: see ``generation_folder``.
     """
 
     model: str

@@ -360,6 +360,14 @@ def test_a_head_that_is_quantized_too(tmp_path: Path) -> None:
         assert (made - floats).std() < 0.1 * floats.std()
 
 
+def test_the_format_may_be_named(tmp_path: Path) -> None:
+    """As vLLM's users do; another one than the files have is refused."""
+    folder, _ = written(tmp_path, "llama", CASES[0])
+    assert torch.equal(logits(folder, quantization="gptq"), logits(folder))
+    with pytest.raises(UnsupportedModelError, match="--quantization awq: the checkpoint is gptq"):
+        logits(folder, quantization="awq")
+
+
 def test_experts_become_floats(tmp_path: Path) -> None:
     folder, meant = written(tmp_path, "mixtral", CASES[0])
     for backend in ("torch", "cpu"):

@@ -13,6 +13,7 @@ from plan_driver import PlanDriver
 from sheaf_kernels.cpu.int8 import linear_int8_reference
 from sheaf_runtime import LLM, SamplingParams
 from sheaf_runtime.models.decoder import Decoder
+from sheaf_runtime.models.errors import UnsupportedModelError
 from sheaf_runtime.models.layers import TORCH_OPS
 from sheaf_runtime.models.schemes import INT8_ON_LOAD
 from sheaf_runtime.worker import loading
@@ -101,3 +102,9 @@ def test_where_it_is_refused(options: Any, words: str, tmp_path: Path) -> None:
     folder = write_tiny(tmp_path, "llama", **SHAPE)
     with pytest.raises(ValueError, match=f"--quantization int8.*{words}"):
         PlanDriver(str(folder), block_size=16, quantization="int8", **options)
+
+
+def test_what_the_checkpoint_is_may_be_said(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, "llama", **SHAPE)
+    with pytest.raises(UnsupportedModelError, match="--quantization awq: the checkpoint is not quantized"):
+        PlanDriver(str(folder), block_size=16, quantization="awq")

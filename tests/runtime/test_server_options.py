@@ -458,3 +458,10 @@ def test_a_file_without_a_model_needs_one(tmp_path: Path) -> None:
         parse(["--config", str(tmp_path / "flags.yaml")])
     with pytest.raises(OptionError, match="--config"):
         parse(["m", "--config"])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("gptq_marlin", "gptq"), ("awq_marlin", "awq"), ("None", "none")]
+)
+def test_what_vllm_calls_a_format(given: str, meant: str) -> None:
+    assert parse(["m", "--quantization", given])[0].quantization == meant

@@ -117,7 +117,8 @@ def hardware(add: Add) -> None:
         "--quantization",
         default=ENGINE.quantization,
         metavar="NAME",
-        help="what linear layers become at load: none (they stay), or int8, for which the CPU has kernels",
+        help="what linear layers become at load: none (they stay), or int8, for which the CPU has kernels; "
+        "gptq, awq and compressed-tensors say what a checkpoint has, which is found without",
     )
     add("--tensor-parallel-size", type=values.positive, default=1, metavar="N", help="not yet: only 1")
 

@@ -13,6 +13,9 @@ from sheaf_runtime.server.model_folder import ModelFolderError, SamplingDefaults
 from sheaf_runtime.server.option_groups import add_all
 from sheaf_runtime.server.vllm_flags import ABSENT
 
+# What vLLM's users say for the same: its names tell by which kernels.
+ALIASES = {"None": "none", "gptq_marlin": "gptq", "awq_marlin": "awq"}
+
 
 def parser() -> Parser:
     made = Parser(
@@ -30,7 +33,7 @@ def parser() -> Parser:
 def parse(argv: Sequence[str]) -> tuple[EngineConfig, ServerConfig]:
     """Raises ``OptionError``; ``--help`` exits as argparse does."""
     given = read_with_config(parser(), argv)
-    given["quantization"] = {"None": "none"}.get(given["quantization"], given["quantization"])
+    given["quantization"] = ALIASES.get(given["quantization"], given["quantization"])
     _refuse_missing_features(given)
     given["dtype"] = {"float": "float32", "half": "float16"}.get(given["dtype"], given["dtype"])
     for name in ("served_model_name", "api_key", "allowed_origins", "lora_modules"):

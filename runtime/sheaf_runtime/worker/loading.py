@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources.abc import Traversable
 from itertools import chain
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sheaf_runtime.config import EngineConfig
+from sheaf_runtime.config import EngineConfig, Quantization
 from sheaf_runtime.gguf.folder import HeaderFolder, open_folder
 from sheaf_runtime.models.checkpoint import Checkpoint, SafetensorsFolder, stored_dtype
 from sheaf_runtime.models.config import DecoderConfig, LayerConfig
@@ -24,7 +24,7 @@ from sheaf_runtime.models.gguf_checkpoint import GGUFCheckpoint
 from sheaf_runtime.models.layers import Angles, Attention, Computed, StepAdapters, Want
 from sheaf_runtime.models.overrides import overridden
 from sheaf_runtime.models.packed import Format, PackedCheckpoint
-from sheaf_runtime.models.parse import is_native, load_model_config, read_config
+from sheaf_runtime.models.parse import QUANTIZED, is_native, load_model_config, read_config
 from sheaf_runtime.models.schemes import INT4_GROUPED, INT8_GROUPED, PLAIN, Scheme
 from sheaf_runtime.models.weights import load_weights, untie_if_different
 from sheaf_runtime.pooling.folder import causal_architectures, read_pooling
@@ -155,6 +155,7 @@ def _load_native(
             f"--batch-invariant: the model would run on {backend} kernels, whose sums depend on the batch; "
             "the CPU kernels' do not (--device cpu --attention-backend cpu says why they cannot run)"
         )
+    quantization = _asked(config.quantization, raw)
     stored: Scheme
     checkpoint = _open_checkpoint(folder, model_config.attention.head_dim)
     if isinstance(model_config.stored, Format):
@@ -166,14 +167,14 @@ def _load_native(
         logger.info("the checkpoint's packed integers become %s", checkpoint.become)
     else:
         stored = model_config.stored
-    if config.enable_lora and (config.quantization != "none" or stored != PLAIN):
+    if config.enable_lora and (quantization != "none" or stored != PLAIN):
         raise UnsupportedModelError("--enable-lora needs layers in floats, these are quantized")
     head = pooling is None or pooling.needs_head
     decoder = Decoder(
         untie_if_different(model_config, checkpoint) if head else model_config,
         dtype=dtype,
         device=device,
-        ops=make_ops(backend, config.quantization, stored),
+        ops=make_ops(backend, quantization, stored),
         head=head,
     )
     targets: Iterable[tuple[str, Tensor]] = decoder.targets()  # not kept: packing is to free them
@@ -208,6 +209,19 @@ def _load_native(
         pooler=pooler,
         adapters=adapters,
     )
+
+
+def _asked(quantization: Quantization, raw: Mapping[str, Any]) -> Quantization:
+    """What is to be done at load. Raises ``UnsupportedModelError`` if the checkpoint is not what is said."""
+    if quantization not in QUANTIZED:
+        return quantization
+    method = (raw.get("quantization_config") or {}).get("quant_method", "not quantized")
+    if method != quantization:
+        raise UnsupportedModelError(
+            f"--quantization {quantization}: the checkpoint is {method}; leave the flag out, or take int8 to "
+            "have its layers made so"
+        )
+    return "none"
 
 
 def _tokenizers_end(folder: Traversable) -> list[int]:

@@ -1,6 +1,6 @@
 """A checkpoint in four bits out of one in floats, for benchmarks of speed: ``pack-quantized`` of
-compressed-tensors with a zero point for each 64 columns, rounded without any calibration, which costs far more
-quality than what people publish."""
+compressed-tensors with a zero point for each 64 columns, rounded without any calibration, which costs far
+more quality than what people publish."""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
     python benchmarks/quantization.py MODEL [--rounds 5] [--output benchmarks/results/quantization_avx2.json]
 
 MODEL is a folder with safetensors. One engine for each way of storing weights, in one process; they run in
-turns, so that whatever slows the machine meets all of them. For 1, 4 and 16 streams: output tokens per second,
-greedy, behind prompts of 128 tokens that the prefix cache holds. ``prompt_1024`` is the time of a lone prompt of
-1024. ``faster_than_bfloat16``: medians of each round's ratio. What it costs in quality is what perplexity.py
-tells.
+turns, so that whatever slows the machine meets all of them. For 1, 4 and 16 streams: output tokens per
+second, greedy, behind prompts of 128 tokens that the prefix cache holds. ``prompt_1024`` is the time of a
+lone prompt of 1024. ``faster_than_bfloat16``: medians of each round's ratio. What it costs in quality is
+what perplexity.py tells.
 """
 
 from __future__ import annotations

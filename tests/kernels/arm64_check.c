@@ -24,8 +24,8 @@ void sheaf_linear(void *, const void *, long, const void *, const void *, void *
 void sheaf_rms_norm(void *, const void *, long, const void *, long, const void *, void *, void *, float, int, int,
                     int, int, int);
 void sheaf_int8_quantize(void *, const void *, long, void *, int, int, int, int);
-void sheaf_int8_linear(void *, const void *, const void *, const void *, const void *, void *, long, int, int, int,
-                       int, int);
+void sheaf_integer_linear(void *, const void *, const void *, const void *, const void *, const void *, void *, long,
+                          int, int, int, int, int);
 int sheaf_attention_items(const int64_t *, const int64_t *, int, int, int, int, int, int *, int);
 long sheaf_attention_scratch(const int *, int, int, int);
 void sheaf_paged_attention(void *, const void *, long, const void *, const void *, const plan *, const void *, void *,
@@ -60,20 +60,28 @@ static void check_linear(void) {
     say("linear", error, 2e-5);
 }
 
-/* Groups whose scale is 1: exact. */
-static void check_int8(void) {
+/* Groups whose scale is 1: exact. In four bits a byte has weight 8k + i below and 8k + 4 + i above. */
+static void check_integers(const char *check, int bits) {
     float x[M * K], y[M * N], scales[PANELS * L * PADDED / GROUP];
-    int8_t weight[N * K], *panels = calloc(PANELS * L * PADDED, 1);
+    int8_t weight[N * K], zeros[PANELS * L * PADDED / GROUP], *panels = calloc(PANELS * L * PADDED, 1);
+    for (size_t i = 0; i < sizeof zeros; i++) zeros[i] = (int8_t)(i * 5 % 17);
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) scales[i] = 1;
     for (int i = 0; i < M * K; i++) x[i] = (float)(i % K % GROUP ? rand() % 255 - 127 : 127);
     for (int n = 0; n < N; n++)
         for (int k = 0; k < K; k++) {
-            weight[n * K + k] = (int8_t)(rand() % 256 - 128);
-            panels[((n / L * (PADDED / 4) + k / 4) * L + n % L) * 4 + k % 4] = weight[n * K + k];
+            if (bits == 8) {
+                weight[n * K + k] = (int8_t)(rand() % 256 - 128);
+                panels[((n / L * (PADDED / 4) + k / 4) * L + n % L) * 4 + k % 4] = weight[n * K + k];
+            } else {
+                int step = rand() % 16, zero = zeros[(n / L * (PADDED / GROUP) + k / GROUP) * L + n % L];
+                weight[n * K + k] = (int8_t)(step - zero);
+                int8_t *pair = &panels[((n / L * (PADDED / 8) + k / 8) * L + n % L) * 4 + k % 4];
+                *pair = (int8_t)(*pair | step << (k % 8 < 4 ? 0 : 4));
+            }
         }
     void *quantized = malloc((size_t)(M * PADDED / GROUP * sheaf_int8_group_bytes()));
     sheaf_int8_quantize(NULL, x, K, quantized, M, K, 0, 1);
-    sheaf_int8_linear(NULL, quantized, panels, scales, NULL, y, N, M, N, PADDED, 0, 1);
+    sheaf_integer_linear(NULL, quantized, panels, bits == 8 ? NULL : zeros, scales, NULL, y, N, M, N, PADDED, 0, 1);
     double error = 0;
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) {
@@ -81,7 +89,7 @@ static void check_int8(void) {
             for (int k = 0; k < K; k++) sum += (double)x[m * K + k] * weight[n * K + k];
             error = fmax(error, fabs(sum - y[m * N + n]));
         }
-    say("int8", error, 0);
+    say(check, error, 0);
 }
 
 static void check_norm(void) {
@@ -134,7 +142,8 @@ static void check_attention(const char *name, int T) {
 int main(void) {
     if (sheaf_lanes() != L || sheaf_int8_offset()) return 2;
     check_linear();
-    check_int8();
+    check_integers("int8", 8);
+    check_integers("int4", 4);
     check_norm();
     check_attention("decode", 1);
     check_attention("prefill", 20);

@@ -28,6 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the engine core has it
 import torch
 from machine import commit, processor
 from sheaf_kernels.cpu.library import load
+from sheaf_kernels.cpu.memory import Arena
 from sheaf_runtime.engine.llm import LLM
 from sheaf_runtime.protocol.sampling import SamplingParams
 from sheaf_runtime.worker import cpu_backend
@@ -79,7 +80,8 @@ def fastest(run: Callable[[], object], rounds: int = 10) -> float:
 def bounds(dtype: torch.dtype) -> dict[str, float]:
     """GB/s of a read by all threads; GFLOP/s of a product of 1024 x 4096 x 1024, in float32 where that is
     faster: without the machine's own bfloat16, widened numbers are the bound."""
-    large = torch.ones((1 << 29) // dtype.itemsize, dtype=dtype)
+    # In huge pages, as weights are: a read of others is slower than the kernels'.
+    large = Arena().empty(((1 << 29) // dtype.itemsize,), dtype).fill_(1)
 
     def product(dtype: torch.dtype) -> float:
         x, w = torch.ones(1024, 4096, dtype=dtype), torch.ones(1024, 4096, dtype=dtype)
@@ -112,7 +114,8 @@ def profile(
         return {"step": seconds, **work, **parts}
 
     def median(rounds: list[dict[str, float]]) -> dict[str, float]:
-        return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        every = dict.fromkeys(key for one in rounds for key in one)  # a program may be made in one only
+        return {key: statistics.median(one.get(key, 0.0) for one in rounds) for key in every}
 
     def measured() -> dict[str, float]:
         first = median([snapshot(1) for _ in range(3)])

@@ -26,7 +26,6 @@ from torch import Tensor
 Array = npt.NDArray[np.int64]
 SHAPE = {"head_dim": 16, "num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 256}
 PROMPT = [7 + 5 * i % 211 for i in range(40)]
-SYMMETRIC = 8  # the zero point of four bits
 
 
 @dataclass

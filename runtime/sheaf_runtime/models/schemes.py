@@ -119,10 +119,6 @@ class Int8Grouped(Int8Stored):
             "weight_scale": torch.empty(out_features, -(-in_features // GROUP), device=device),
         }
 
-    def pack(self, parameters: dict[str, Tensor], ops: Ops) -> PackedLinear | None:
-        assert ops.pack_int8 is not None
-        return ops.pack_int8(parameters["weight"], parameters["weight_scale"])
-
 
 @dataclass(frozen=True)
 class Int4Grouped:
